@@ -1,0 +1,73 @@
+"""Convert TensorFlow checkpoints, variable by variable, without TensorFlow.
+
+The whole job is `convert(source, output, strategies)`; `open_checkpoint(path)` gives the variables.
+A plugin needs `Strategy`, `option`, `hookimpl` and the errors.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from converter.checkpoint import Checkpoint, open_checkpoint
+    from converter.dtype import DType
+    from converter.errors import ConverterError, InputError, PlanError, UsageError
+    from converter.hookspecs import hookimpl
+    from converter.names import Role
+    from converter.options import option
+    from converter.patterns import by_name, matching, select
+    from converter.pipeline import Result, convert
+    from converter.strategy import Strategy
+    from converter.variable import Array, Region, Stored, Variable, shape_of
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Array",
+    "Checkpoint",
+    "ConverterError",
+    "DType",
+    "InputError",
+    "PlanError",
+    "Region",
+    "Result",
+    "Role",
+    "Stored",
+    "Strategy",
+    "UsageError",
+    "Variable",
+    "__version__",
+    "by_name",
+    "convert",
+    "hookimpl",
+    "matching",
+    "open_checkpoint",
+    "option",
+    "select",
+    "shape_of",
+]
+
+_HOMES = {
+    "checkpoint": ("Checkpoint", "open_checkpoint"),
+    "dtype": ("DType",),
+    "errors": ("ConverterError", "InputError", "PlanError", "UsageError"),
+    "hookspecs": ("hookimpl",),
+    "names": ("Role",),
+    "options": ("option",),
+    "patterns": ("by_name", "matching", "select"),
+    "pipeline": ("Result", "convert"),
+    "strategy": ("Strategy",),
+    "variable": ("Array", "Region", "Stored", "Variable", "shape_of"),
+}
+
+
+def __getattr__(name: str) -> object:
+    # Each public name brings its module when it is first used: a command starts with what it
+    # needs, and `import converter` costs nothing.
+    for module, public in _HOMES.items():
+        if name in public:
+            value = getattr(importlib.import_module(f"converter.{module}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module 'converter' has no attribute {name!r}")

@@ -1,0 +1,222 @@
+"""The variables of a frozen TensorFlow graph: a binary GraphDef whose variables are constants.
+
+Freezing leaves a constant in the place of each variable, and an Identity in the place of what
+read it: `NAME/read` of TensorFlow 1, `.../ReadVariableOp` of resource variables. By these the
+variables are told from the shapes, axes and scalars that are constants of the graph too. Lookups
+of resource variables leave a Gather, and control flow that was not lowered leaves a call; a
+constant there counts where it is a float array.
+
+A graph that was optimised has lost its Identities. Where not one is left, every float array
+counts, and if there is none, every constant.
+
+References:
+    tensorflow/core/framework: graph.proto, node_def.proto, attr_value.proto;
+    tensorflow/python/framework: graph_util_impl.py, convert_to_constants.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from converter.errors import InputError
+from converter.formats import Contents
+from converter.formats.region import DataFile
+from converter.formats.tensor_proto import TensorProto, Values, walk
+from converter.formats.wire import BYTES, VARINT, Field, Source
+from converter.variable import Array, Region, Stored, Variable
+
+_PASSING = {"Identity", "Enter", "RefEnter", "Switch", "RefSwitch", "_SwitchN"}
+_LOOKUPS = {"Gather", "GatherV2", "GatherNd"}
+_CALLS = {
+    "PartitionedCall",
+    "StatefulPartitionedCall",
+    "If",
+    "StatelessIf",
+    "Case",
+    "StatelessCase",
+    "While",
+    "StatelessWhile",
+}
+_VARIABLES = {"Variable", "VariableV2", "VarHandleOp", "AutoReloadVariable"}
+
+_READ = re.compile(r"(^|/)ReadVariableOp(_\d+)?$")
+# What an optimiser makes of a constant and its Identity keeps the name of the Identity.
+_FOLDED = re.compile(r"(^|/)(read|ReadVariableOp(_\d+)?)(/resource)?(/_\d+__cf__\d+)?$")
+_TEXT = re.compile(
+    rb"\s*(#[^\n]*\n\s*)*"
+    rb"(node|library|versions?|graph_def|meta_info_def|meta_graphs|saved_model_schema_version)"
+    rb"\s*[:{]"
+)
+
+# Values hold a window of what they decoded, so that not those of all constants are kept.
+_OPEN_VALUES = 16
+
+
+@dataclass(slots=True)
+class _Graph:
+    """What of a graph tells the variables from other constants.
+
+    Attributes:
+        constants: the value of each constant, by name.
+        passing: what passes its first input on: that input, by the name of the node.
+        reads: what is read as a variable.
+        arguments: what is looked up in, or handed to a function.
+        variables: the nodes that are variables still.
+    """
+
+    constants: dict[str, Field] = field(default_factory=dict)
+    passing: dict[str, str] = field(default_factory=dict)
+    reads: list[str] = field(default_factory=list)
+    arguments: list[str] = field(default_factory=list)
+    variables: list[str] = field(default_factory=list)
+
+
+def read(path: Path) -> Contents:
+    """Read the names, shapes and dtypes of the variables of a frozen graph.
+
+    Raises:
+        InputError: the file is no binary GraphDef, is damaged, or has no constants.
+    """
+    file = DataFile(path)
+    _check_kind(path, file)
+    graph = _read_graph(Source(file.read, file.size, str(path)))
+    protos = _choose(path, graph)
+
+    @lru_cache(maxsize=_OPEN_VALUES)
+    def values(name: str) -> Values:
+        proto = protos[name]
+        if proto.dtype is None or proto.dtype.numpy is None:
+            raise InputError(f"{path}: {name}: its dtype is none that a checkpoint can hold")
+        return Values(proto, proto.dtype, proto.shape, repeat=True)
+
+    def check(names: Iterable[str]) -> None:
+        for name in names:
+            values(name).check()
+
+    variables = tuple(_variable(path, name, values) for name in protos)
+    return Contents("TensorFlow frozen graph", variables, (path,), check=check)
+
+
+def _variable(path: Path, name: str, values: Callable[[str], Values]) -> Variable:
+    def load(region: Region) -> Array:
+        return values(name).load(region)
+
+    found = values(name)
+    stored = found.raw and Stored(path, found.raw.start, found.raw.size)
+    return Variable(name, found.dtype, found.shape, load, (name,), stored)
+
+
+def _check_kind(path: Path, file: DataFile) -> None:
+    """Refuse what people take for a frozen graph, and say what to open instead."""
+    if _TEXT.match(file.read(0, min(file.size, 4096))):
+        raise InputError(
+            f"{path}: this graph is text, and only binary ones are read; "
+            "write it with as_text=False"
+        )
+    for entry in Source(file.read, file.size, f"{path}, read as a GraphDef").message():
+        if entry.number == 1 and entry.kind == VARINT:
+            raise InputError(
+                f"{path}: this is the graph of a SavedModel; open the directory that it lies in"
+            )
+        if (entry.number == 3 and entry.kind == BYTES) or entry.number in (6, 7):
+            raise InputError(
+                f"{path}: this is the .meta file of a checkpoint, which has no values; "
+                "open the checkpoint beside it"
+            )
+
+
+def _read_graph(source: Source) -> _Graph:
+    graph = _Graph()
+    for entry in source.message():
+        if entry.number == 1:
+            _add_node(graph, entry)
+    return graph
+
+
+def _add_node(graph: _Graph, node: Field) -> None:
+    name = op = ""
+    inputs: list[str] = []
+    attributes: list[Field] = []
+    for entry in node.message():
+        if entry.number == 1:
+            name = entry.text()
+        elif entry.number == 2:
+            op = entry.text()
+        elif entry.number == 3:
+            text = entry.text()
+            if not text.startswith("^"):
+                inputs.append(text.split(":")[0])
+        elif entry.number == 5:
+            attributes.append(entry)
+    if op == "Const":
+        if name in graph.constants:
+            raise InputError(f"{node.source.subject}: two nodes are named {name}; it is damaged")
+        graph.constants[name] = _tensor(node, name, attributes)
+    elif op in _VARIABLES:
+        graph.variables.append(name)
+    elif op in _CALLS:
+        graph.arguments += inputs
+    elif op in _LOOKUPS:
+        graph.arguments += inputs[:1]
+    elif op in _PASSING and inputs:
+        graph.passing[name] = inputs[0]
+        if op == "Identity" and (name == f"{inputs[0]}/read" or _READ.search(name)):
+            graph.reads.append(inputs[0])
+
+
+def _tensor(node: Field, name: str, attributes: list[Field]) -> Field:
+    for attribute in attributes:
+        parts = {entry.number: entry for entry in attribute.message()}
+        if 1 in parts and 2 in parts and parts[1].text() == "value":
+            for entry in parts[2].message():
+                if entry.number == 8:
+                    return entry
+    raise InputError(f"{node.source.subject}: the constant {name} has no value; it is damaged")
+
+
+def _choose(path: Path, graph: _Graph) -> dict[str, TensorProto]:
+    """Return the constants that are variables, by name, in stored order."""
+    reads = _trace(graph, graph.reads)
+    reads |= {name for name in graph.constants if _FOLDED.search(name)}
+    if not reads and graph.variables:
+        raise InputError(
+            f"{path}: the graph is not frozen: its {len(graph.variables)} variables, "
+            f"{graph.variables[0]} among them, have their values in a checkpoint; open that"
+        )
+    arguments = _trace(graph, graph.arguments) if reads else set(graph.constants)
+    chosen: dict[str, TensorProto] = {}
+    for name, message in graph.constants.items():
+        if name in reads or name in arguments:
+            proto = walk(message)
+            if name in reads or _is_float_array(proto):
+                chosen[name] = proto
+    if not graph.constants:
+        raise InputError(f"{path}: the graph has no constants, so no variables")
+    return chosen or {name: walk(message) for name, message in graph.constants.items()}
+
+
+def _is_float_array(proto: TensorProto) -> bool:
+    dtype = proto.dtype
+    return (
+        len(proto.shape) > 0
+        and dtype is not None
+        and (dtype.is_float or dtype.name.startswith(("complex", "q")))
+    )
+
+
+def _trace(graph: _Graph, names: Iterable[str]) -> set[str]:
+    """Return the constants that reach any of the named nodes unchanged."""
+    found: set[str] = set()
+    waiting, seen = list(names), set[str]()
+    while waiting:
+        name = waiting.pop()
+        if name in graph.constants:
+            found.add(name)
+        elif name in graph.passing and name not in seen:
+            seen.add(name)
+            waiting.append(graph.passing[name])
+    return found

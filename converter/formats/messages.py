@@ -1,0 +1,126 @@
+"""The protobuf messages of checkpoints, for the runtime alone: no generated code.
+
+They live in a descriptor pool of their own, so that they do not clash with TensorFlow's, and the
+pool is built when the first message is asked for.
+
+References:
+    tensorflow/core/protobuf: tensor_bundle.proto, trackable_object_graph.proto;
+    tensorflow/core/framework: versions.proto, tensor_shape.proto, tensor_slice.proto.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from converter.errors import InputError
+
+if TYPE_CHECKING:
+    from google.protobuf.descriptor_pool import DescriptorPool
+
+# One line for each field: number, name, type. `*` is repeated, `?` tells absence from zero. An
+# enum is an int32. What we never show is bytes where it is a string, and so cannot be bad UTF-8.
+_MESSAGES = {
+    "VersionDef": ["1 producer int32", "2 min_consumer int32", "3 bad_consumers *int32"],
+    "BundleHeaderProto": ["1 num_shards int32", "2 endianness int32", "3 version VersionDef"],
+    "BundleEntryProto": [
+        "1 dtype int32",
+        "2 shape TensorShapeProto",
+        "3 shard_id int32",
+        "4 offset int64",
+        "5 size int64",
+        "6 crc32c fixed32",
+        "7 slices *TensorSliceProto",
+    ],
+    "TensorShapeProto": ["2 dim *Dim", "3 unknown_rank bool"],
+    "Dim": ["1 size int64", "2 name bytes"],
+    "TensorSliceProto": ["1 extent *Extent"],
+    "Extent": ["1 start int64", "2 length ?int64"],
+    "TrackableObjectGraph": ["1 nodes *TrackableObject"],
+    "TrackableObject": [
+        "1 children *ObjectReference",
+        "2 attributes *SerializedTensor",
+        "3 slot_variables *SlotVariableReference",
+        "4 registered_saver RegisteredSaver",
+        "5 has_checkpoint_values BoolValue",
+    ],
+    "ObjectReference": ["1 node_id int32", "2 local_name string"],
+    "SerializedTensor": ["1 name string", "2 full_name string", "3 checkpoint_key string"],
+    "SlotVariableReference": [
+        "1 original_variable_node_id int32",
+        "2 slot_name string",
+        "3 slot_variable_node_id int32",
+    ],
+    "RegisteredSaver": ["1 name string", "2 object_name string"],
+    "BoolValue": ["1 value bool"],
+}
+
+_PACKAGE = "ckpt_converter"
+
+
+@cache
+def message(name: str) -> Any:
+    """Return the class of a message, for instance `TrackableObjectGraph`."""
+    from google.protobuf.message_factory import GetMessageClass
+
+    return GetMessageClass(_pool().FindMessageTypeByName(f"{_PACKAGE}.{name}"))
+
+
+def parse(name: str, data: bytes, subject: str) -> Any:
+    """Return the message `name` that `data` hold.
+
+    Raises:
+        InputError: they hold none; it begins with `subject`.
+    """
+    return parser(name)(data, subject)
+
+
+def parser(name: str, within: str = "") -> Callable[[bytes, str], Any]:
+    """Return `parse` for many messages of one name, and a common beginning of their subjects."""
+    from google.protobuf.message import DecodeError
+
+    from_string = message(name).FromString
+
+    def parse(data: bytes, subject: str) -> Any:
+        try:
+            return from_string(data)
+        except DecodeError:
+            raise InputError(
+                f"{within}{subject} is damaged: its {len(data)} bytes are no {name}"
+            ) from None
+
+    return parse
+
+
+@cache
+def _pool() -> DescriptorPool:
+    from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
+    from google.protobuf.descriptor_pool import DescriptorPool
+
+    file = FileDescriptorProto(name=f"{_PACKAGE}.proto", package=_PACKAGE, syntax="proto3")
+    for name, fields in _MESSAGES.items():
+        descriptor = file.message_type.add(name=name)
+        for line in fields:
+            number, field_name, kind = line.split()
+            field = descriptor.field.add(
+                name=field_name,
+                number=int(number),
+                label=FieldDescriptorProto.LABEL_REPEATED
+                if kind.startswith("*")
+                else FieldDescriptorProto.LABEL_OPTIONAL,
+            )
+            if kind.startswith("?"):
+                # Presence in proto3 is a oneof with one member.
+                field.proto3_optional = True
+                field.oneof_index = len(descriptor.oneof_decl)
+                descriptor.oneof_decl.add(name=f"_{field_name}")
+            kind = kind.lstrip("*?")
+            if kind in _MESSAGES:
+                field.type = FieldDescriptorProto.TYPE_MESSAGE
+                field.type_name = f".{_PACKAGE}.{kind}"
+            else:
+                field.type = FieldDescriptorProto.Type.Value(f"TYPE_{kind.upper()}")
+    pool = DescriptorPool()
+    pool.Add(file)
+    return pool
