@@ -1,0 +1,258 @@
+"""What a path is, and the variables behind it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from converter import names
+from converter.dtype import STRING
+from converter.errors import InputError, PlanError
+from converter.formats import Contents
+from converter.location import Location, locate
+from converter.names import Role
+from converter.variable import Region, Variable
+
+OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+"""The key under which TensorFlow 2 stores what its keys mean."""
+
+_STEP = re.compile(r"(?s).*-(\d+)")
+
+
+class Checkpoint(Mapping[str, Variable]):
+    """The variables of a checkpoint by name. Making one reads nothing.
+
+    What `open_checkpoint` gives, and what a strategy gets: then it holds the result of the
+    strategy before.
+
+    Args:
+        variables: in the order in which they are to be listed; names must be unique.
+        path: what was opened: the prefix, the file or the directory.
+        name: the checkpoint's own name, for outputs: `model.ckpt-100`.
+        format: what it is, for people: `TensorFlow V2`.
+        files: every file that was or may be read.
+        partitions: the regions of the slices of each partitioned variable.
+        check: raises InputError for the first of the named variables whose bytes are not all
+            there, by sizes only.
+        stored_keys: the keys of each variable whose name is not its key (object checkpoints).
+        object_graph: the serialized object graph of an object checkpoint, or None.
+        meta: the `.meta` file beside it, or None.
+        metadata: free text that the file carries.
+        roles: gives the role of each variable; None to tell them from the names.
+
+    Raises:
+        PlanError: two variables have one name.
+    """
+
+    def __init__(
+        self,
+        variables: Iterable[Variable],
+        *,
+        path: Path = Path(),
+        name: str = "model",
+        format: str = "",
+        files: tuple[Path, ...] = (),
+        partitions: Mapping[str, tuple[Region, ...]] | None = None,
+        check: Callable[[Iterable[str]], None] | None = None,
+        stored_keys: Mapping[str, tuple[str, ...]] | None = None,
+        object_graph: bytes | None = None,
+        meta: Path | None = None,
+        metadata: Mapping[str, str] | None = None,
+        roles: Callable[[Mapping[str, Variable]], Mapping[str, Role]] | None = None,
+    ) -> None:
+        self._variables: dict[str, Variable] = {}
+        for variable in variables:
+            other = self._variables.setdefault(variable.name, variable)
+            if other is not variable:
+                raise PlanError(
+                    f"{variable.name}: two variables would have this name, one made from "
+                    f"{', '.join(other.sources) or 'nothing'}, the other from "
+                    f"{', '.join(variable.sources) or 'nothing'}; rename or drop one of them"
+                )
+        self.path = path
+        self.name = name
+        self.format = format
+        self.files = files
+        self.partitions = partitions or {}
+        self.stored_keys = stored_keys or {}
+        self.object_graph = object_graph
+        self.meta = meta
+        self.metadata = metadata or {}
+        self._check = check
+        self._find_roles = roles or names.roles
+        self._roles: Mapping[str, Role] | None = None
+
+    def __getitem__(self, name: str) -> Variable:
+        return self._variables[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._variables)
+
+    def __len__(self) -> int:
+        return len(self._variables)
+
+    def __repr__(self) -> str:
+        return f"<Checkpoint {self.path}: {self.format}, {len(self)} variables>"
+
+    def roles(self) -> Mapping[str, Role]:
+        """Return what each variable is for, by its name."""
+        if self._roles is None:
+            self._roles = self._find_roles(self)
+        return self._roles
+
+    def check(self, names: Iterable[str]) -> None:
+        """Raise InputError if bytes of one of the named variables are missing on disk.
+
+        Only sizes are looked at; damaged bytes are found when they are read.
+        """
+        if self._check is not None:
+            self._check(names)
+
+    @property
+    def step(self) -> int | None:
+        """The training step: from the name (`model.ckpt-100`), else from a step variable."""
+        if match := _STEP.fullmatch(self.name):
+            return int(match[1])
+        steps = [n for n, role in self.roles().items() if role.kind == "step"]
+        steps.sort(key=lambda n: (n.count("/"), n))
+        for name in steps[:1]:
+            if self[name].shape == () and self[name].dtype.name.startswith(("int", "uint")):
+                try:
+                    return int(self[name].read())
+                except InputError:
+                    return None
+        return None
+
+    def derive(self, variables: Iterable[Variable]) -> Checkpoint:
+        """Return this checkpoint with other variables, whose roles follow from their sources.
+
+        Raises:
+            PlanError: two variables have one name.
+        """
+        return Checkpoint(
+            variables,
+            path=self.path,
+            name=self.name,
+            format=self.format,
+            files=self.files,
+            partitions=self.partitions,
+            check=self._check,
+            stored_keys=self.stored_keys,
+            object_graph=self.object_graph,
+            meta=self.meta,
+            metadata=self.metadata,
+            roles=lambda derived: _inherited(self, derived),
+        )
+
+
+def _inherited(parent: Checkpoint, derived: Mapping[str, Variable]) -> dict[str, Role]:
+    """Return the roles of variables that a strategy made from those of `parent`."""
+    by_source = {source: name for name, v in parent.items() for source in v.sources}
+    origin = {
+        name: next((by_source[s] for s in v.sources if s in by_source), None)
+        for name, v in derived.items()
+    }
+    renamed: dict[str, str] = {}
+    for name, old in origin.items():
+        if old is not None:
+            renamed.setdefault(old, name)
+    before = parent.roles()
+    result = {}
+    for name, old in origin.items():
+        role = before[old] if old is not None else names.MODEL
+        if role.of == name and old != name:
+            # An average that took the place of its variable is what that was.
+            role = before.get(role.of, names.MODEL)
+        if role.of is not None:
+            role = replace(role, of=renamed.get(role.of, role.of))
+        result[name] = role
+    return result
+
+
+def open_checkpoint(path: str | os.PathLike[str], *, verify: bool = True) -> Checkpoint:
+    """Open a checkpoint of any format. Only names, shapes and dtypes are read.
+
+    Args:
+        path: a prefix, one of its files (`.index`, `.data-00000-of-00001`, `.meta`), a directory
+            (the checkpoint that its `checkpoint` file names, else the newest in it), a V1 file,
+            one of its shards or their glob, a SavedModel directory, a frozen GraphDef (`.pb`),
+            a `.safetensors` file or its `.index.json`. Glob characters are taken literally.
+        verify: compare what is read later with the checksums that the files record.
+
+    Raises:
+        InputError: there is no checkpoint, or it is damaged.
+    """
+    location = locate(os.fspath(path))
+    contents = _read(location, verify=verify)
+    by_key = {variable.name: variable for variable in contents.variables}
+    graph = by_key.get(OBJECT_GRAPH)
+    if graph is None or graph.dtype is not STRING or graph.shape != ():
+        return _opened(location, contents, contents.variables, {})
+    return _open_objects(location, contents, by_key, graph.read().item())
+
+
+def _opened(
+    location: Location,
+    contents: Contents,
+    variables: Iterable[Variable],
+    stored_keys: Mapping[str, tuple[str, ...]],
+    **more: Any,
+) -> Checkpoint:
+    names_of = {key: name for name, keys in stored_keys.items() for key in keys}
+    return Checkpoint(
+        variables,
+        path=Path(location.path),
+        name=location.name,
+        files=contents.files,
+        partitions={names_of.get(k, k): regions for k, regions in contents.partitions.items()},
+        stored_keys=stored_keys,
+        meta=location.meta,
+        metadata=contents.metadata,
+        **{"format": contents.format, "check": contents.check, **more},
+    )
+
+
+def _open_objects(
+    location: Location, contents: Contents, by_key: Mapping[str, Variable], graph: bytes
+) -> Checkpoint:
+    """Open an object checkpoint under the names that its variables were given."""
+    from converter.formats import object_graph
+
+    objects = object_graph.read(graph, by_key, str(location.files[0]))
+    keys: dict[str, list[str]] = {entry.key: [entry.key] for entry in objects.entries}
+    for copy, key in objects.duplicates.items():
+        keys[key].append(copy)
+    stored_keys = {entry.name: tuple(keys[entry.key]) for entry in objects.entries}
+    return _opened(
+        location,
+        contents,
+        (replace(by_key[e.key], name=e.name, sources=(e.name,)) for e in objects.entries),
+        stored_keys,
+        check=lambda names: contents.check(key for n in names for key in stored_keys[n]),
+        object_graph=graph,
+        roles=lambda variables: names.object_roles(objects.entries, variables),
+        format=f"{contents.format} (objects)",
+    )
+
+
+def _read(location: Location, *, verify: bool) -> Contents:
+    # Each reader is imported where it is needed: a command is to start at once.
+    if location.kind == "bundle":
+        from converter.formats import bundle
+
+        return bundle.read(location.files[0], verify=verify)
+    if location.kind == "v1":
+        from converter.formats import slices
+
+        return slices.read(location.files, verify=verify)
+    if location.kind == "safetensors":
+        from converter.formats import safetensors
+
+        return safetensors.read(location.files[0], verify=verify)
+    from converter.formats import frozen
+
+    return frozen.read(location.files[0])
