@@ -1,0 +1,89 @@
+"""How variables are chosen: by globs over their names, and by words for what they are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import translate
+from typing import TYPE_CHECKING, TypeVar
+
+from converter.errors import UsageError, did_you_mean
+from converter.names import Role
+
+if TYPE_CHECKING:
+    from converter.checkpoint import Checkpoint
+
+V = TypeVar("V")
+
+WORDS: Mapping[str, Callable[[Role], bool]] = {
+    "model": lambda role: role.kind in ("model", "batch_statistic"),
+    "batch_statistics": lambda role: role.kind == "batch_statistic",
+    "optimizer": lambda role: role.is_optimizer_state,
+    "slots": lambda role: role.kind == "slot",
+    "averages": lambda role: role.kind == "average",
+    "step": lambda role: role.kind == "step",
+    "tables": lambda role: role.kind == "table",
+    "bookkeeping": lambda role: role.kind in ("save_counter", "object_graph"),
+}
+"""Words that choose variables by their role. `optimizer` is all that only an optimizer needs."""
+
+
+def matching(glob: str, names: Iterable[str]) -> list[str]:
+    """Return the names that a glob fits, in their order.
+
+    `*` is any text, also with `/` in it, `?` one character, `[abc]` one of these, `[!abc]` any
+    other; everything else is itself, and case matters. `[*]` is a star.
+
+    Raises:
+        UsageError: it fits none of them.
+    """
+    names = list(names)
+    fits = re.compile(translate(glob)).match
+    found = [name for name in names if fits(name)]
+    if not found:
+        raise UsageError(f"{glob!r} fits none of the {len(names)} variables{nearest(glob, names)}")
+    return found
+
+
+def by_name(values: Mapping[str, V], names: Iterable[str]) -> dict[str, V]:
+    """Return the value of each name: that of the first glob that fits it.
+
+    Args:
+        values: value by glob.
+        names: the variables' names. Those that no glob fits are left out of the result.
+
+    Raises:
+        UsageError: a glob fits no name.
+    """
+    names = list(names)
+    found: dict[str, V] = {}
+    for glob, value in values.items():
+        for name in matching(glob, names):
+            found.setdefault(name, value)
+    return found
+
+
+def select(pattern: str, checkpoint: Checkpoint) -> list[str]:
+    """Return the names of the variables that a word of `WORDS` or a glob chooses.
+
+    A word also chooses a variable of that very name. No variable has to be of the role that a
+    word means: the result is empty then.
+
+    Raises:
+        UsageError: a glob fits no variable.
+    """
+    is_meant = WORDS.get(pattern)
+    if is_meant is None:
+        return matching(pattern, checkpoint)
+    roles = checkpoint.roles()
+    return [name for name in checkpoint if is_meant(roles[name]) or name == pattern]
+
+
+def nearest(pattern: str, names: Iterable[str]) -> str:
+    """Return `; did you mean ...?` with the nearest name or scope (`encoder/*`)."""
+    known = dict.fromkeys(names)
+    for name in list(known):
+        while "/" in name:
+            name = name.rpartition("/")[0]
+            known[f"{name}/*"] = None
+    return did_you_mean(pattern, known)

@@ -1,0 +1,197 @@
+"""Recipes: a TOML file that says what a conversion is, and how flags change it."""
+
+from __future__ import annotations
+
+import os
+import re
+import reprlib
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from converter.errors import UsageError, did_you_mean
+from converter.registry import Registry, is_file
+from converter.strategy import Strategy, build
+
+_FORMATS = ("tf", "safetensors")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One strategy to apply.
+
+    Attributes:
+        plugin: name of the strategy, or a strategy file.
+        values: its options by name, not yet checked.
+        where: the subject of errors: `recipe.toml: step 1 (pad)`, or `pad` for flags.
+        directory: what relative paths among the values start from.
+    """
+
+    plugin: str
+    values: Mapping[str, object]
+    where: str
+    directory: Path = Path()
+
+    def named(self, registry: Registry) -> Step:
+        """Return the step with the strategy's own name where it names a file.
+
+        Raises:
+            UsageError: there is no such plugin.
+        """
+        return replace(self, plugin=self._strategy(registry).name)
+
+    def build(self, registry: Registry) -> Strategy:
+        """Make the strategy.
+
+        Raises:
+            UsageError: there is no such plugin or option; a value is missing or of another type.
+        """
+        return build(self._strategy(registry), self.values, self.where, self.directory)
+
+    def _strategy(self, registry: Registry) -> type[Strategy]:
+        try:
+            return registry.get(self.plugin)
+        except UsageError as error:
+            raise UsageError(f"{self.where}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a recipe file says; None where it leaves a matter to the command line.
+
+    Every path in it is relative to the directory of the file; here they are ready for use.
+
+    Attributes:
+        source: the checkpoint to convert.
+        output: where the result goes; a `/` at its end is kept.
+        to: `tf` or `safetensors`.
+        shard_size: bytes of one file, as a number or a text such as `5GB`.
+        sidecar: whether what the output cannot hold goes beside it.
+        steps: the strategies, in order.
+    """
+
+    source: str | None = None
+    output: str | None = None
+    to: str | None = None
+    shard_size: int | str | None = None
+    sidecar: bool | None = None
+    steps: tuple[Step, ...] = ()
+
+
+def read_recipe(path: str | os.PathLike[str]) -> Recipe:
+    """Read a recipe file.
+
+    Raises:
+        UsageError: it cannot be read, is no TOML, or has keys or values that no recipe has.
+    """
+    path = Path(path)
+    return _recipe(_toml(path), path)
+
+
+def _toml(path: Path) -> dict[str, object]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
+    try:
+        table: dict[str, object] = tomllib.loads(path.read_bytes().decode())
+    except OSError as error:
+        raise UsageError(f"{path}: the recipe cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: byte {error.start} is no UTF-8, which TOML is") from None
+    except tomllib.TOMLDecodeError as error:
+        said, line = str(error), ""
+        if match := re.fullmatch(r"(?s)(.*) \(at line (\d+), column \d+\)", said):
+            said, line = match[1], f":{match[2]}"
+        raise UsageError(f"{path}{line}: {said[:1].lower()}{said[1:]}") from None
+    except RecursionError:
+        raise UsageError(f"{path}: its values are nested too deep") from None
+    return table
+
+
+def _recipe(table: Mapping[str, object], path: Path) -> Recipe:
+    values: dict[str, object] = {}
+    for key, value in table.items():
+        if key == "step":
+            values["steps"] = _steps(value, path)
+            continue
+        if key not in _KEYS:
+            known = (*_KEYS, "step")
+            near = did_you_mean(key, known) or f"; it can have {', '.join(known)}"
+            raise UsageError(f"{path}: a recipe has no key {key!r}{near}")
+        types, words = _KEYS[key]
+        # By identity: a bool is an int to isinstance.
+        if type(value) not in types:
+            raise UsageError(f"{path}: {key} must be {words}, got {reprlib.repr(value)}")
+        values[key] = value
+    to = values.get("to")
+    if to is not None and to not in _FORMATS:
+        near = did_you_mean(str(to), _FORMATS)
+        raise UsageError(f"{path}: to must be tf or safetensors, got {to!r}{near}")
+    for key in ("source", "output"):
+        if key in values:
+            # Not a Path: that would lose a `/` at the end, which says "a directory".
+            values[key] = os.path.join(path.parent, str(values[key]))  # noqa: PTH118
+    return Recipe(**values)  # type: ignore[arg-type]  # checked against _KEYS
+
+
+_KEYS: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "source": ((str,), "a path"),
+    "output": ((str,), "a path"),
+    "to": ((str,), "tf or safetensors"),
+    "shard_size": ((int, str), "a size such as '5GB'"),
+    "sidecar": ((bool,), "true or false"),
+}
+
+
+def _steps(value: object, path: Path) -> tuple[Step, ...]:
+    if not isinstance(value, list) or not all(isinstance(step, dict) for step in value):
+        raise UsageError(f"{path}: step must be a list of tables; write [[step]] above each")
+    steps = []
+    for number, table in enumerate(value, 1):
+        where = f"{path}: step {number}"
+        plugin = table.get("plugin")
+        if not isinstance(plugin, str):
+            raise UsageError(f"{where}: plugin must name a strategy, got {reprlib.repr(plugin)}")
+        where += f" ({plugin})"
+        if is_file(plugin):
+            plugin = str(path.parent / plugin)
+        values = {key: item for key, item in table.items() if key != "plugin"}
+        steps.append(Step(plugin, values, where, path.parent))
+    return tuple(steps)
+
+
+def merge(
+    steps: Iterable[Step], chosen: Sequence[tuple[str, Mapping[str, object]]]
+) -> tuple[Step, ...]:
+    """Return the steps of a recipe with what the command line says, which wins.
+
+    Args:
+        steps: of the recipe, with names of strategies (`Step.named`).
+        chosen: names of strategies with the options that flags give them, as `Option.parse`
+            returns them, in the order of the command line. The options of a strategy that occurs
+            once in the recipe replace those there; other strategies come after the recipe's.
+
+    Raises:
+        UsageError: a strategy is chosen twice, or has several steps in the recipe, so that it is
+            open which one the flags mean.
+    """
+    merged = list(steps)
+    count = len(merged)
+    for name, values in chosen:
+        places = [place for place, step in enumerate(merged) if step.plugin == name]
+        if not places:
+            merged.append(Step(name, values, name))
+            continue
+        if places[-1] >= count:
+            raise UsageError(f"--plugin {name} is given twice; a recipe can have it several times")
+        if len(places) > 1:
+            raise UsageError(
+                f"{name} has {len(places)} steps in the recipe, and flags cannot tell which one "
+                f"they mean; change the recipe"
+            )
+        step = merged[places[0]]
+        merged[places[0]] = replace(step, values={**step.values, **values})
+    return tuple(merged)

@@ -1,0 +1,144 @@
+"""The contract of a strategy as a test, for the authors of plugins.
+
+from converter.testing import check_strategy
+
+def test_double() -> None:
+    check_strategy(Double(factor=3.0))
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from converter.checkpoint import Checkpoint
+from converter.dtype import BY_NAME, DType
+from converter.errors import ConverterError
+from converter.strategy import Strategy, build, options, values_of
+from converter.variable import Array, Region, Variable, regions, whole
+
+NAME = "scope/variable"
+"""The name of the variable in the checkpoints of `check_strategy`."""
+
+SHAPES: tuple[tuple[int, ...], ...] = ((), (0, 4), (3,), (3, 4), (2, 3, 4))
+DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int8", "bool", "string")
+LAYOUTS: Mapping[str, Callable[[Array], Array]] = {
+    "C-ordered": lambda values: values.copy(order="C"),
+    "Fortran-ordered": lambda values: values.copy(order="F"),
+    "sliced": lambda values: np.repeat(values, 2, axis=-1)[..., ::2] if values.ndim else values,
+    "reversed": lambda values: values[..., ::-1].copy()[..., ::-1] if values.ndim else values,
+}
+
+
+def check_strategy(strategy: Strategy | Callable[[Checkpoint], Strategy]) -> None:
+    """Check that a strategy keeps the contract, on variables of many shapes, dtypes and layouts.
+
+    Planning reads nothing; what is read has the planned shape and dtype; two runs give the same;
+    the input is not modified; a region holds what the whole holds there; the options survive
+    their way through a recipe. A strategy may refuse a variable, but not all of them.
+
+    Args:
+        strategy: the strategy, or what makes it for a checkpoint of one variable called `NAME`,
+            where its options depend on the shape.
+
+    Raises:
+        AssertionError: it does not; the message says which variable it was and what happened.
+    """
+    refusals = []
+    checked = 0
+    for dtype, shape, layout in itertools.product(DTYPES, SHAPES, LAYOUTS):
+        values = _values(BY_NAME[dtype], shape, layout)
+        where = f"a {layout} {dtype} variable of shape {list(shape)}"
+        try:
+            _check_one(strategy, values, BY_NAME[dtype], where)
+        except ConverterError as error:
+            refusals.append(f"{where}: {error}")
+        else:
+            checked += 1
+    if not checked:
+        raise AssertionError(f"every variable was refused; {refusals[0]}")
+
+
+def _values(dtype: DType, shape: tuple[int, ...], layout: str) -> Array:
+    count = int(np.prod(shape))
+    # Small numbers of both signs, zero among them, that every dtype holds exactly.
+    numbers = (np.arange(count) * 7) % 11 - 5
+    flat = (
+        np.array([b"text %d" % n for n in numbers], object)
+        if dtype.name == "string"
+        else numbers.astype(dtype.numpy)
+    )
+    return LAYOUTS[layout](flat.reshape(shape))
+
+
+def _check_one(
+    strategy: Strategy | Callable[[Checkpoint], Strategy], values: Array, dtype: DType, where: str
+) -> None:
+    before = values.copy()
+    loaded: list[Region] = []
+
+    def load(region: Region) -> Array:
+        loaded.append(region)
+        return values[region or ...]
+
+    checkpoint = Checkpoint([Variable(NAME, dtype, values.shape, load, (NAME,))])
+    made = strategy if isinstance(strategy, Strategy) else strategy(checkpoint)
+    _check_options(made)
+    results = []
+    for _ in range(2):
+        result = checkpoint.derive(made.apply(checkpoint))
+        list(made.notes(checkpoint))
+        if loaded:
+            raise AssertionError(f"{where}: apply read values; load them when they are asked for")
+        results.append({name: _read(variable, where) for name, variable in result.items()})
+        loaded.clear()
+    first, second = results
+    if list(first) != list(second) or not all(_same(first[n], second[n]) for n in first):
+        raise AssertionError(f"{where}: a second run gave another result")
+    if not _same(values, before):
+        raise AssertionError(f"{where}: the values of the source were modified")
+
+
+def _read(variable: Variable, where: str) -> Array:
+    """Return the values of a result, after comparing them with what its regions hold."""
+    if not isinstance(variable.name, str) or not all(type(size) is int for size in variable.shape):
+        raise AssertionError(f"{where}: {variable.name!r} {variable.shape!r} is no name and shape")
+    try:
+        values = variable.read()
+        for region in _regions(variable):
+            if not _same(variable.read(region), values[region or ...]):
+                raise AssertionError(
+                    f"{where}: {variable.name} holds something else when only {region} is read"
+                )
+    except ConverterError as error:
+        raise AssertionError(f"{where}: refused only while values were read: {error}") from error
+    return values
+
+
+def _regions(variable: Variable) -> Iterator[Region]:
+    yield from regions(variable.shape, 1)
+    yield from regions(variable.shape, 5)
+    for axis, size in enumerate(variable.shape):
+        region = list(whole(variable.shape))
+        region[axis] = slice(size // 2, size)
+        yield tuple(region)
+
+
+def _check_options(strategy: Strategy) -> None:
+    options(type(strategy))
+    values = values_of(strategy)
+    again = build(type(strategy), json.loads(json.dumps(values)), strategy.name)
+    if again != strategy:
+        raise AssertionError(f"{strategy!r} became {again!r} on its way through a recipe")
+
+
+def _same(one: Array, other: Array) -> bool:
+    return (one.shape, one.dtype, _bytes(one)) == (other.shape, other.dtype, _bytes(other))
+
+
+def _bytes(values: Array) -> object:
+    # NaN is not equal to itself, but its bytes are.
+    return values.tolist() if values.dtype.hasobject else values.tobytes()

@@ -1,0 +1,46 @@
+"""Keeps the chosen variables and leaves out the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from converter import Checkpoint, Strategy, UsageError, Variable, hookimpl, option, select
+
+
+@dataclass(frozen=True)
+class Keep(Strategy):
+    """Keep the variables that a glob or a word chooses, and no others.
+
+    In a glob, `*` is any text, also with `/` in it. The words are `model` (with its batch
+    statistics), `batch_statistics`, `optimizer` (all that only an optimizer needs), `slots`,
+    `averages`, `step`, `tables` and `bookkeeping`.
+
+    Example:
+        convert ckpt model.ckpt --keep model --keep step -o out/
+    """
+
+    name: ClassVar[str] = "keep"
+    keep: tuple[str, ...] = option(
+        help="keep only the variables that a glob fits, or of a role such as `model`",
+        metavar="GLOB",
+    )
+
+    def __post_init__(self) -> None:
+        if not self.keep:
+            raise UsageError("at least one glob or word is needed")
+
+    def apply(self, checkpoint: Checkpoint) -> Iterable[Variable]:
+        chosen = {name for pattern in self.keep for name in select(pattern, checkpoint)}
+        return [variable for name, variable in checkpoint.items() if name in chosen]
+
+    def notes(self, checkpoint: Checkpoint) -> Iterable[str]:
+        for pattern in self.keep:
+            if not select(pattern, checkpoint):
+                yield f"no variable is of the role {pattern}"
+
+
+@hookimpl
+def converter_strategies() -> Iterable[type[Strategy]]:
+    yield Keep

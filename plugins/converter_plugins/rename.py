@@ -1,0 +1,127 @@
+"""Renames variables by regular expressions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from converter import (
+    Checkpoint,
+    PlanError,
+    Strategy,
+    UsageError,
+    Variable,
+    hookimpl,
+    option,
+)
+from converter.patterns import nearest
+
+
+@dataclass(frozen=True)
+class Rename(Strategy):
+    """Rename the variables that a regular expression fits from their first to their last letter.
+
+    Of several expressions the first that fits a name is taken. `\\1` or `\\g<1>` in the replacement
+    is the text of the first group. Slots and averages that no expression fits follow their
+    variable where its name is a part of theirs.
+
+    On the command line PATTERN=REPLACEMENT is split at the last `=`; a replacement with a `=` in
+    it needs a recipe.
+
+    Example:
+        convert ckpt model.ckpt --rename 'bert/(.*)=encoder/\\1' -o out/
+    """
+
+    name: ClassVar[str] = "rename"
+    rename: Mapping[str, str] = option(
+        help=r"rename what a regular expression fits as a whole; `\1` is its first group",
+        metavar="PATTERN=REPLACEMENT",
+    )
+
+    def __post_init__(self) -> None:
+        if not self.rename:
+            raise UsageError("at least one pattern is needed")
+        for pattern, replacement in self.rename.items():
+            try:
+                re.compile(pattern)
+            except (re.error, RecursionError, OverflowError) as error:
+                raise UsageError(f"{pattern!r} is no regular expression: {error}") from None
+            if not replacement:
+                raise UsageError(f"{pattern!r} has no replacement; drop leaves variables out")
+
+    def apply(self, checkpoint: Checkpoint) -> Iterable[Variable]:
+        renamed, pattern_of = self._by_patterns(checkpoint)
+        renamed |= _followers(checkpoint, renamed)
+        taken: dict[str, str] = {}
+        for old in checkpoint:
+            new = renamed.get(old, old)
+            if (other := taken.setdefault(new, old)) != old:
+                both = " and ".join(_described(name, pattern_of) for name in (other, old))
+                raise PlanError(f"{new}: both {both} would have this name; change a pattern")
+        return [
+            variable.rename(renamed[name]) if name in renamed else variable
+            for name, variable in checkpoint.items()
+        ]
+
+    def _by_patterns(self, checkpoint: Checkpoint) -> tuple[dict[str, str], dict[str, str]]:
+        """Return the new name of each variable that a pattern fits, and the pattern."""
+        renamed: dict[str, str] = {}
+        pattern_of: dict[str, str] = {}
+        for pattern, replacement in self.rename.items():
+            matches = [m for m in map(re.compile(pattern).fullmatch, checkpoint) if m]
+            if not matches:
+                raise UsageError(
+                    f"{pattern!r} fits none of the {len(checkpoint)} variables"
+                    f"{nearest(pattern, checkpoint)}"
+                )
+            for match in matches:
+                if match.string in renamed:
+                    continue
+                try:
+                    renamed[match.string] = match.expand(replacement)
+                except (re.error, IndexError) as error:
+                    raise UsageError(
+                        f"{replacement!r} is no replacement for {pattern!r}: {error}"
+                    ) from None
+                pattern_of[match.string] = pattern
+        return renamed, pattern_of
+
+    def notes(self, checkpoint: Checkpoint) -> Iterable[str]:
+        renamed, _ = self._by_patterns(checkpoint)
+        renamed |= _followers(checkpoint, renamed)
+        left = [
+            name
+            for name, role in checkpoint.roles().items()
+            if role.of is not None
+            and renamed.get(role.of, role.of) != role.of
+            and name not in renamed
+        ]
+        if left:
+            yield (
+                f"{len(left)} slots and averages keep names that don't hold their variable's, "
+                f"such as {left[0]}; rename them by a pattern"
+            )
+
+
+def _followers(checkpoint: Checkpoint, renamed: Mapping[str, str]) -> dict[str, str]:
+    """Return new names for the slots and averages of renamed variables that no pattern fits."""
+    followers = {}
+    for name, role in checkpoint.roles().items():
+        if name in renamed or role.of is None or role.of not in renamed:
+            continue
+        if name.startswith(role.of):
+            followers[name] = renamed[role.of] + name.removeprefix(role.of)
+        elif f"/{name}/".count(f"/{role.of}/") == 1:
+            followers[name] = f"/{name}/".replace(f"/{role.of}/", f"/{renamed[role.of]}/")[1:-1]
+    return followers
+
+
+def _described(name: str, pattern_of: Mapping[str, str]) -> str:
+    return f"{name} (by {pattern_of[name]!r})" if name in pattern_of else name
+
+
+@hookimpl
+def converter_strategies() -> Iterable[type[Strategy]]:
+    yield Rename
