@@ -1,0 +1,333 @@
+"""Converts every checkpoint below a directory, in a pool of processes, and remembers what is done.
+
+Beside each output lies its record: which files it was made from, how, and by which versions. A
+later run skips an output whose record still matches, so a run that broke off simply goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Literal
+
+from converter.checkpoint import open_checkpoint
+from converter.errors import ConverterError, InputError, PlanError
+from converter.formats import state
+from converter.location import Location, find, locate
+from converter.pipeline import run
+from converter.plan import make_plan
+from converter.publish import staging
+from converter.recipe import Step
+from converter.registry import Registry, load
+from converter.strategy import Strategy, options
+from converter.target import Format, Target
+
+Status = Literal["done", "skipped", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One checkpoint to convert.
+
+    Attributes:
+        source: its prefix or file.
+        target: where the result goes.
+    """
+
+    source: str
+    target: Target
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is the same for all jobs; what is not described here is as in `converter.convert`.
+
+    Attributes:
+        steps: the strategies, by name.
+        plugins: the plugins as they were named: files among them are loaded.
+    """
+
+    steps: tuple[Step, ...] = ()
+    plugins: tuple[str, ...] = ()
+    sidecar: bool = False
+    force: bool = False
+    verify_source: bool = True
+    verify_output: bool = True
+    sync: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one job.
+
+    Attributes:
+        job: the job.
+        status: `done`, `skipped` (the output is there, and its record matches), or `failed`.
+        error: why it failed, in one line.
+        nbytes: size of the files that were written.
+        counts: what the strategies counted, by variable.
+    """
+
+    job: Job
+    status: Status
+    error: str = ""
+    nbytes: int = 0
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+
+def find_jobs(
+    root: Path, output: Path, *, to: Format = "safetensors", shard_size: int | None = None
+) -> list[Job]:
+    """Return a job for every checkpoint below `root`, in the order of paths.
+
+    The output of `root/a/model.ckpt-1` is `output/a/model.ckpt-1.safetensors`, or the TensorFlow
+    checkpoint `output/a/model.ckpt-1`. What lies below `output` is not looked at.
+
+    Raises:
+        InputError: `root` is no directory, or there is no checkpoint below it.
+        PlanError: `output` is `root`.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root}: not a directory; batch converts every checkpoint below one")
+    if output.exists() and output.samefile(root):
+        raise PlanError(f"{output}: output and input must differ; choose another directory")
+    inside = output.resolve()
+    jobs = []
+    for location in find(root):
+        if not location.directory.resolve().is_relative_to(inside):
+            jobs.append(_job(location, root, output, to, shard_size))
+    if not jobs:
+        raise InputError(f"{root}: no checkpoint below it")
+    return jobs
+
+
+def _job(location: Location, root: Path, output: Path, to: Format, shard_size: int | None) -> Job:
+    directory = output / location.directory.relative_to(root)
+    name = location.name
+    if location.kind == "frozen":
+        name = Path(location.path).name
+    return Job(location.path, Target(directory, name, to, shard_size, state=False))
+
+
+def run_batch(
+    jobs: Sequence[Job],
+    settings: Settings,
+    *,
+    processes: int = 1,
+    report: Callable[[Outcome], None] = lambda outcome: None,
+) -> list[Outcome]:
+    """Convert all jobs and go on after failures.
+
+    Args:
+        jobs: what to convert.
+        settings: how.
+        processes: how many at a time, each in a process of its own.
+        report: called with each outcome as it comes.
+
+    Returns:
+        The outcomes in the order of the jobs.
+    """
+    outcomes: dict[Job, Outcome] = {}
+    todo: deque[Job] = deque()
+    taken: dict[Path, Job] = {}
+    for job in jobs:
+        other = taken.setdefault(job.target.path, job)
+        if other is job:
+            todo.append(job)
+            job.target.directory.mkdir(parents=True, exist_ok=True)
+        else:
+            error = f"{other.source} has the same output, {job.target.path}; rename one"
+            outcomes[job] = Outcome(job, "failed", error)
+    for outcome in (*outcomes.values(), *_in_pools(todo, settings, processes)):
+        outcomes[outcome.job] = outcome
+        report(outcome)
+    for job in jobs:
+        with contextlib.suppress(OSError):
+            job.target.directory.rmdir()
+    _write_states(outcomes.values())
+    return [outcomes[job] for job in jobs]
+
+
+def _in_pools(todo: deque[Job], settings: Settings, processes: int) -> Iterator[Outcome]:
+    """Yield the outcomes as they come; a process that dies takes no other job along."""
+    suspects: list[Job] = []
+    while todo:
+        running: dict[Future[Outcome], Job] = {}
+        with _pool(min(processes, len(todo))) as pool:
+            try:
+                while todo or running:
+                    while todo and len(running) < processes:
+                        running[pool.submit(convert_job, todo[0], settings)] = todo[0]
+                        todo.popleft()
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        yield future.result()
+                        del running[future]
+            except BrokenProcessPool:
+                suspects += running.values()
+    for job in suspects:
+        with _pool(1) as pool:
+            try:
+                yield pool.submit(convert_job, job, settings).result()
+            except BrokenProcessPool:
+                yield Outcome(job, "failed", "its process died; is there enough memory?")
+
+
+@contextlib.contextmanager
+def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
+    # Not fork: a strategy may have loaded libraries with threads, TensorFlow for one.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, initializer=_heed_parent) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+
+
+def _heed_parent() -> None:
+    """Leave Ctrl-C to the parent, and clean up when it says so."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, stop)
+
+
+def convert_job(job: Job, settings: Settings) -> Outcome:
+    """Convert one checkpoint, unless its output is there and was made the same way."""
+    try:
+        registry = _registry(settings.plugins)
+        strategies = [step.build(registry) for step in settings.steps]
+        record = _record(job, settings, strategies, registry)
+        if _is_recorded(job.target, record):
+            return Outcome(job, "skipped")
+        checkpoint = open_checkpoint(job.source, verify=settings.verify_source)
+        plan = make_plan(checkpoint, strategies, job.target, sidecar=settings.sidecar)
+        result = run(
+            plan,
+            force=settings.force,
+            verify_source=settings.verify_source,
+            verify_output=settings.verify_output,
+            sync=settings.sync,
+            record=record,
+        )
+    except ConverterError as error:
+        return Outcome(job, "failed", str(error))
+    # The others go on, whatever it is; here it is told with its kind.
+    except Exception as error:
+        return Outcome(job, "failed", f"{type(error).__name__}: {error}")
+    return Outcome(job, "done", "", result.nbytes, result.counts)
+
+
+@functools.cache
+def _registry(plugins: tuple[str, ...]) -> Registry:
+    return load(plugins)
+
+
+def _record(
+    job: Job, settings: Settings, strategies: Sequence[Strategy], registry: Registry
+) -> dict[str, object]:
+    """Return what an output depends on: two equal records mean equal outputs."""
+    steps = [
+        {
+            "plugin": strategy.name,
+            "origin": _identified(_path_or_text(registry.origin(strategy.name))),
+            "values": {
+                option.name: _identified(getattr(strategy, option.name))
+                for option in options(type(strategy))
+            },
+        }
+        for strategy in strategies
+    ]
+    return {
+        "converter": version("ckpt-converter"),
+        "source": {file.name: _identity(file) for file in locate(job.source).files},
+        "steps": steps,
+        "to": job.target.format,
+        "shard_size": job.target.shard_size,
+        "sidecar": settings.sidecar,
+    }
+
+
+def _path_or_text(origin: str) -> Path | str:
+    return Path(origin) if origin.endswith(".py") else origin
+
+
+def _identity(file: Path) -> dict[str, object]:
+    """Return what tells one content of a file from another, without reading large ones.
+
+    An index holds the checksums of all values, so its own checksum stands for them; of other
+    files, size and time of change have to do.
+    """
+    stat = file.stat()
+    if file.suffix == ".index":
+        return {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def _identified(value: object) -> object:
+    """Return an option's value as JSON, with the identity of the file that a path names."""
+    if isinstance(value, Path):
+        with contextlib.suppress(ConverterError, OSError):
+            files = locate(os.fspath(value)).files if not value.is_file() else (value,)
+            return {str(value): {file.name: _identity(file) for file in files}}
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _identified(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_identified(item) for item in value]
+    return value
+
+
+def _is_recorded(target: Target, record: Mapping[str, object]) -> bool:
+    try:
+        known = json.loads(target.record.read_bytes())
+        sizes = known.pop("files")
+        there = {name: (target.directory / name).stat().st_size for name in sizes}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return False
+    return bool(known == json.loads(json.dumps(record)) and there == sizes)
+
+
+def _write_states(outcomes: Iterable[Outcome]) -> None:
+    """Give each directory of TensorFlow checkpoints a state file that names all of them."""
+    groups: dict[Path, list[str]] = {}
+    for outcome in outcomes:
+        target = outcome.job.target
+        if target.format == "tf" and outcome.status != "failed":
+            groups.setdefault(target.directory, []).append(target.name)
+    for directory, names in groups.items():
+        with staging(directory) as stage:
+            text = state.state_text(*sorted(names, key=_natural))
+            (stage / "checkpoint").write_text(text)
+            (stage / "checkpoint").replace(directory / "checkpoint")
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Return a key that sorts `model.ckpt-9` before `model.ckpt-10`."""
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+
+
+def processes_by_default() -> int:
+    """Return how many processes run where nobody says: as many as there are processors."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,230 @@
+"""Carries out a plan: streams the variables, reads the output back, and publishes it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from converter.checkpoint import open_checkpoint
+from converter.dtype import STRING
+from converter.errors import ConverterError, InputError
+from converter.formats import Contents
+from converter.formats.stream import Output, crc32c, crc32c_of_range
+from converter.plan import Plan, make_plan
+from converter.publish import clean, publish, staging
+from converter.strategy import Strategy
+from converter.target import Target, parse_target
+from converter.variable import Variable
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes that are done and the bytes in all, of writing and reading back."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a conversion did.
+
+    Attributes:
+        plan: what was to be done.
+        files: what was written.
+        nbytes: size of the files.
+        seconds: how long it took.
+        counts: what the strategies counted while values passed, by variable.
+        verified: whether the output was read back and compared.
+    """
+
+    plan: Plan
+    files: tuple[Path, ...]
+    nbytes: int
+    seconds: float
+    counts: Mapping[str, Mapping[str, int]]
+    verified: bool
+
+
+def convert(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    strategies: Sequence[Strategy] = (),
+    *,
+    to: str | None = None,
+    shard_size: int | None = None,
+    sidecar: bool = False,
+    force: bool = False,
+    verify_source: bool = True,
+    verify_output: bool = True,
+    sync: bool = True,
+    progress: Progress | None = None,
+) -> Result:
+    """Convert a checkpoint: the whole job in one call.
+
+    The source is never written. The output appears complete or not at all.
+
+    Args:
+        source: whatever `open_checkpoint` takes.
+        output: `x.safetensors` is that file, `x.index` the TensorFlow checkpoint `x`, anything
+            else a directory, with a `model.safetensors` or (`to="tf"`) a TensorFlow checkpoint
+            under the source's own name in it.
+        strategies: applied in order, each to the result of the one before.
+        to: `safetensors` or `tf`; None for what the ending of `output` says, or safetensors.
+        shard_size: bytes of the variables in one file. None: safetensors in a directory are
+            sharded above 5 GB, everything else is one file.
+        sidecar: keep what safetensors cannot hold (strings, complex128 ...) in a TensorFlow V2
+            checkpoint `NAME.sidecar` beside the output.
+        force: replace an output that exists.
+        verify_source: compare what is read with the checksums that the source records.
+        verify_output: read the output back and compare it with what was meant.
+        sync: wait until the disk has everything.
+        progress: called with the bytes that are done and the bytes in all.
+
+    Raises:
+        UsageError: an option cannot be meant.
+        InputError: the source is unreadable or damaged.
+        PlanError: the plan is refused.
+        ConverterError: the work broke off, or the output is not what was meant.
+    """
+    checkpoint = open_checkpoint(source, verify=verify_source)
+    target = parse_target(output, name=checkpoint.name, to=to, shard_size=shard_size)
+    plan = make_plan(checkpoint, strategies, target, sidecar=sidecar)
+    return run(
+        plan,
+        force=force,
+        verify_source=verify_source,
+        verify_output=verify_output,
+        sync=sync,
+        progress=progress,
+    )
+
+
+def run(
+    plan: Plan,
+    *,
+    force: bool = False,
+    verify_source: bool = True,
+    verify_output: bool = True,
+    sync: bool = True,
+    progress: Progress | None = None,
+    record: Mapping[str, object] | None = None,
+) -> Result:
+    """Carry out a plan that has a target. Arguments and errors are those of `convert`.
+
+    Args:
+        record: what to remember of how the output was made, as JSON; it is published with the
+            output, with the names and sizes of the files added. None for nothing.
+    """
+    target = plan.target
+    if target is None:
+        raise ConverterError(f"{plan.source.path}: the plan has no target")
+    clean(target.directory)
+    plan.refuse(force=force)
+    began = time.monotonic()
+    total = plan.nbytes * (2 if verify_output else 1)
+    report = _Report(progress, total)
+
+    # TensorFlow's index wants the checksums in any case.
+    checksum = verify_output or target.format == "tf" or bool(plan.sidecar)
+
+    def open_output(path: Path) -> Output:
+        return Output(path, verify=verify_source, checksum=checksum, sync=sync, progress=report.add)
+
+    try:
+        with staging(target.directory) as stage:
+            checksums = target.write(
+                stage, plan.variables, plan.sidecar, meta=plan.meta, open_output=open_output
+            )
+            if verify_output:
+                contents = _read_back(target, stage)
+                _compare((*plan.variables, *plan.sidecar), checksums, contents, report)
+            sizes = {path.name: path.stat().st_size for path in sorted(stage.iterdir())}
+            files = list(sizes)
+            if record is not None:
+                text = json.dumps({**record, "files": sizes}, indent=1, sort_keys=True)
+                with open_output(stage / target.record.name) as output:
+                    output.write(text.encode())
+                files.append(target.record.name)
+            publish(stage, target.outputs(files), force=force, sync=sync)
+    except OSError as error:
+        name = error.filename2 or error.filename or target.directory
+        raise ConverterError(f"{name}: {error.strerror}; nothing was published") from error
+    return Result(
+        plan,
+        tuple(target.directory / name for name in files),
+        sum(sizes.values()),
+        time.monotonic() - began,
+        _counts(plan),
+        verify_output,
+    )
+
+
+class _Report:
+    """Adds up bytes for a progress display."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress = progress
+        self._total = total
+        self._done = 0
+
+    def add(self, count: int) -> None:
+        self._done += count
+        if self._progress is not None:
+            # Headers and strings are not in the total.
+            self._progress(min(self._done, self._total), self._total)
+
+
+def _read_back(target: Target, stage: Path) -> list[Contents]:
+    try:
+        return target.read_back(stage)
+    except InputError as error:
+        raise _bug("the output", f"cannot be read back ({error})") from error
+
+
+def _compare(
+    meant: Sequence[Variable],
+    checksums: Mapping[str, int | None],
+    contents: Sequence[Contents],
+    report: _Report,
+) -> None:
+    """Raise ConverterError where the output is not what was meant."""
+    written = {v.name: v for part in contents for v in part.variables}
+    for variable in meant:
+        found = written.pop(variable.name, None)
+        if found is None:
+            raise _bug(variable.name, "is missing from the output")
+        if (found.dtype, found.shape) != (variable.dtype, variable.shape):
+            was = f"{found.dtype} {list(found.shape)}"
+            raise _bug(variable.name, f"is {was}, not {variable.dtype} {list(variable.shape)}")
+        if not _is_equal(found, variable, checksums.get(variable.name)):
+            raise _bug(variable.name, "has other values than were meant")
+        report.add(found.nbytes)
+    if written:
+        raise _bug(next(iter(written)), "is in the output, and was not meant to be")
+
+
+def _is_equal(found: Variable, meant: Variable, checksum: int | None) -> bool:
+    try:
+        if found.stored is None or checksum is None:
+            if meant.dtype is STRING:
+                return bool((found.read() == meant.read()).all())
+            pairs = zip(found.blocks(), meant.blocks(), strict=True)
+            return all(crc32c(a) == crc32c(b) for a, b in pairs)
+        stored = found.stored
+        return crc32c_of_range(stored.file, stored.offset, stored.size) == checksum
+    except InputError as error:
+        raise _bug(meant.name, f"cannot be read back ({error})") from error
+
+
+def _bug(name: str, what: str) -> ConverterError:
+    return ConverterError(
+        f"{name} {what}; nothing was published. The disk is failing, or this is a bug to report"
+    )
+
+
+def _counts(plan: Plan) -> dict[str, Mapping[str, int]]:
+    counted: dict[str, Counter[str]] = {
+        v.name: v.counts for v in (*plan.variables, *plan.sidecar) if v.counts
+    }
+    return dict(counted)

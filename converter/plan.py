@@ -1,0 +1,230 @@
+"""What would be written: every error that can be known without reading values is raised here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from converter.checkpoint import Checkpoint
+from converter.errors import ConverterError, PlanError, UsageError
+from converter.strategy import Strategy
+from converter.target import Target
+from converter.variable import Variable
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One variable of the result, and what became of it.
+
+    Attributes:
+        variable: as it will be written.
+        sources: the variables of the source that it is made from.
+        steps: names of the strategies that made or changed it, in order; empty for a copy.
+    """
+
+    variable: Variable
+    sources: tuple[Variable, ...]
+    steps: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would be written.
+
+    Attributes:
+        source: the opened checkpoint.
+        result: the variables that the strategies leave.
+        target: where they go; None while that is not decided.
+        changes: one for each variable of the result, in its order.
+        dropped: the strategy that dropped it, for each variable of the source that is in none
+            of the result.
+        variables: what the output holds, under the names that it will store.
+        sidecar: what goes beside it, because it cannot hold it.
+        unheld: what it cannot hold and nobody has decided about, with the reason.
+        left_out: what the format has no use for, with the reason.
+        meta: the graph that is carried along, or None.
+        notes: what else there is to know.
+    """
+
+    source: Checkpoint
+    result: Checkpoint
+    target: Target | None
+    changes: tuple[Change, ...]
+    dropped: dict[str, str]
+    variables: tuple[Variable, ...]
+    sidecar: tuple[Variable, ...]
+    unheld: tuple[tuple[Variable, str], ...]
+    left_out: tuple[tuple[Variable, str], ...]
+    meta: Path | None
+    notes: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values to be written, strings not counted."""
+        return sum(v.nbytes for v in (*self.variables, *self.sidecar))
+
+    def refuse(self, *, force: bool = False) -> None:
+        """Raise the first reason for which the plan cannot be carried out.
+
+        Args:
+            force: an output that exists is no reason.
+
+        Raises:
+            PlanError: the output cannot hold a variable, exists, or is the source; or nothing
+                would be written.
+            InputError: bytes of the source are missing.
+        """
+        if self.unheld:
+            variable, reason = self.unheld[0]
+            more = f" (and {len(self.unheld) - 1} more)" if len(self.unheld) > 1 else ""
+            raise PlanError(
+                f"{variable.name}{more}: {reason}; leave it out (--drop), keep it in a TensorFlow "
+                "checkpoint beside the output (--sidecar), or write --to tf"
+            )
+        if not self.variables:
+            raise PlanError(f"{self.source.path}: no variable is left to be written")
+        if self.target is not None:
+            _refuse_target(self.target, self.source, force=force)
+        # A strategy may take variables from elsewhere.
+        wanted = (s for v in (*self.variables, *self.sidecar) for s in v.sources)
+        self.source.check(dict.fromkeys(s for s in wanted if s in self.source))
+
+
+def _refuse_target(target: Target, source: Checkpoint, *, force: bool) -> None:
+    directory = target.directory
+    if directory.exists() and not directory.is_dir():
+        raise PlanError(f"{directory} is a file, and a directory is needed; choose another output")
+    existing = target.existing()
+    own = {(s.st_dev, s.st_ino) for f in source.files if f.exists() for s in [f.stat()]}
+    for path in existing:
+        if ((stat := path.stat()).st_dev, stat.st_ino) in own:
+            raise PlanError(f"{path} belongs to the source, which is never written; choose another")
+    if existing and not force:
+        raise PlanError(
+            f"{existing[0]} exists; use --force to replace it, or choose another output"
+        )
+
+
+def make_plan(
+    source: Checkpoint,
+    strategies: Sequence[Strategy] = (),
+    target: Target | None = None,
+    *,
+    sidecar: bool = False,
+) -> Plan:
+    """Apply strategies to a checkpoint, in order. No value is read and nothing written.
+
+    Args:
+        source: an opened checkpoint.
+        strategies: each gets the result of the one before.
+        target: where the result goes; None leaves open what the output can hold.
+        sidecar: keep what the output cannot hold in a TensorFlow checkpoint beside it.
+
+    Raises:
+        PlanError: names collide, or sizes cannot be.
+    """
+    result = source
+    touched: dict[str, tuple[str, ...]] = {}
+    dropped: dict[str, str] = {}
+    notes: list[str] = []
+    for strategy in strategies:
+        notes += [f"{strategy.name}: {note}" for note in strategy.notes(result)]
+        after = result.derive(_applied(strategy, result))
+        touched = _touched(strategy.name, touched, result, after)
+        held = {s for v in after.values() for s in v.sources}
+        for name in result:
+            for lost in (s for s in result[name].sources if s not in held and s in source):
+                dropped.setdefault(lost, strategy.name)
+        result = after
+    changes = tuple(
+        Change(v, tuple(source[s] for s in v.sources if s in source), touched.get(name, ()))
+        for name, v in result.items()
+    )
+    return _fit(source, result, changes, dropped, notes, target, sidecar=sidecar)
+
+
+def _applied(strategy: Strategy, checkpoint: Checkpoint) -> list[Variable]:
+    try:
+        variables = list(strategy.apply(checkpoint))
+    except UsageError as error:
+        raise UsageError(f"{strategy.name}: {error}") from None
+    except ConverterError:
+        raise
+    # Whatever somebody's strategy raises is to be told with its name, and not as a crash of ours.
+    except Exception as error:
+        raise ConverterError(
+            f"{strategy.name}: the strategy raised {type(error).__name__}: {error}"
+        ) from error
+    for variable in variables:
+        if not isinstance(variable, Variable):
+            raise ConverterError(
+                f"{strategy.name}: apply gave {type(variable).__name__}, where a Variable is "
+                "expected; this is a bug of the strategy"
+            )
+    return variables
+
+
+def _touched(
+    step: str, touched: dict[str, tuple[str, ...]], before: Checkpoint, after: Checkpoint
+) -> dict[str, tuple[str, ...]]:
+    """Return the steps behind each variable of `after`, with `step` where it did something."""
+    unchanged = {id(v) for v in before.values()}
+    by_source = {s: name for name, v in before.items() for s in v.sources}
+    result = {}
+    for name, variable in after.items():
+        if id(variable) in unchanged:
+            result[name] = touched.get(name, ())
+            continue
+        earlier = [touched.get(by_source[s], ()) for s in variable.sources if s in by_source]
+        steps = dict.fromkeys(s for group in earlier for s in group)
+        result[name] = (*steps, step)
+    return result
+
+
+def _fit(
+    source: Checkpoint,
+    result: Checkpoint,
+    changes: tuple[Change, ...],
+    dropped: dict[str, str],
+    notes: list[str],
+    target: Target | None,
+    *,
+    sidecar: bool,
+) -> Plan:
+    """Decide what the target holds, under which names, and what goes along with it."""
+    graph = [n for n, role in result.roles().items() if role.kind == "object_graph"]
+    same = _signature(source) == _signature(result)
+    carried = target is not None and target.format == "tf" and same
+    left_out = []
+    if graph and target is not None and not carried:
+        reason = "names or shapes changed" if target.format == "tf" else "safetensors is name-based"
+        left_out = [(result[n], f"the object graph: {reason}") for n in graph]
+    if source.meta is not None and target is not None and target.format == "tf" and not same:
+        notes.append(
+            f"{source.meta.name} is left out: it describes the old names, shapes and dtypes"
+        )
+    skipped = {v.name for v, _ in left_out}
+    kept = [v for v in result.values() if v.name not in skipped]
+    if carried:
+        kept = [v.rename(key) for v in kept for key in source.stored_keys.get(v.name, (v.name,))]
+    refused = [(v, r) for v in kept if target is not None and (r := target.refusal(v)) is not None]
+    names = {v.name for v, _ in refused}
+    beside = sidecar and target is not None and target.format == "safetensors"
+    return Plan(
+        source=source,
+        result=result,
+        target=target,
+        changes=changes,
+        dropped=dropped,
+        variables=tuple(v for v in kept if v.name not in names),
+        sidecar=tuple(v for v, _ in refused) if beside else (),
+        unheld=() if beside else tuple(refused),
+        left_out=tuple(left_out),
+        meta=source.meta if carried else None,
+        notes=tuple(notes),
+    )
+
+
+def _signature(checkpoint: Checkpoint) -> set[tuple[str, str, tuple[int, ...]]]:
+    return {(v.name, v.dtype.name, v.shape) for v in checkpoint.values()}

@@ -1,0 +1,187 @@
+"""Where an output goes and what it is: a safetensors file or directory, a TensorFlow checkpoint."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from converter.errors import UsageError, did_you_mean
+from converter.formats import Contents, bundle, safetensors, state
+from converter.formats.stream import Output
+from converter.publish import Outputs
+from converter.variable import Variable
+
+Format = Literal["safetensors", "tf"]
+OpenOutput = Callable[[Path], Output]
+
+SHARD_BYTES = 5_000_000_000
+"""The size above which a safetensors directory is sharded, as huggingface_hub has it."""
+
+_DATA = r"\.data-\d{5,}-of-\d{5,}"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One output.
+
+    Attributes:
+        directory: the directory of its files.
+        name: what they are named after: `NAME.safetensors`, or the prefix of a TensorFlow V2
+            checkpoint.
+        format: `safetensors`, or `tf`.
+        shard_size: bytes of the variables in one file; None for a single file.
+        state: whether a TensorFlow checkpoint gets its `checkpoint` state file.
+    """
+
+    directory: Path
+    name: str
+    format: Format
+    shard_size: int | None = None
+    state: bool = True
+
+    @property
+    def path(self) -> Path:
+        """What `open_checkpoint` opens: the safetensors file, its index, or the prefix."""
+        suffix = "" if self.format == "tf" else ".safetensors"
+        return self.directory / (self.name + suffix)
+
+    @property
+    def sidecar(self) -> str:
+        """Prefix, in the directory, of what safetensors cannot hold."""
+        return f"{self.name}.sidecar"
+
+    @property
+    def record(self) -> Path:
+        """What `convert batch` remembers of how the output was made."""
+        return self.directory / f"{self.name}.conversion.json"
+
+    def refusal(self, variable: Variable) -> str | None:
+        """Return why this output cannot hold a variable, or None where it can."""
+        if self.format == "safetensors":
+            return safetensors.refusal(variable)
+        return "TensorFlow allows no empty names" if not variable.name else None
+
+    def existing(self) -> list[Path]:
+        """Return the files that an earlier output of this name has left."""
+        name = re.escape(self.name)
+        family = (
+            rf"{name}(\.safetensors|\.safetensors\.index\.json|-\d{{5}}-of-\d{{5}}\.safetensors)"
+        )
+        family += rf"|{re.escape(self.sidecar)}(\.index|{_DATA})"
+        if self.format == "tf":
+            family = rf"{name}(\.index|\.meta|{_DATA})" + ("|checkpoint" if self.state else "")
+        family += rf"|{re.escape(self.record.name)}"
+        try:
+            names = sorted(path.name for path in self.directory.iterdir())
+        except OSError:
+            return []
+        return [self.directory / n for n in names if re.fullmatch(family, n)]
+
+    def write(
+        self,
+        stage: Path,
+        variables: Sequence[Variable],
+        sidecar: Sequence[Variable],
+        *,
+        meta: Path | None,
+        open_output: OpenOutput,
+    ) -> dict[str, int | None]:
+        """Write every file into `stage` and return the CRC-32C of each variable's bytes.
+
+        Args:
+            stage: an empty directory.
+            variables: what the output holds, under the names to store.
+            sidecar: what goes into the TensorFlow checkpoint beside a safetensors output.
+            meta: a graph to carry along.
+            open_output: makes a file.
+        """
+        if self.format == "safetensors":
+            layout = safetensors.layout(variables, self.name, shard_size=self.shard_size)
+            checksums = safetensors.write(stage, layout, open_output=open_output)
+            if sidecar:
+                checksums |= bundle.write(stage / self.sidecar, sidecar, open_output=open_output)
+            return checksums
+        checksums = bundle.write(
+            stage / self.name, variables, open_output=open_output, shard_size=self.shard_size
+        )
+        if meta is not None:
+            with open_output(stage / f"{self.name}.meta") as output, meta.open("rb") as source:
+                while data := source.read(1 << 20):
+                    output.write(data)
+        if self.state:
+            with open_output(stage / "checkpoint") as output:
+                output.write(state.state_text(self.name).encode())
+        return checksums
+
+    def read_back(self, stage: Path) -> list[Contents]:
+        """Read what `write` has left in `stage`."""
+        if self.format == "tf":
+            return [bundle.read(stage / f"{self.name}.index")]
+        contents = [safetensors.read(stage / self._commit(path.name for path in stage.iterdir()))]
+        sidecar = stage / f"{self.sidecar}.index"
+        return contents + ([bundle.read(sidecar)] if sidecar.exists() else [])
+
+    def outputs(self, files: Iterable[str]) -> Outputs:
+        """Return how `files`, as written, take the place of what exists."""
+        files = tuple(files)
+        there = [path.name for path in self.existing()]
+        data = re.compile(rf".*({_DATA}|-\d{{5}}-of-\d{{5}}\.safetensors)", re.DOTALL)
+        return Outputs(
+            self.directory,
+            files,
+            self._commit(files),
+            markers=tuple(n for n in there if not data.fullmatch(n)),
+            obsolete=tuple(n for n in there if data.fullmatch(n) and n not in files),
+        )
+
+    def _commit(self, files: Iterable[str]) -> str:
+        if self.format == "tf":
+            return f"{self.name}.index"
+        index = f"{self.name}.safetensors.index.json"
+        return index if index in files else f"{self.name}.safetensors"
+
+
+def parse_target(
+    output: str | os.PathLike[str],
+    *,
+    name: str,
+    to: str | None = None,
+    shard_size: int | None = None,
+    state: bool = True,
+) -> Target:
+    """Make the target that `-o OUTPUT` and `--to FORMAT` mean.
+
+    Args:
+        output: `x.safetensors` is that file, `x.index` the TensorFlow checkpoint `x`; anything
+            else is a directory, with a `model.safetensors` or a TensorFlow checkpoint in it.
+        name: the source's own name, for a TensorFlow checkpoint in a directory.
+        to: `safetensors` or `tf`; None for what `output` says, or safetensors.
+        shard_size: bytes in one file. None: a directory of safetensors is sharded above
+            SHARD_BYTES, everything else is one file.
+        state: whether a TensorFlow checkpoint gets its `checkpoint` state file.
+
+    Raises:
+        UsageError: `to` is unknown, or contradicts the ending of `output`.
+    """
+    text = os.fspath(output)
+    endings: dict[str, Format] = {".safetensors": "safetensors", ".index": "tf"}
+    said = next((f for ending, f in endings.items() if text.endswith(ending)), None)
+    formats: dict[str, Format] = {"safetensors": "safetensors", "tf": "tf"}
+    if to is not None and to not in formats:
+        raise UsageError(f"no format {to!r}, only safetensors and tf{did_you_mean(to, formats)}")
+    format_ = formats[to] if to else said or "safetensors"
+    if said is not None and said != format_:
+        raise UsageError(f"{text}: the ending says {said}, and --to says {to}; change one of them")
+    path = Path(text)
+    if said is not None:
+        file = path.name.removesuffix(".safetensors" if said == "safetensors" else ".index")
+        if not file:
+            raise UsageError(f"{text}: a file needs a name before its ending")
+        return Target(path.parent, file, format_, shard_size, state)
+    if format_ == "tf":
+        return Target(path, name, "tf", shard_size, state)
+    return Target(path, "model", "safetensors", shard_size or SHARD_BYTES, state)
