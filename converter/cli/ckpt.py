@@ -1,0 +1,108 @@
+"""`convert ckpt`: convert one checkpoint."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from converter.cli.steps import StrategyCommand, steps_of, strategies_of
+from converter.cli.text import Progress, parse_size, say
+
+
+@click.command(
+    cls=StrategyCommand,
+    epilog="Without -o the plan is shown and nothing is written.",
+)
+@click.argument("path", required=False)
+@click.option("-o", "--output", metavar="OUT", help="x.safetensors, x.index, or a directory.")
+@click.option("--to", metavar="[safetensors|tf]", help="What to write. [default: as OUT says]")
+@click.option(
+    "--plugin",
+    multiple=True,
+    metavar="NAME",
+    help="A strategy to apply, in order; or a file, ./mine.py. `convert plugins` lists them.",
+)
+@click.option("--recipe", metavar="FILE", help="A TOML file that says it all; flags win over it.")
+@click.option(
+    "--shard-size", metavar="SIZE", help="Bytes in one file. [default: 5GB in a directory]"
+)
+@click.option(
+    "--sidecar/--no-sidecar",
+    default=None,
+    help="Keep what safetensors cannot hold (strings ...) in a TensorFlow checkpoint beside it.",
+)
+@click.option("-n", "--dry-run", is_flag=True, help="Show the plan, write nothing.")
+@click.option("-f", "--force", is_flag=True, help="Replace an output that exists.")
+@click.option("--no-verify-source", is_flag=True, help="Don't compare checksums of the source.")
+@click.option("--no-verify-output", is_flag=True, help="Don't read the output back.")
+@click.option("--no-sync", is_flag=True, help="Don't wait until the disk has everything.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan and the result as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+@click.option("-v", "--verbose", is_flag=True, help="Print every variable.")
+@click.pass_context
+def command(ctx: click.Context, /, **given: Any) -> None:
+    """Convert a checkpoint: rename, filter, cast, resize; to safetensors or TensorFlow.
+
+    PATH is a prefix, any of its files, or a directory; the current one by default.
+
+    \b
+    convert ckpt run/ --drop optimizer -o model.safetensors
+    convert ckpt model.ckpt-100 --rename 'model/(.*)=\\1' -o out/ --to tf
+    convert ckpt model.ckpt-100 --plugin pad --shape 'embedding=16,8' -n
+    """
+    from converter.checkpoint import open_checkpoint
+    from converter.cli import report
+    from converter.pipeline import run
+    from converter.plan import make_plan
+    from converter.recipe import read_recipe
+    from converter.target import parse_target
+
+    recipe = read_recipe(given["recipe"]) if given["recipe"] else None
+    steps = steps_of(ctx, recipe)
+    strategies = strategies_of(ctx, steps)
+    source = given["path"] or (recipe and recipe.source) or "."
+    output = given["output"] or (recipe and recipe.output)
+    to = given["to"] or (recipe.to if recipe else None)
+    shard_size = given["shard_size"] or (recipe and recipe.shard_size)
+    sidecar = given["sidecar"]
+    if sidecar is None:
+        sidecar = bool(recipe and recipe.sidecar)
+    if isinstance(shard_size, str):
+        shard_size = parse_size(shard_size)
+    checkpoint = open_checkpoint(source, verify=not given["no_verify_source"])
+    target = None
+    if output:
+        target = parse_target(output, name=checkpoint.name, to=to, shard_size=shard_size or None)
+    elif to not in (None, "safetensors", "tf"):
+        parse_target("", name="", to=to)
+    plan = make_plan(checkpoint, strategies, target, sidecar=sidecar)
+    if not (given["quiet"] or given["as_json"]):
+        for line in report.plan_lines(plan, verbose=given["verbose"]):
+            say(line)
+    if target is None or given["dry_run"]:
+        if given["as_json"]:
+            click.echo(json.dumps(report.as_json(plan, None), indent=2))
+        plan.refuse(force=given["force"])
+        if not (given["quiet"] or given["as_json"]):
+            say("nothing was written" + ("" if target else "; -o OUT writes it"))
+        return
+    progress = None if given["quiet"] else Progress(checkpoint.name)
+    try:
+        result = run(
+            plan,
+            force=given["force"],
+            verify_source=not given["no_verify_source"],
+            verify_output=not given["no_verify_output"],
+            sync=not given["no_sync"],
+            progress=progress,
+        )
+    finally:
+        if progress is not None:
+            progress.close()
+    if given["as_json"]:
+        click.echo(json.dumps(report.as_json(plan, result), indent=2))
+    elif not given["quiet"]:
+        for line in report.result_lines(result):
+            say(line)

@@ -1,0 +1,300 @@
+"""`convert inspect`: what is in a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import click
+import numpy as np
+
+from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.cli.output import counting, json_text, print_table
+from converter.cli.text import count, say, shape, size
+from converter.dtype import STRING, VARIANT
+from converter.errors import UsageError, did_you_mean
+from converter.inspection import Summary, Total, summarise
+from converter.variable import Array, Variable
+
+_FEW = 60
+_COLUMNS = 6
+
+
+@click.command()
+@click.argument("path", default=".")
+@click.option(
+    "--variable",
+    "names",
+    metavar="NAME",
+    multiple=True,
+    help="Statistics of this variable, and a corner of its values.",
+)
+@click.option(
+    "--norms",
+    is_flag=True,
+    help="The norm of every variable; of a directory, for all steps of its run.",
+)
+@click.option("--no-verify-source", is_flag=True, help="Don't compare checksums of what is read.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("-v", "--verbose", is_flag=True, help="List every variable, however many.")
+def command(
+    path: str,
+    names: tuple[str, ...],
+    norms: bool,
+    no_verify_source: bool,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    """Show the variables of a checkpoint by scope: counts, sizes, dtypes, and what they are for.
+
+    PATH is a prefix, any of its files, or a directory. Small checkpoints are listed variable by
+    variable.
+
+    \b
+    Keys of --json:
+      path, format, step, files, metadata
+      variables  [{name, dtype, shape, bytes, role, of, slot, optimizer, slices}]
+                 with --variable those named, and also statistics {size, nans, infinities, zeros,
+                 minimum, maximum, mean, deviation, norm} (null for strings) and corner
+      totals     {variables, elements, bytes, dtypes: {NAME: variables},
+                 roles: {ROLE: {variables, elements, bytes}}}
+    With --norms: steps [{path, step}], norms [{name, norms: [one for each step], distance}].
+    """
+    if norms:
+        _show_norms(path, verify=not no_verify_source, as_json=as_json)
+        return
+    checkpoint = open_checkpoint(path, verify=not no_verify_source)
+    for name in names:
+        if name not in checkpoint:
+            raise UsageError(
+                f"{checkpoint.path}: has no variable {name!r}{did_you_mean(name, checkpoint)}"
+            )
+    if as_json:
+        click.echo(json_text(_as_json(checkpoint, names)))
+    elif names:
+        for name in names:
+            _show_variable(checkpoint, checkpoint[name])
+    else:
+        _show(checkpoint, verbose=verbose)
+    # Last, so that what is there can be seen even where some of it is missing.
+    checkpoint.check(names or checkpoint)
+
+
+def _show(checkpoint: Checkpoint, *, verbose: bool) -> None:
+    summary = summarise(checkpoint)
+    say(_headline(checkpoint, summary.total))
+    click.echo()
+    if verbose or len(checkpoint) <= _FEW:
+        _list(checkpoint)
+    else:
+        _list_scopes(summary)
+    if len(summary.roles) > 1:
+        click.echo()
+        print_table(
+            ((_words(kind), *_figures(total)) for kind, total in summary.roles.items()),
+            header=("role", "variables", "elements", "size"),
+            right=(1, 2, 3),
+        )
+    if summary.mixed_floats:
+        click.echo()
+        say(f"float dtypes are mixed: {'; '.join(_floats(summary.mixed_floats))}")
+
+
+def _headline(checkpoint: Checkpoint, total: Total) -> str:
+    facts = [checkpoint.format]
+    if checkpoint.step is not None:
+        facts.append(f"step {checkpoint.step:,}")
+    shards = [file for file in checkpoint.files if file.suffix not in (".index", ".json")]
+    if len(shards) > 1:
+        facts.append(count(len(shards), "shard"))
+    facts += [count(total.variables, "variable"), size(total.nbytes)]
+    return f"{checkpoint.path}  {', '.join(facts)}"
+
+
+def _list(checkpoint: Checkpoint) -> None:
+    print_table(
+        (
+            (v.name, v.dtype.name, shape(v.shape), _size(v), _use(checkpoint, v.name))
+            for v in checkpoint.values()
+        ),
+        header=("variable", "dtype", "shape", "size", "role"),
+        right=(3,),
+    )
+
+
+def _list_scopes(summary: Summary) -> None:
+    print_table(
+        (
+            (
+                scope.name or "(none)",
+                *_figures(scope.model),
+                ", ".join(scope.dtypes),
+                ", ".join(count(n, _words(kind)) for kind, n in scope.others.items()),
+            )
+            for scope in summary.scopes
+        ),
+        header=("scope", "variables", "elements", "size", "dtype", "beside the model"),
+        right=(1, 2, 3),
+    )
+
+
+def _figures(total: Total) -> tuple[str, str, str]:
+    return f"{total.variables:,}", f"{total.elements:,}", size(total.nbytes)
+
+
+def _words(kind: str) -> str:
+    return "optimizer variable" if kind == "optimizer" else kind.replace("_", " ")
+
+
+def _size(variable: Variable) -> str:
+    # How long strings are is not known before they are read.
+    return size(variable.nbytes) if variable.dtype.itemsize or variable.nbytes else "-"
+
+
+def _use(checkpoint: Checkpoint, name: str) -> str:
+    """Say what a variable is for: `slot Adam/m`, `average of x`, `model, 3 slices`."""
+    role = checkpoint.roles()[name]
+    text = _words(role.kind)
+    made_by = "/".join(filter(None, (role.optimizer, role.slot)))
+    if made_by:
+        text += f" {made_by}"
+    if role.of is not None and not name.startswith(f"{role.of}/"):
+        text += f" of {role.of}"
+    if name in checkpoint.partitions:
+        text += f", {count(len(checkpoint.partitions[name]), 'slice')}"
+    return text
+
+
+def _floats(mixed: dict[str, list[str]]) -> Iterator[str]:
+    for dtype, names in mixed.items():
+        few = f" ({', '.join(names)})" if len(names) <= 3 else ""
+        yield f"{count(len(names), 'variable')} {dtype}{few}"
+
+
+def _show_variable(checkpoint: Checkpoint, variable: Variable) -> None:
+    from converter.statistics import statistics
+
+    with counting(variable.name, variable.nbytes) as add:
+        found = statistics(variable, progress=add)
+    facts = {
+        "dtype": variable.dtype.name,
+        "shape": shape(variable.shape),
+        "size": _size(variable),
+        "role": _use(checkpoint, variable.name),
+    }
+    if found is not None:
+        facts["elements"] = f"{found.size:,}"
+        for what, number in asdict(found).items():
+            if what in ("zeros", "nans", "infinities"):
+                facts[what] = f"{number:,}" + (f" ({number / found.size:.1%})" if number else "")
+            elif what != "size" and number is not None:
+                facts[what] = f"{number:.6g}"
+    say(variable.name)
+    for what, text in facts.items():
+        say(f"  {what:<11}{text}")
+    corner = _corner(variable)
+    if corner is not None:
+        say(
+            f"  values [{', '.join(f'0:{n}' for n in corner.shape)}]" if corner.shape else "  value"
+        )
+        for line in np.array2string(corner, precision=6).splitlines():
+            say(f"    {line}")
+
+
+def _corner(variable: Variable) -> Array | None:
+    """Return the first entries of the last two axes; None where there is nothing to show."""
+    if variable.dtype is VARIANT or not variable.size:
+        return None
+    most = [1] * (len(variable.shape) - 2) + [4, 6]
+    sizes = zip(reversed(variable.shape), reversed(most), strict=False)
+    values = variable.read(tuple(reversed([slice(0, min(pair)) for pair in sizes])))
+    if variable.dtype is STRING:
+        texts = [value.decode("utf-8", "backslashreplace") for value in values.reshape(-1)]
+        return np.array(texts, object).reshape(values.shape)
+    return values if variable.dtype.name == "bool" else values.astype(variable.dtype.wide)
+
+
+def _as_json(checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, object]:
+    from converter.statistics import statistics
+
+    summary = summarise(checkpoint)
+    variables = []
+    for name in names or checkpoint:
+        entry = _entry(checkpoint, checkpoint[name])
+        if names:
+            found, corner = statistics(checkpoint[name]), _corner(checkpoint[name])
+            entry["statistics"] = asdict(found) if found else None
+            entry["corner"] = None if corner is None else _plain(corner)
+        variables.append(entry)
+    total = summary.total
+    return {
+        "path": str(checkpoint.path),
+        "format": checkpoint.format,
+        "step": checkpoint.step,
+        "files": [str(file) for file in checkpoint.files],
+        "metadata": dict(checkpoint.metadata),
+        "variables": variables,
+        "totals": {
+            "variables": total.variables,
+            "elements": total.elements,
+            "bytes": total.nbytes,
+            "dtypes": dict(summary.dtypes),
+            "roles": {
+                kind: {"variables": t.variables, "elements": t.elements, "bytes": t.nbytes}
+                for kind, t in summary.roles.items()
+            },
+        },
+    }
+
+
+def _entry(checkpoint: Checkpoint, variable: Variable) -> dict[str, Any]:
+    role = checkpoint.roles()[variable.name]
+    return {
+        "name": variable.name,
+        "dtype": variable.dtype.name,
+        "shape": list(variable.shape),
+        "bytes": variable.nbytes,
+        "role": role.kind,
+        "of": role.of,
+        "slot": role.slot,
+        "optimizer": role.optimizer,
+        "slices": len(checkpoint.partitions.get(variable.name, ())),
+    }
+
+
+def _plain(values: Array) -> object:
+    if values.dtype == np.complex128:
+        return values.astype(str).tolist()
+    return values.tolist()
+
+
+def _show_norms(path: str, *, verify: bool, as_json: bool) -> None:
+    from converter.statistics import movements, open_run
+
+    steps = open_run(path, verify=verify)
+    if len(steps) > _COLUMNS and not as_json:
+        chosen = [round(i * (len(steps) - 1) / (_COLUMNS - 1)) for i in range(_COLUMNS)]
+        say(f"{len(steps)} steps, of which {_COLUMNS} are shown; --json gives all", err=True)
+        steps = [steps[i] for i in chosen]
+    held = [v for step in steps for v in step.values() if v.dtype.is_number]
+    with counting("norms", sum(v.nbytes for v in held)) as add:
+        found = list(movements(steps, progress=add))
+    if as_json:
+        document = {
+            "steps": [{"path": str(step.path), "step": step.step} for step in steps],
+            "norms": [asdict(movement) for movement in found],
+        }
+        click.echo(json_text(document))
+        return
+    titles = [step.name if step.step is None else f"step {step.step:,}" for step in steps]
+    moved = ["moved by"] if len(steps) > 1 else []
+    print_table(
+        ((m.name, *map(_number, (*m.norms, *([m.distance] if moved else [])))) for m in found),
+        header=("norm of variable", *titles, *moved),
+        right=range(1, len(steps) + 2),
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
