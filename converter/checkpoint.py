@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, ValuesView
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from converter import names
 from converter.dtype import STRING
 from converter.errors import InputError, PlanError
 from converter.formats import Contents
-from converter.location import Location, locate
-from converter.names import Role
 from converter.variable import Region, Variable
+
+if TYPE_CHECKING:
+    from converter.location import Location
+    from converter.names import Role
 
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 """The key under which TensorFlow 2 stores what its keys mean."""
@@ -83,7 +84,7 @@ class Checkpoint(Mapping[str, Variable]):
         self.meta = meta
         self.metadata = metadata or {}
         self._check = check
-        self._find_roles = roles or names.roles
+        self._find_roles = roles
         self._roles: Mapping[str, Role] | None = None
 
     def __getitem__(self, name: str) -> Variable:
@@ -95,13 +96,24 @@ class Checkpoint(Mapping[str, Variable]):
     def __len__(self) -> int:
         return len(self._variables)
 
+    def values(self) -> ValuesView[Variable]:
+        """Return the variables; not by looking each of them up, as Mapping does it."""
+        return self._variables.values()
+
+    def items(self) -> ItemsView[str, Variable]:
+        """Return names and variables."""
+        return self._variables.items()
+
     def __repr__(self) -> str:
         return f"<Checkpoint {self.path}: {self.format}, {len(self)} variables>"
 
     def roles(self) -> Mapping[str, Role]:
         """Return what each variable is for, by its name."""
         if self._roles is None:
-            self._roles = self._find_roles(self)
+            # Imported where it is needed, as the readers are: a command is to start at once.
+            from converter.names.by_name import roles
+
+            self._roles = (self._find_roles or roles)(self)
         return self._roles
 
     def check(self, names: Iterable[str]) -> None:
@@ -151,6 +163,8 @@ class Checkpoint(Mapping[str, Variable]):
 
 def _inherited(parent: Checkpoint, derived: Mapping[str, Variable]) -> dict[str, Role]:
     """Return the roles of variables that a strategy made from those of `parent`."""
+    from converter.names import MODEL
+
     by_source = {source: name for name, v in parent.items() for source in v.sources}
     origin = {
         name: next((by_source[s] for s in v.sources if s in by_source), None)
@@ -163,10 +177,10 @@ def _inherited(parent: Checkpoint, derived: Mapping[str, Variable]) -> dict[str,
     before = parent.roles()
     result = {}
     for name, old in origin.items():
-        role = before[old] if old is not None else names.MODEL
+        role = before[old] if old is not None else MODEL
         if role.of == name and old != name:
             # An average that took the place of its variable is what that was.
-            role = before.get(role.of, names.MODEL)
+            role = before.get(role.of, MODEL)
         if role.of is not None:
             role = replace(role, of=renamed.get(role.of, role.of))
         result[name] = role
@@ -186,6 +200,8 @@ def open_checkpoint(path: str | os.PathLike[str], *, verify: bool = True) -> Che
     Raises:
         InputError: there is no checkpoint, or it is damaged.
     """
+    from converter.location import locate
+
     location = locate(os.fspath(path))
     contents = _read(location, verify=verify)
     by_key = {variable.name: variable for variable in contents.variables}
@@ -221,6 +237,7 @@ def _open_objects(
 ) -> Checkpoint:
     """Open an object checkpoint under the names that its variables were given."""
     from converter.formats import object_graph
+    from converter.names.objects import object_roles
 
     objects = object_graph.read(graph, by_key, str(location.files[0]))
     keys: dict[str, list[str]] = {entry.key: [entry.key] for entry in objects.entries}
@@ -234,7 +251,7 @@ def _open_objects(
         stored_keys,
         check=lambda names: contents.check(key for n in names for key in stored_keys[n]),
         object_graph=graph,
-        roles=lambda variables: names.object_roles(objects.entries, variables),
+        roles=lambda variables: object_roles(objects.entries, variables),
         format=f"{contents.format} (objects)",
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,7 +223,4 @@ def _bug(name: str, what: str) -> ConverterError:
 
 
 def _counts(plan: Plan) -> dict[str, Mapping[str, int]]:
-    counted: dict[str, Counter[str]] = {
-        v.name: v.counts for v in (*plan.variables, *plan.sidecar) if v.counts
-    }
-    return dict(counted)
+    return {v.name: v.counts for v in (*plan.variables, *plan.sidecar) if v.counts}

@@ -172,7 +172,7 @@ def _provided(
     manager: pluggy.PluginManager, plugin: Plugin, module: object
 ) -> list[type[Strategy]]:
     """Return the strategies that a plugin's hook gives, all of them well declared."""
-    if manager.register(module, str(plugin)) is None:
+    if manager.register(module, plugin.name) is None:
         raise ConverterError("it is registered already")
     try:
         manager.check_pending()

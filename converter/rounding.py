@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 
 from converter.dtype import DType
 from converter.variable import Array
 
 
-def round_to(values: Array, dtype: DType, counts: Counter[str]) -> Array:
+def round_to(values: Array, dtype: DType, counts: dict[str, int]) -> Array:
     """Return numbers rounded to the nearest that a float dtype holds; what overflows is counted."""
     assert dtype.numpy is not None
     # numpy's warning would say a second time that values overflow.
@@ -20,7 +18,7 @@ def round_to(values: Array, dtype: DType, counts: Counter[str]) -> Array:
     return rounded
 
 
-def count_overflows(before: Array, after: Array, counts: Counter[str]) -> None:
+def count_overflows(before: Array, after: Array, counts: dict[str, int]) -> None:
     """Count the elements that were finite and are not any more.
 
     They are `overflowed to infinity`, or `to NaN` in a dtype without infinities.
@@ -31,4 +29,5 @@ def count_overflows(before: Array, after: Array, counts: Counter[str]) -> None:
     lost &= np.isfinite(before)
     for what, where in (("infinity", np.isinf(after)), ("NaN", np.isnan(after))):
         if number := int((lost & where).sum()):
-            counts[f"overflowed to {what}"] += number
+            label = f"overflowed to {what}"
+            counts[label] = counts.get(label, 0) + number

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from converter.dtype import BY_NUMPY, VARIANT, DType
 from converter.errors import ConverterError
 
-Array = npt.NDArray[Any]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+Array = np.ndarray[Any, np.dtype[Any]]
 Region = tuple[slice, ...]
 """One slice for each axis, with explicit start and stop and step 1 (or None)."""
 
@@ -24,8 +25,7 @@ BLOCK_BYTES = 2 << 20
 """How much of a variable is held at a time while it streams."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(NamedTuple):
     """Where the bytes of a value lie, C-ordered and little-endian, exactly as they are meant.
 
     Attributes:
@@ -64,7 +64,7 @@ class Variable:
     load: Callable[[Region], Array]
     sources: tuple[str, ...] = ()
     stored: Stored | None = None
-    counts: Counter[str] = field(default_factory=Counter, compare=False, repr=False)
+    counts: dict[str, int] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def from_array(cls, name: str, array: npt.ArrayLike, *, dtype: DType | None = None) -> Variable:

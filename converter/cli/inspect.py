@@ -212,7 +212,8 @@ def _corner(variable: Variable) -> Array | None:
     if variable.dtype is STRING:
         texts = [value.decode("utf-8", "backslashreplace") for value in values.reshape(-1)]
         return np.array(texts, object).reshape(values.shape)
-    return values if variable.dtype.name == "bool" else values.astype(variable.dtype.wide)
+    shown: Array = values if variable.dtype.name == "bool" else values.astype(variable.dtype.wide)
+    return shown
 
 
 def _as_json(checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, object]:

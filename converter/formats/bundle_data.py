@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from converter.dtype import STRING, VARIANT, DType
 from converter.errors import InputError
@@ -105,7 +104,7 @@ class Value:
             self.opened.verified.add(place)
         return lambda start, size: file.read(offset + start, size)
 
-    def _strings(self) -> npt.NDArray[np.object_]:
+    def _strings(self) -> Array:
         data, opened = self.file.read(self.offset, self.size), self.opened
         try:
             values, crc = decode_strings(

@@ -89,12 +89,11 @@ class Index:
         hidden = {piece.key for pieces in slices.values() for piece in pieces}
         values: dict[str, Value | Sliced] = {}
         for key, raw in self._entries.items():
-            if key not in hidden:
+            if key in slices:
+                values[_name(key)] = self._assembled(_name(key), raw, slices[key])
+            elif key not in hidden:
                 name = _name(key)
-                pieces = slices.get(key)
-                values[name] = (
-                    self._assembled(name, raw, pieces) if pieces else self._value(name, raw)
-                )
+                values[name] = self._value(name, raw)
         return values
 
     def _header(self, raw: bytes) -> tuple[int, bool]:

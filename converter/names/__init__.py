@@ -7,9 +7,6 @@ looks like a slot is a model variable. docs/names.md lists the rules.
 
 from __future__ import annotations
 
-from converter.names.by_name import roles
-from converter.names.evidence import scope_of
-from converter.names.objects import object_roles
 from converter.names.role import MODEL, Kind, Role
 
-__all__ = ["MODEL", "Kind", "Role", "object_roles", "roles", "scope_of"]
+__all__ = ["MODEL", "Kind", "Role"]

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from converter import (
     Array,
@@ -47,7 +46,7 @@ _UNREADABLE = (
 )
 
 
-def read_mean_abs(path: Path, checkpoint: Checkpoint) -> dict[str, npt.NDArray[np.float64]]:
+def read_mean_abs(path: Path, checkpoint: Checkpoint) -> dict[str, Array]:
     """Return the mean absolute value of each variable that the file has one for.
 
     Args:
@@ -78,7 +77,7 @@ def read_mean_abs(path: Path, checkpoint: Checkpoint) -> dict[str, npt.NDArray[n
     return {name: _checked(path, entries[about[name]], checkpoint[name]) for name in found}
 
 
-def _checked(path: Path, entry: Variable, variable: Variable) -> npt.NDArray[np.float64]:
+def _checked(path: Path, entry: Variable, variable: Variable) -> Array:
     wanted = ((), variable.shape[-1:])
     if entry.shape not in wanted:
         raise PlanError(
