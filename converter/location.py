@@ -168,16 +168,21 @@ def _shard_counts(prefix: str) -> list[int]:
     return sorted(found, key=lambda count: found[count])
 
 
-def _shards(prefix: str, count: int) -> Location:
+def _present_shards(prefix: str, count: int) -> dict[int, Path]:
     directory, base = os.path.split(prefix)
     present = {}
-    for name in _listing(directory or "."):
+    for name in sorted(_listing(directory or ".")):
         match = _V1_SHARD.fullmatch(name)
         if match and match[1] == base and match[2].isdigit() and int(match[3]) == count:
             present[int(match[2])] = Path(directory, name)
-    pattern = f"{prefix}-?????-of-{count:05d}"
+    return present
+
+
+def _shards(prefix: str, count: int) -> Location:
+    present = _present_shards(prefix, count)
     if not present:
-        raise InputError(f"no checkpoint at {pattern}" + _nearby(directory or "."))
+        pattern = f"{prefix}-?????-of-{count:05d}"
+        raise InputError(f"no checkpoint at {pattern}" + _nearby(os.path.dirname(prefix) or "."))
     # Not range(count): the name of a file can claim any number of shards.
     missing = next(i for i in range(len(present) + 1) if i not in present)
     if missing < count:
@@ -200,7 +205,9 @@ def _in_directory(path: str) -> Location:
     found = list(_all_in(path, sorted(_listing(path))))
     if not found:
         raise InputError(f"no checkpoint in {path}" + _nearby(path))
-    return max(found, key=_newness)
+    newest = max(found, key=_newness)
+    # Of a sharded V1 checkpoint a shard may be missing, which `locate` tells.
+    return locate(newest.path) if newest.kind == "v1" else newest
 
 
 def _newness(location: Location) -> tuple[bool, int, float, str]:
@@ -262,7 +269,8 @@ def _all_in(directory: str, files: Iterable[str]) -> Iterator[Location]:
                 yield Location("v1", (Path(path),), path)
             elif (key := (match[1], int(match[3]))) not in sharded_v1:
                 sharded_v1[key] = None
-                yield _shards(*key)
+                # Some may be missing, which is told when it is opened.
+                yield Location("v1", tuple(_present_shards(*key).values()), match[1])
 
 
 def _ends(path: str) -> tuple[bytes, bytes]:

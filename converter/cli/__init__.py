@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from converter.errors import ConverterError, printable
+from converter.errors import ConverterError, UsageError, did_you_mean, printable
 
 # Here, so that `--help` imports none of them.
 _COMMANDS = {
@@ -49,7 +49,10 @@ class _Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in _COMMANDS and _is_checkpoint(args[0]):
+        if args[0] not in _COMMANDS:
+            if not _is_checkpoint(args[0]):
+                near = did_you_mean(args[0], _COMMANDS) or "; `convert --help` lists them"
+                raise UsageError(f"{args[0]!r} is no command, and no checkpoint{near}")
             args = ["ckpt", *args]
         return super().resolve_command(ctx, args)
 
@@ -68,8 +71,8 @@ def _is_checkpoint(word: str) -> bool:
     try:
         locate(word)
     except ConverterError:
-        # Damage and near misses are better told by ckpt than by "no such command".
-        return os.path.lexists(word)
+        # Damage and near misses are better told by ckpt than by "no command".
+        return os.path.lexists(word) or not word.isalpha()
     return True
 
 

@@ -52,7 +52,6 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     convert ckpt model.ckpt-100 --rename 'model/(.*)=\\1' -o out/ --to tf
     convert ckpt model.ckpt-100 --plugin pad --shape 'embedding=16,8' -n
     """
-    import json
 
     from converter.checkpoint import open_checkpoint
     from converter.cli import report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 import click
 import numpy as np
@@ -105,7 +105,7 @@ def _headline(checkpoint: Checkpoint, total: Total) -> str:
     facts = [checkpoint.format]
     if checkpoint.step is not None:
         facts.append(f"step {checkpoint.step:,}")
-    shards = [file for file in checkpoint.files if file.suffix not in (".index", ".json")]
+    shards = [file for file in checkpoint.files if not file.name.endswith((".index", ".json"))]
     if len(shards) > 1:
         facts.append(count(len(shards), "shard"))
     facts += [count(total.variables, "variable"), size(total.nbytes)]
@@ -211,9 +211,8 @@ def _corner(variable: Variable) -> Array | None:
     values = variable.read(tuple(reversed([slice(0, min(pair)) for pair in sizes])))
     if variable.dtype is STRING:
         texts = [value.decode("utf-8", "backslashreplace") for value in values.reshape(-1)]
-        return np.array(texts, object).reshape(values.shape)
-    shown: Array = values if variable.dtype.name == "bool" else values.astype(variable.dtype.wide)
-    return shown
+        return cast("Array", np.array(texts, object).reshape(values.shape))
+    return values if variable.dtype.name == "bool" else values.astype(variable.dtype.wide)
 
 
 def _as_json(checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, object]:

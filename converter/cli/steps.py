@@ -45,7 +45,9 @@ class StrategyCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
         own = super().get_params(ctx)
-        groups["Options"] = [r for p in own if (r := p.get_help_record(ctx)) is not None]
+        # Arguments, which stand in the usage line, have records too since click 8.2.
+        flags = [p for p in own if isinstance(p, click.Option)]
+        groups["Options"] = [r for p in flags if (r := p.get_help_record(ctx)) is not None]
         for flag in _flags(self, ctx):
             record = flag.click_option.get_help_record(ctx)
             if record is not None:

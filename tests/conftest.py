@@ -1,0 +1,70 @@
+"""Shared by all tests: where the real checkpoints are, and what was recorded about them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from converter import Variable
+
+DATA = Path(__file__).parent / "data"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A real checkpoint with its recorded contents; tests/data/README.md tells the fields."""
+
+    directory: Path
+    record: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.directory.name
+
+    @property
+    def path(self) -> str:
+        """What people would pass: the prefix, the frozen graph, or the SavedModel directory."""
+        return str(self.directory / (self.record.get("graph_def") or self.record["prefix"]))
+
+    def variables(self) -> dict[str, dict[str, Any]]:
+        return {v["name"]: v for v in self.record["variables"]}
+
+
+def all_cases() -> Iterator[Case]:
+    for file in sorted(DATA.glob("*/case.json")):
+        yield Case(file.parent, json.loads(file.read_text()))
+
+
+CASES = [case for case in all_cases() if case.record["format"] != "keras"]
+VALID = [case for case in CASES if case.record["damaged"] is False]
+DAMAGED = [case for case in CASES if case.record["damaged"] is not False]
+
+
+def case(name: str) -> Case:
+    return next(case for case in all_cases() if case.name == name)
+
+
+def digest(variable: Variable) -> str | list[str]:
+    """Return the SHA-256 of the bytes, or the strings as hex: what `case.json` records."""
+    values = variable.read()
+    if variable.dtype.name == "string":
+        return [value.hex() for value in values.ravel()]
+    return hashlib.sha256(np.asarray(values, order="C").tobytes()).hexdigest()
+
+
+def expected(record: dict[str, Any]) -> str | list[str]:
+    recorded: str | list[str] = record["sha256"] or record["strings_hex"]
+    return recorded
+
+
+@pytest.fixture
+def lstm() -> str:
+    """A character language model by TensorFlow 1.4: LSTM, Adam slots, moving averages."""
+    return case("tf14_v2_charlm_lstm_ema").path

@@ -1,0 +1,225 @@
+"""Output is absent or complete, whenever the process is killed, and the next run works."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import case
+
+from converter import Checkpoint, ConverterError, InputError, PlanError, convert, open_checkpoint
+from converter.publish import Outputs, clean, publish, staging
+
+# Each change of the file system is announced, and waits until the parent lets it pass.
+STEPPED = """
+import os, sys
+def stepped(function):
+    def wrapper(*args, **kwargs):
+        print(function.__name__, flush=True)
+        sys.stdin.readline()
+        return function(*args, **kwargs)
+    return wrapper
+for name in ("rename", "replace", "link", "unlink", "mkdir", "rmdir", "fsync"):
+    setattr(os, name, stepped(getattr(os, name)))
+from converter import convert
+source, output, to, force, shard_size = sys.argv[1:]
+convert(source, output, to=to, force=force == "force", shard_size=int(shard_size) or None)
+"""
+
+
+def _killed_after(steps: int, arguments: list[str]) -> bool:
+    """Let a conversion make some changes of the file system, and kill it; False if it ended."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", STEPPED, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        for _ in range(steps):
+            if not process.stdout.readline():
+                return False
+            process.stdin.write("\n")
+            process.stdin.flush()
+        return bool(process.stdout.readline())
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _values(checkpoint: Checkpoint) -> dict[str, bytes]:
+    return {name: variable.read().tobytes() for name, variable in checkpoint.items()}
+
+
+def _found(path: Path) -> dict[str, bytes] | None:
+    """Return what a reader finds, or None where it finds nothing."""
+    try:
+        checkpoint = open_checkpoint(path)
+    except InputError:
+        return None
+    checkpoint.check(checkpoint)
+    return _values(checkpoint)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("output", "to", "shard_size"),
+    [
+        ("out/model.safetensors", "safetensors", 0),
+        ("out", "safetensors", 4000),
+        ("out", "tf", 0),
+        ("out", "tf", 4000),
+    ],
+)
+@pytest.mark.parametrize("before", ["absent", "empty directory", "other output"])
+def test_killed_at_any_point(
+    output: str, to: str, shard_size: int, before: str, tmp_path: Path
+) -> None:
+    old_source = case("tf012_v2_lstm_peephole").path
+    new_source = case("tf012_v2_gru_seqlen").path
+    new = _values(open_checkpoint(new_source))
+    old = _values(open_checkpoint(old_source))
+    force = "force" if before == "other output" else "no"
+    killed, steps = True, 0
+    while killed:
+        place = tmp_path / str(steps)
+        place.mkdir()
+        target = place / output
+        if before == "empty directory":
+            (place / "out").mkdir()
+        elif before == "other output" and to == "safetensors":
+            # More shards than the new one, so that some would be left over.
+            convert(old_source, target, shard_size=3000 if shard_size else None)
+        elif before == "other output":
+            convert(old_source, place / "out" / "gru.index", shard_size=shard_size and 1000)
+        arguments = [new_source, str(target), to, force, str(shard_size)]
+        killed = _killed_after(steps, arguments)
+        expected = [new, None, old] if before == "other output" else [new, None]
+        assert _found(target) in expected, f"killed after {steps} changes"
+        if killed:
+            complete = _found(target) == new
+            convert(
+                new_source,
+                target,
+                to=to,
+                force=complete or force == "force",
+                shard_size=shard_size or None,
+            )
+        assert _found(target) == new
+        fresh = tmp_path / f"fresh{steps}"
+        convert(new_source, fresh / output, to=to, shard_size=shard_size or None)
+        assert _tree(place) == _tree(fresh)
+        steps += 1
+    assert steps > 5
+
+
+def _tree(directory: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_exception_leaves_nothing(tmp_path: Path, lstm: str) -> None:
+    from collections.abc import Iterable
+    from dataclasses import dataclass
+    from typing import ClassVar
+
+    from converter import Array, Region, Strategy, Variable
+
+    @dataclass(frozen=True)
+    class Fails(Strategy):
+        """Fail in the last variable."""
+
+        name: ClassVar[str] = "fails"
+
+        def apply(self, checkpoint: Checkpoint) -> Iterable[Variable]:
+            *first, last = checkpoint.values()
+            yield from first
+
+            def load(region: Region) -> Array:
+                raise ValueError("no such luck")
+
+            yield last.derive(load)
+
+    with pytest.raises(ConverterError, match="no such luck"):
+        convert(lstm, tmp_path / "a" / "b" / "out", [Fails()], to="tf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_existing_output_is_refused_and_kept(tmp_path: Path, lstm: str) -> None:
+    target = tmp_path / "x.safetensors"
+    target.write_bytes(b"precious")
+    with pytest.raises(PlanError, match="exists; use --force"):
+        convert(lstm, target)
+    assert target.read_bytes() == b"precious"
+    convert(lstm, target, force=True)
+    assert len(open_checkpoint(target)) == len(open_checkpoint(lstm))
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_other_files_of_the_directory_are_left_alone(tmp_path: Path, lstm: str) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    convert(lstm, tmp_path, to="tf")
+    convert(lstm, tmp_path, to="tf", force=True)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_source_is_never_the_output(tmp_path: Path, lstm: str) -> None:
+    convert(lstm, tmp_path, to="tf")
+    before = _tree(tmp_path)
+    for output in (tmp_path, tmp_path / ".." / tmp_path.name):
+        with pytest.raises(PlanError, match="never written"):
+            convert(tmp_path, output, to="tf", force=True)
+    assert _tree(tmp_path) == before
+
+
+def test_a_run_in_progress_is_not_cleaned_up(tmp_path: Path, lstm: str) -> None:
+    with staging(tmp_path) as busy:
+        (busy / "half").write_bytes(b"x")
+        clean(tmp_path)
+        convert(lstm, tmp_path / "x.safetensors")
+        assert (busy / "half").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_what_appeared_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    outputs = Outputs(tmp_path, ("a", "b"), "b")
+    with staging(tmp_path) as stage:
+        for name in outputs.files:
+            (stage / name).write_text("new")
+        (tmp_path / "b").write_text("theirs")
+        with pytest.raises(PlanError, match="exists by now"):
+            publish(stage, outputs)
+    assert (tmp_path / "b").read_text() == "theirs"
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
+def test_full_disk(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("no right to mount a tmpfs here")
+    try:
+        source = case("tf115_v2_bert_mini").path
+        for to in ("tf", "safetensors"):
+            with pytest.raises(ConverterError, match="No space left") as caught:
+                convert(source, disk / "out", to=to)
+            assert caught.value.exit_code == 1
+            assert list(disk.iterdir()) == []
+        small = case("tf115_v2_slash_prefix").path
+        convert(small, disk / "out", to="tf")
+        assert np.prod(open_checkpoint(disk / "out")["linear/kernel"].shape) == 30
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
