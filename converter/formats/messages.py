@@ -5,7 +5,9 @@ pool is built when the first message is asked for.
 
 References:
     tensorflow/core/protobuf: tensor_bundle.proto, trackable_object_graph.proto;
-    tensorflow/core/framework: versions.proto, tensor_shape.proto, tensor_slice.proto.
+    meta_graph.proto, saved_model.proto, saver.proto; tensorflow/core/framework: versions.proto,
+    tensor_shape.proto, tensor_slice.proto, graph.proto, node_def.proto, attr_value.proto,
+    function.proto.
 """
 
 from __future__ import annotations
@@ -54,6 +56,62 @@ _MESSAGES = {
     ],
     "RegisteredSaver": ["1 name string", "2 object_name string"],
     "BoolValue": ["1 value bool"],
+    # Graphs. A map is repeated entries, and the tensor of a constant stays unread.
+    "SavedModel": ["2 meta_graphs *MetaGraphDef"],
+    "MetaGraphDef": [
+        "1 meta_info_def MetaInfoDef",
+        "2 graph_def GraphDef",
+        "3 saver_def SaverDef",
+        "4 collection_def *CollectionEntry",
+        "5 signature_def *SignatureEntry",
+        "7 object_graph_def bytes",
+    ],
+    "MetaInfoDef": ["4 tags *bytes", "5 tensorflow_version bytes"],
+    "SaverDef": [
+        "1 filename_tensor_name bytes",
+        "2 save_tensor_name bytes",
+        "3 restore_op_name bytes",
+    ],
+    "CollectionEntry": ["1 key bytes", "2 value CollectionDef"],
+    "CollectionDef": ["1 node_list BytesList", "2 bytes_list BytesList"],
+    "BytesList": ["1 value *bytes"],
+    "SignatureEntry": ["1 key bytes", "2 value SignatureDef"],
+    "SignatureDef": ["1 inputs *TensorInfoEntry", "2 outputs *TensorInfoEntry"],
+    "TensorInfoEntry": ["1 key bytes", "2 value TensorInfo"],
+    "TensorInfo": ["1 name bytes", "2 dtype int32", "3 tensor_shape TensorShapeProto"],
+    "GraphDef": ["1 node *NodeDef", "2 library FunctionDefLibrary", "4 versions VersionDef"],
+    "FunctionDefLibrary": ["1 function *FunctionDef"],
+    "FunctionDef": ["1 signature OpDef", "3 node_def *NodeDef"],
+    "OpDef": ["1 name bytes", "2 input_arg *ArgDef"],
+    "ArgDef": ["1 name bytes"],
+    "NodeDef": [
+        "1 name bytes",
+        "2 op bytes",
+        "3 input *bytes",
+        "4 device bytes",
+        "5 attr *AttrEntry",
+    ],
+    "AttrEntry": ["1 key bytes", "2 value AttrValue"],
+    "AttrValue": [
+        "1 list AttrList",
+        "2 s bytes",
+        "3 i int64",
+        "4 f float",
+        "5 b bool",
+        "6 type int32",
+        "7 shape TensorShapeProto",
+        "8 tensor bytes",
+        "10 func NameAttrList",
+    ],
+    "AttrList": [
+        "2 s *bytes",
+        "3 i *int64",
+        "4 f *float",
+        "5 b *bool",
+        "6 type *int32",
+        "7 shape *TensorShapeProto",
+    ],
+    "NameAttrList": ["1 name bytes"],
 }
 
 _PACKAGE = "ckpt_converter"
