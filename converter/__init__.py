@@ -1,7 +1,7 @@
 """Convert TensorFlow checkpoints, variable by variable, without TensorFlow.
 
 The whole job is `convert(source, output, strategies)`; `open_checkpoint(path)` gives the variables.
-A plugin needs `Strategy`, `option`, `hookimpl` and the errors.
+A plugin needs `Strategy` or `Initializer`, `option`, `hookimpl` and the errors.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from converter.dtype import DType
     from converter.errors import ConverterError, InputError, PlanError, UsageError
     from converter.hookspecs import hookimpl
+    from converter.initializer import Initializer
     from converter.names import Role
     from converter.options import option
     from converter.patterns import by_name, matching, select
@@ -28,6 +29,7 @@ __all__ = [
     "Checkpoint",
     "ConverterError",
     "DType",
+    "Initializer",
     "InputError",
     "PlanError",
     "Region",
@@ -53,6 +55,7 @@ _HOMES = {
     "dtype": ("DType",),
     "errors": ("ConverterError", "InputError", "PlanError", "UsageError"),
     "hookspecs": ("hookimpl",),
+    "initializer": ("Initializer",),
     "names": ("Role",),
     "options": ("option",),
     "patterns": ("by_name", "matching", "select"),

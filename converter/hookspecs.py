@@ -1,7 +1,8 @@
 """The hooks of a plugin: the plugin author's reference.
 
-A plugin is an installed package with an entry point in the group `converter`, or a single file
-that is named on the command line. Two files make one. `converter_double.py`:
+A plugin brings strategies, initializers, or both. It is an installed package with an entry point
+in the group `converter`, or a single file that is named on the command line. Two files make one.
+`converter_double.py`:
 
     \"\"\"Multiplies float variables.\"\"\"
 
@@ -61,6 +62,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
+    from converter.initializer import Initializer
     from converter.strategy import Strategy
 
 PROJECT = "converter"
@@ -81,5 +83,33 @@ def converter_strategies() -> Iterable[type[Strategy]]:
         @hookimpl
         def converter_strategies() -> Iterable[type[Strategy]]:
             return [Double, Half]
+    """
+    return ()
+
+
+@hookspec
+def converter_initializers() -> Iterable[type[Initializer]]:
+    """Give the initializers of this plugin: classes, not instances.
+
+    Called once. Every initializer is a frozen dataclass with a `name` that neither a built-in one
+    nor another plugin uses: two of one name are an error that names both. An instance is called
+    with `(rng, shape, fan_in, fan_out, old, template)` for each block that is drawn, and returns
+    an array of that shape; `converter.Initializer` tells the rest.
+
+    Example:
+        @dataclass(frozen=True)
+        class Sparse(Initializer):
+            \"\"\"Zeros, but for some entries that are normal.\"\"\"
+
+            name: ClassVar[str] = "sparse"
+            share: float = option(0.1, help="how many entries are not zero")
+
+            def __call__(self, rng, shape, fan_in, fan_out, old, template):
+                return rng.standard_normal(shape) * (rng.random(shape) < self.share)
+
+
+        @hookimpl
+        def converter_initializers() -> Iterable[type[Initializer]]:
+            return [Sparse]
     """
     return ()

@@ -51,12 +51,16 @@ class Kind:
         parse: the value of a command-line text; ValueError where it is none.
         check: the value itself, of the exact type; TypeError or ValueError where it is none.
             The path is the directory that relative paths start from.
+        read: for what plugins can add to, `NAME` or `NAME(key=value)`: the value of a text, given
+            the classes by name (None: the built-in ones), or UsageError; `check` then gets that.
+            None for all other kinds.
     """
 
     words: str
     metavar: str
     parse: Callable[[str], object]
     check: Callable[[object, Path], object]
+    read: Callable[[object, Mapping[str, Any] | None], object] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +111,8 @@ class Option:
         """Return the value of what the command line has: one text, or all of a repeated flag.
 
         `PATTERN=VALUE` is split at its last `=`, so that patterns can hold one; a value with a
-        `=` in it needs a recipe.
+        `=` in it needs a recipe, but for what stands in the brackets of `NAME(key=value)`. What
+        plugins can add to (`Kind.read`) stays a text, which `check` reads.
 
         Raises:
             UsageError: the text is no such value.
@@ -116,10 +121,13 @@ class Option:
             return given
         texts = [given] if isinstance(given, str) else given
         try:
+            values: object
             if self.container is dict:
-                return self.check(self._pairs(texts))
-            values = tuple(self._parsed(text) for text in texts)
-            return self.check(values if self.multiple else values[-1])
+                values = self._pairs(texts)
+            else:
+                several = tuple(self._parsed(text) for text in texts)
+                values = several if self.multiple else several[-1]
+            return values if self.kind.read else self.check(values)
         except UsageError as error:
             raise UsageError(f"{self.flag}: {error}") from None
 
@@ -132,7 +140,11 @@ class Option:
     def _pairs(self, texts: Sequence[str]) -> dict[str, object]:
         pairs: dict[str, object] = {}
         for text in texts:
-            pattern, separator, value = text.rpartition("=")
+            # The `=` of the arguments separate nothing; names of variables can hold brackets.
+            end = text.rfind("(") if self.kind.read and text.endswith(")") else -1
+            head, tail = (text, "") if end < 0 else (text[:end], text[end:])
+            pattern, separator, value = head.rpartition("=")
+            value += tail
             if not separator or not pattern:
                 raise UsageError(f"must be {self.metavar}, got {text!r}")
             if pattern in pairs:
@@ -140,11 +152,16 @@ class Option:
             pairs[pattern] = self._parsed(value, f"{pattern!r} ")
         return pairs
 
-    def check(self, value: object, directory: Path = Path()) -> object:
+    def check(
+        self,
+        value: object,
+        directory: Path = Path(),
+        classes: Mapping[str, Any] | None = None,
+    ) -> object:
         """Return a value as the strategy's constructor wants it, or refuse it.
 
         Types are strict: True is no integer, and '128' is none. A text for a path is relative to
-        `directory`; a Path is taken as it is.
+        `directory`; a Path is taken as it is. `classes` is for `Kind.read`.
 
         Raises:
             UsageError: the value is of another type, or none of the choices; without a subject.
@@ -152,15 +169,27 @@ class Option:
         if self.container is dict:
             if not isinstance(value, Mapping):
                 raise UsageError(f"must be a table of {self.metavar}, got {reprlib.repr(value)}")
-            return {key: self._one(item, directory, f"{key!r} ") for key, item in value.items()}
+            return {
+                key: self._one(item, directory, classes, f"{key!r} ") for key, item in value.items()
+            }
         if self.multiple:
             items = value if isinstance(value, (list, tuple)) else [value]
-            return tuple(self._one(item, directory) for item in items)
-        return self._one(value, directory)
+            return tuple(self._one(item, directory, classes) for item in items)
+        return self._one(value, directory, classes)
 
-    def _one(self, value: object, directory: Path, subject: str = "") -> object:
+    def _one(
+        self,
+        value: object,
+        directory: Path,
+        classes: Mapping[str, Any] | None,
+        subject: str = "",
+    ) -> object:
         try:
+            if self.kind.read:
+                value = self.kind.read(value, classes)
             checked = self.kind.check(value, directory)
+        except UsageError as error:
+            raise UsageError(f"{subject}{error}") from None
         except (TypeError, ValueError, OverflowError):
             raise UsageError(
                 f"{subject}must be {self.kind.words}, got {reprlib.repr(value)}"
@@ -274,6 +303,9 @@ def _resolve(hint: object, subject: str) -> tuple[Kind, type | None, tuple[str, 
     origin, args = get_origin(hint), get_args(hint)
     if hint in _KINDS:
         return _KINDS[hint], None, None
+    # A class can say itself how its values are read.
+    if isinstance(kind := getattr(hint, "OPTION_KIND", None), Kind):
+        return kind, None, None
     if origin in (Union, types.UnionType):
         rest = [arg for arg in args if arg is not types.NoneType]
         if len(rest) == 1:
@@ -282,7 +314,7 @@ def _resolve(hint: object, subject: str) -> tuple[Kind, type | None, tuple[str, 
         return _KINDS[str], None, args
     elif origin is tuple and len(args) == 2 and args[1] is Ellipsis:
         kind, container, choices = _resolve(args[0], subject)
-        if container is None and kind in (_KINDS[str], _KINDS[Path]):
+        if container is None and (kind in (_KINDS[str], _KINDS[Path]) or kind.read):
             return kind, tuple, choices
     elif origin in (Mapping, dict) and args[0] is str:
         kind, container, choices = _resolve(args[1], subject)
@@ -290,8 +322,8 @@ def _resolve(hint: object, subject: str) -> tuple[Kind, type | None, tuple[str, 
             return kind, dict, choices
     raise ConverterError(
         f"{subject}: an option cannot be {_spell(hint)}; it can be str, int, float, bool, Path, "
-        f"Literal of texts, tuple[str, ...], tuple[Path, ...], tuple[int, ...], a Mapping from str "
-        f"to one of these, or one of these | None"
+        f"Initializer, Literal of texts, tuple[str, ...], tuple[Path, ...], tuple[int, ...], a "
+        f"Mapping from str to one of these, or one of these | None"
     )
 
 

@@ -47,7 +47,8 @@ class Step:
         Raises:
             UsageError: there is no such plugin or option; a value is missing or of another type.
         """
-        return build(self._strategy(registry), self.values, self.where, self.directory)
+        strategy = self._strategy(registry)
+        return build(strategy, self.values, self.where, self.directory, registry.initializers)
 
     def _strategy(self, registry: Registry) -> type[Strategy]:
         try:

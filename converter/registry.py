@@ -1,4 +1,4 @@
-"""Which strategies there are, and who brought them."""
+"""Which strategies and initializers there are, and who brought them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import pluggy
 
 from converter import hookspecs
 from converter.errors import ConverterError, UsageError, did_you_mean
+from converter.initializer import Initializer, arguments
 from converter.options import Option
 from converter.strategy import Strategy, options
 
 if TYPE_CHECKING:
     from importlib.metadata import Distribution, EntryPoint
+
+T = TypeVar("T")
 
 GROUP = "converter"
 DISABLED = "CONVERTER_DISABLED_PLUGINS"
@@ -31,7 +34,7 @@ _FILE = re.compile(r"(?s)(?P<path>.*\.py)(?::(?P<name>[^:/\\]+))?")
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """What brings strategies: an installed package's entry point, or a file.
+    """What brings strategies or initializers: an installed package's entry point, or a file.
 
     Attributes:
         name: the entry point's name, or the file as it was given.
@@ -67,19 +70,37 @@ class Broken:
 
 @dataclass(frozen=True)
 class Registry:
-    """The strategies of all plugins that were loaded.
+    """The strategies and initializers of all plugins that were loaded.
 
     Attributes:
         strategies: strategy by name, sorted.
         plugins: who brought it, by the same names.
         broken: the plugins that could not be loaded.
         files: the names of the strategies of each file, by the file as it was given.
+        brought: the initializers that are not built in, by name, with who brought them.
     """
 
     strategies: Mapping[str, type[Strategy]]
     plugins: Mapping[str, Plugin]
     broken: tuple[Broken, ...] = ()
     files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    brought: Mapping[str, tuple[type[Initializer], Plugin]] = field(default_factory=dict)
+
+    @property
+    def initializers(self) -> Mapping[str, type[Initializer]]:
+        """All initializers by name, sorted, the built-in ones included."""
+        from converter.initializers import BUILT_IN
+
+        own = {name: initializer for name, (initializer, _) in self.brought.items()}
+        return dict(sorted((own | dict(BUILT_IN)).items()))
+
+    def brings_no_strategy(self, choice: str) -> bool:
+        """Whether a choice is a file that was loaded and has initializers only."""
+        match = _FILE.fullmatch(choice)
+        path = match["path"] if match and match["name"] is None else None
+        return self.files.get(path or "") == () and any(
+            plugin.name == path for _, plugin in self.brought.values()
+        )
 
     def get(self, choice: str) -> type[Strategy]:
         """Return the strategy of a name, or of a file: `./mine.py`, `./mine.py:name`.
@@ -92,6 +113,10 @@ class Registry:
     def origin(self, name: str) -> str:
         """Return who brought a strategy: distribution and version, or the file."""
         return self.plugins[name].origin
+
+    def origin_of_initializer(self, name: str) -> str:
+        """Return who brought an initializer: distribution and version, the file, or `built in`."""
+        return self.brought[name][1].origin if name in self.brought else "built in"
 
     def _name(self, choice: str) -> str:
         match = _FILE.fullmatch(choice)
@@ -133,27 +158,58 @@ def load(choices: Iterable[str] = ()) -> Registry:
     """
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
-    found: list[tuple[Plugin, type[Strategy]]] = []
+    found: list[tuple[Plugin, _Provided]] = []
     broken = []
     for plugin, entry in _entry_points():
         try:
-            found += [(plugin, strategy) for strategy in _provided(manager, plugin, entry.load())]
+            found.append((plugin, _provided(manager, plugin, entry.load())))
         # Whatever somebody's module raises, an exit included, must not take the program along.
         except (Exception, SystemExit) as error:
             broken.append(Broken(plugin, _one_line(error)))
     files: dict[str, tuple[str, ...]] = {}
     for path in dict.fromkeys(m["path"] for m in map(_FILE.fullmatch, choices) if m):
-        strategies = _load_file(manager, path)
-        files[path] = tuple(strategy.name for strategy in strategies)
-        found += [(Plugin(path), strategy) for strategy in strategies]
-    plugins: dict[str, Plugin] = {}
-    for plugin, strategy in found:
-        if strategy.name in plugins:
-            raise _conflict(f"strategy {strategy.name!r}", plugins[strategy.name], plugin)
-        plugins[strategy.name] = plugin
-    strategies_by_name = dict(sorted((strategy.name, strategy) for _, strategy in found))
-    _check_flags(strategies_by_name, plugins)
-    return Registry(strategies_by_name, plugins, tuple(broken), files)
+        provided = _load_file(manager, path)
+        files[path] = tuple(strategy.name for strategy in provided.strategies)
+        found.append((Plugin(path), provided))
+    strategies = _unique(
+        "strategy", [(p, s.name, s) for p, given in found for s in given.strategies]
+    )
+    brought = _unique(
+        "initializer", [(p, i.name, i) for p, given in found for i in given.initializers]
+    )
+    if brought:
+        _check_built_in(brought)
+    plugins = {name: plugin for name, (_, plugin) in strategies.items()}
+    by_name = {name: strategy for name, (strategy, _) in sorted(strategies.items())}
+    _check_flags(by_name, plugins)
+    return Registry(by_name, plugins, tuple(broken), files, brought)
+
+
+@dataclass(frozen=True, slots=True)
+class _Provided:
+    """What one plugin brings."""
+
+    strategies: Sequence[type[Strategy]]
+    initializers: Sequence[type[Initializer]]
+
+
+def _unique(
+    what: str, found: Iterable[tuple[Plugin, str, type[T]]]
+) -> dict[str, tuple[type[T], Plugin]]:
+    by_name: dict[str, tuple[type[T], Plugin]] = {}
+    for plugin, name, given in found:
+        if name in by_name:
+            raise _conflict(f"{what} {name!r}", by_name[name][1], plugin)
+        by_name[name] = given, plugin
+    return by_name
+
+
+def _check_built_in(brought: Mapping[str, tuple[type[Initializer], Plugin]]) -> None:
+    from converter.initializers import BUILT_IN
+
+    for name, (_, plugin) in brought.items():
+        if name in BUILT_IN:
+            raise _conflict(f"initializer {name!r}", "converter itself", plugin)
 
 
 def _entry_points() -> list[tuple[Plugin, EntryPoint]]:
@@ -168,10 +224,8 @@ def _entry_points() -> list[tuple[Plugin, EntryPoint]]:
     ]
 
 
-def _provided(
-    manager: pluggy.PluginManager, plugin: Plugin, module: object
-) -> list[type[Strategy]]:
-    """Return the strategies that a plugin's hook gives, all of them well declared."""
+def _provided(manager: pluggy.PluginManager, plugin: Plugin, module: object) -> _Provided:
+    """Return what a plugin's hooks give, all of it well declared."""
     if manager.register(module, plugin.name) is None:
         raise ConverterError("it is registered already")
     try:
@@ -179,35 +233,58 @@ def _provided(
     except pluggy.PluginValidationError:
         manager.unregister(module)
         raise
-    hook = manager.hook.converter_strategies
-    implementation = next((i for i in hook.get_hookimpls() if i.plugin is module), None)
-    if implementation is None:
+    strategies = _given(manager.hook.converter_strategies, module)
+    initializers = _given(manager.hook.converter_initializers, module)
+    if strategies is None and initializers is None:
         raise ConverterError("it has no hook; decorate converter_strategies with @hookimpl")
-    return [_checked(given) for given in cast("Iterable[object]", implementation.function())]
+    return _Provided(
+        [_checked(given) for given in strategies or ()],
+        [_checked_initializer(given) for given in initializers or ()],
+    )
+
+
+def _given(hook: pluggy.HookCaller, module: object) -> Iterable[object] | None:
+    """Return what one plugin's hook gives; None where it does not have it."""
+    implementation = next((i for i in hook.get_hookimpls() if i.plugin is module), None)
+    return cast("Iterable[object]", implementation.function()) if implementation else None
 
 
 def _checked(strategy: object) -> type[Strategy]:
-    if isinstance(strategy, Strategy):
+    _check_class(strategy, Strategy, "converter_strategies")
+    options(cast("type[Strategy]", strategy))
+    return cast("type[Strategy]", strategy)
+
+
+def _checked_initializer(initializer: object) -> type[Initializer]:
+    _check_class(initializer, Initializer, "converter_initializers")
+    arguments(cast("type[Initializer]", initializer))
+    return cast("type[Initializer]", initializer)
+
+
+def _check_class(given: object, wanted: type, hook: str) -> None:
+    if isinstance(given, wanted):
         raise ConverterError(
-            f"converter_strategies gave an instance of {type(strategy).__qualname__}; give the "
-            f"class"
+            f"{hook} gave an instance of {type(given).__qualname__}; give the class"
         )
-    if not isinstance(strategy, type) or not issubclass(strategy, Strategy):
-        raise ConverterError(f"converter_strategies gave {strategy!r}, which is no Strategy")
-    options(strategy)
-    return strategy
+    if not isinstance(given, type) or not issubclass(given, wanted):
+        raise ConverterError(f"{hook} gave {given!r}, which is no {wanted.__name__}")
 
 
-def _load_file(manager: pluggy.PluginManager, path: str) -> list[type[Strategy]]:
-    """Return the strategies of a file: what its hook gives, or else those that it defines."""
+def _load_file(manager: pluggy.PluginManager, path: str) -> _Provided:
+    """Return what a file brings: what its hooks give, or else what it defines."""
     module = _empty_module(path)
     try:
         assert module.__spec__ is not None
         assert module.__spec__.loader is not None
         module.__spec__.loader.exec_module(module)
-        if hasattr(module, "converter_strategies"):
+        if any(
+            hasattr(module, hook) for hook in ("converter_strategies", "converter_initializers")
+        ):
             return _provided(manager, Plugin(path), module)
-        return [_checked(strategy) for strategy in _defined(module)]
+        return _Provided(
+            [_checked(strategy) for strategy in _defined(module, Strategy)],
+            [_checked_initializer(given) for given in _defined(module, Initializer)],
+        )
     # As for an installed plugin, but this one was asked for.
     except (Exception, SystemExit) as error:
         raise UsageError(f"{path}: {_one_line(error)}") from error
@@ -225,12 +302,12 @@ def _empty_module(path: str) -> ModuleType:
     return module
 
 
-def _defined(module: ModuleType) -> list[type[Strategy]]:
+def _defined(module: ModuleType, wanted: type[T]) -> list[type[T]]:
     return [
         value
         for value in vars(module).values()
         if isinstance(value, type)
-        and issubclass(value, Strategy)
+        and issubclass(value, wanted)
         and value.__module__ == module.__name__
     ]
 
@@ -255,7 +332,7 @@ def _check_flags(strategies: Mapping[str, type[Strategy]], plugins: Mapping[str,
                 raise _conflict(f"flag {option.flag}", plugins[owner], plugins[name])
 
 
-def _conflict(what: str, one: Plugin, other: Plugin) -> UsageError:
-    leave_out: Sequence[str] = [p.name for p in (other, one) if p.distribution is not None]
+def _conflict(what: str, one: Plugin | str, other: Plugin) -> UsageError:
+    leave_out = [p.name for p in (other, one) if isinstance(p, Plugin) and p.distribution]
     advice = f"leave one out with {DISABLED}={leave_out[0]}" if leave_out else "rename one"
     return UsageError(f"{what} comes from both {one} and {other}; {advice}")

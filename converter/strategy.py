@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_type_hints
 
 from converter.errors import ConverterError, UsageError, did_you_mean
+from converter.initializer import Initializer
 from converter.options import Option, make_option, option
 
 if TYPE_CHECKING:
@@ -42,9 +43,9 @@ class Strategy:
     That declaration gives the constructor `Double(factor=3.0)`, the flag `--double-factor 3`, the
     key `factor = 3.0` of a recipe's step, and its checks. A field named like the strategy is the
     flag `--double`, which also chooses the strategy. Fields can be `str`, `int`, `float`, `bool`,
-    `Path`, `Literal["a", "b"]`, `tuple[str, ...]` and `tuple[Path, ...]` (repeatable),
-    `tuple[int, ...]` (sizes), a `Mapping` from `str` (a pattern) to one of these (repeatable
-    `PATTERN=VALUE`), and `None` beside any.
+    `Path`, `Literal["a", "b"]`, `Initializer`, `tuple[str, ...]` and `tuple[Path, ...]`
+    (repeatable), `tuple[int, ...]` (sizes), a `Mapping` from `str` (a pattern) to one of these
+    (repeatable `PATTERN=VALUE`), and `None` beside any.
 
     Rules that need more than one field belong in `__post_init__`, which raises UsageError.
 
@@ -145,7 +146,11 @@ def summary(strategy: type[Strategy]) -> str:
 
 
 def build(
-    strategy: type[S], values: Mapping[str, object], where: str, directory: Path = Path()
+    strategy: type[S],
+    values: Mapping[str, object],
+    where: str,
+    directory: Path = Path(),
+    initializers: Mapping[str, type[Initializer]] | None = None,
 ) -> S:
     """Make a strategy of values by option name, as a recipe or the command line has them.
 
@@ -154,6 +159,7 @@ def build(
         values: the given options, raw (lists, tables, texts) or as `Option.parse` returns them.
         where: the subject of every error: `recipe.toml: step 1 (pad)`, or `pad`.
         directory: what relative paths given as text start from. A Path is taken as it is.
+        initializers: those that a text can name; None for the built-in ones.
 
     Raises:
         UsageError: an option is unknown, missing, or of another type; the strategy refuses them.
@@ -165,7 +171,7 @@ def build(
             near = did_you_mean(key, known) or f"; it has {', '.join(known) or 'no options'}"
             raise UsageError(f"{where}: {strategy.name} has no option {key!r}{near}")
         try:
-            checked[key] = known[key].check(value, directory)
+            checked[key] = known[key].check(value, directory, initializers)
         except UsageError as error:
             raise UsageError(f"{where}: {key} {error}") from None
     for option_ in known.values():
@@ -198,4 +204,4 @@ def _plain(value: object) -> object:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+    return str(value) if isinstance(value, (Path, Initializer)) else value

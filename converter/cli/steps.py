@@ -130,12 +130,19 @@ def steps_of(ctx: click.Context, recipe: Recipe | None) -> tuple[Step, ...]:
     values = dict(ctx.params)
     flags = {id(f.click_option): f for f in _flags(ctx.command, ctx)}
     plugins = iter(values["plugin"])
+    registry = _registry(ctx)
     for parameter in ctx.meta["converter.order"]:
         if parameter.name == "plugin":
-            chosen.setdefault(_resolved(ctx, next(plugins)), {})
+            # A file that has initializers only is loaded, and there is nothing to apply.
+            if not registry.brings_no_strategy(choice := next(plugins)):
+                chosen.setdefault(registry.get(choice).name, {})
         elif (flag := flags.get(id(parameter))) and flag.option.selects:
             chosen.setdefault(flag.owners[0], {})
-    given_steps = [step.named(_registry(ctx)) for step in recipe.steps] if recipe else []
+    given_steps = [
+        step.named(registry)
+        for step in (recipe.steps if recipe else ())
+        if step.values or not registry.brings_no_strategy(step.plugin)
+    ]
     in_recipe = [step.plugin for step in given_steps]
     for flag in flags.values():
         given = values.get(_dest(flag.option))
@@ -148,10 +155,6 @@ def steps_of(ctx: click.Context, recipe: Recipe | None) -> tuple[Step, ...]:
         for taker in takers:
             chosen.setdefault(taker, {})[flag.option.name] = flag.option.parse(given)
     return merge(given_steps, list(chosen.items()))
-
-
-def _resolved(ctx: click.Context, plugin: str) -> str:
-    return _registry(ctx).get(plugin).name
 
 
 def plugins_of(ctx: click.Context) -> tuple[str, ...]:
