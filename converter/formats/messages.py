@@ -7,7 +7,7 @@ References:
     tensorflow/core/protobuf: tensor_bundle.proto, trackable_object_graph.proto;
     meta_graph.proto, saved_model.proto, saver.proto; tensorflow/core/framework: versions.proto,
     tensor_shape.proto, tensor_slice.proto, graph.proto, node_def.proto, attr_value.proto,
-    function.proto.
+    function.proto, tensor.proto, variable.proto.
 """
 
 from __future__ import annotations
@@ -66,7 +66,11 @@ _MESSAGES = {
         "5 signature_def *SignatureEntry",
         "7 object_graph_def bytes",
     ],
-    "MetaInfoDef": ["4 tags *bytes", "5 tensorflow_version bytes"],
+    "MetaInfoDef": [
+        "2 stripped_op_list bytes",
+        "4 tags *bytes",
+        "5 tensorflow_version bytes",
+    ],
     "SaverDef": [
         "1 filename_tensor_name bytes",
         "2 save_tensor_name bytes",
@@ -81,8 +85,9 @@ _MESSAGES = {
     "TensorInfo": ["1 name bytes", "2 dtype int32", "3 tensor_shape TensorShapeProto"],
     "GraphDef": ["1 node *NodeDef", "2 library FunctionDefLibrary", "4 versions VersionDef"],
     "FunctionDefLibrary": ["1 function *FunctionDef"],
-    "FunctionDef": ["1 signature OpDef", "3 node_def *NodeDef"],
-    "OpDef": ["1 name bytes", "2 input_arg *ArgDef"],
+    "FunctionDef": ["1 signature OpDef", "3 node_def *NodeDef", "4 ret *FunctionReturn"],
+    "FunctionReturn": ["1 key bytes", "2 value bytes"],
+    "OpDef": ["1 name bytes", "2 input_arg *ArgDef", "3 output_arg *ArgDef"],
     "ArgDef": ["1 name bytes"],
     "NodeDef": [
         "1 name bytes",
@@ -94,13 +99,14 @@ _MESSAGES = {
     "AttrEntry": ["1 key bytes", "2 value AttrValue"],
     "AttrValue": [
         "1 list AttrList",
-        "2 s bytes",
-        "3 i int64",
-        "4 f float",
-        "5 b bool",
-        "6 type int32",
+        # One of these is there, which says what kind of value it is: False and 0 are written too.
+        "2 s ?bytes",
+        "3 i ?int64",
+        "4 f ?float",
+        "5 b ?bool",
+        "6 type ?int32",
         "7 shape TensorShapeProto",
-        "8 tensor bytes",
+        "8 tensor ?bytes",
         "10 func NameAttrList",
     ],
     "AttrList": [
@@ -110,8 +116,30 @@ _MESSAGES = {
         "5 b *bool",
         "6 type *int32",
         "7 shape *TensorShapeProto",
+        "9 func *NameAttrList",
     ],
     "NameAttrList": ["1 name bytes"],
+    # The small constants of a graph; what may be large is read by tensor_proto.
+    "TensorProto": [
+        "1 dtype int32",
+        "2 tensor_shape TensorShapeProto",
+        "4 tensor_content bytes",
+        "5 float_val *float",
+        "6 double_val *double",
+        "7 int_val *int32",
+        "8 string_val *bytes",
+        "10 int64_val *int64",
+        "11 bool_val *bool",
+        "13 half_val *int32",
+    ],
+    "TensorHead": ["1 dtype int32", "2 tensor_shape TensorShapeProto"],
+    "VariableDef": ["1 variable_name bytes", "4 save_slice_info_def SaveSliceInfoDef"],
+    "SaveSliceInfoDef": [
+        "1 full_name bytes",
+        "2 full_shape *int64",
+        "3 var_offset *int64",
+        "4 var_shape *int64",
+    ],
 }
 
 _PACKAGE = "ckpt_converter"

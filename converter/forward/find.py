@@ -1,0 +1,274 @@
+"""The forward part of a graph: what its outputs need, and what was decided about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from converter.dtype import STRING
+from converter.errors import UsageError
+from converter.forward.dropout import Dropout, find_dropouts
+from converter.forward.graph import Graph, Node, Tensor
+from converter.forward.inputs import Input, describe, probability_root
+from converter.forward.ops import EXITS, MERGES, RANDOM, SWITCHES
+from converter.forward.outputs import Output, find_outputs, sources_of
+from converter.forward.variables import Held, variables_of
+
+_DECIDED = ("flag", "keep", "rate")
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What is run of a graph.
+
+    Attributes:
+        graph: the whole of it.
+        outputs: what comes out.
+        inputs: what the outputs need from outside.
+        variables: where the values of the variables that they need are, by node.
+        bypassed: dropouts whose probability is a constant of the graph, which are left out.
+        random: the nodes that draw random numbers which the outputs depend on.
+        notes: what could not be decided, or is to be known, one line each.
+    """
+
+    graph: Graph
+    outputs: tuple[Output, ...]
+    inputs: tuple[Input, ...]
+    variables: Mapping[str, Held]
+    bypassed: tuple[Dropout, ...]
+    random: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @cached_property
+    def instead(self) -> Mapping[Tensor, Tensor]:
+        """What is taken in the place of dropped values."""
+        return {dropout.output: dropout.value for dropout in self.bypassed}
+
+
+def find_forward(
+    graph: Graph,
+    keys: Collection[str],
+    *,
+    fetches: Sequence[str] = (),
+    fed: Collection[str] = (),
+    can_run: Callable[[str], bool] | None = None,
+) -> Forward:
+    """Find what of a graph is the model, for inference.
+
+    Args:
+        graph: the graph of a checkpoint.
+        keys: the names of the checkpoint's variables.
+        fetches: the tensors that somebody wants; none for what looks like outputs.
+        fed: the tensors that somebody gives values for.
+        can_run: tells of an op whether it can be run; None for all of them.
+
+    Raises:
+        UsageError: a tensor does not exist or cannot be fetched; no output is found.
+        InputError: the graph is damaged.
+    """
+    return _Finder(graph, keys, [graph.expect(name) for name in fed], can_run).find(fetches)
+
+
+class _Finder:
+    def __init__(
+        self,
+        graph: Graph,
+        keys: Collection[str],
+        fed: Collection[Tensor],
+        can_run: Callable[[str], bool] | None,
+    ) -> None:
+        self.graph = graph
+        self.held = variables_of(graph, keys)
+        self.fed = frozenset(fed)
+        self.dropouts = list(find_dropouts(graph))
+        self.sources = {s: describe(graph, s, self.dropouts) for s in sources_of(graph)}
+        self._can_run = can_run
+        decided = {s: i.value for s, i in self.sources.items() if i.kind == "flag"}
+        self._dead = _dead(graph, {s: bool(v) for s, v in decided.items() if s not in fed})
+        self._notes: list[str] = []
+
+    def find(self, fetches: Sequence[str]) -> Forward:
+        bypassed = self._bypassed()
+        self._instead = {dropout.output: dropout.value for dropout in bypassed}
+        outputs = self._outputs(fetches)
+        needed = self._needed([output.tensor for output in outputs])
+        inputs = [i for i in self.sources.values() if self._is_needed(i, needed, outputs)]
+        bypassed = [d for d in bypassed if d.output.node in needed or d.value.node in needed]
+        random = self._random(needed)
+        self._note(inputs, bypassed, random, needed)
+        return Forward(
+            self.graph,
+            tuple(outputs),
+            tuple(inputs),
+            {name: where for name, where in self.held.items() if name in needed},
+            tuple(bypassed),
+            tuple(random),
+            tuple(self._notes),
+        )
+
+    def _needed(self, tensors: Sequence[Tensor]) -> set[str]:
+        given = {s for s, i in self.sources.items() if i.kind != "default"} | self.fed
+        return self.graph.ancestors(tensors, given=given, instead=self._instead)
+
+    def _is_needed(self, found: Input, needed: set[str], outputs: Sequence[Output]) -> bool:
+        source = found.tensor
+        if source in self.fed:
+            return True
+        taken = any(
+            source in user.inputs and user.name in needed
+            for user in self.graph.consumers.get(source.node, ())
+        )
+        return taken or any(output.tensor == source for output in outputs)
+
+    def _outputs(self, fetches: Sequence[str]) -> list[Output]:
+        if fetches:
+            wanted = [Output(self.graph.expect(name), "chosen") for name in fetches]
+            for name, output in zip(fetches, wanted, strict=True):
+                self._check_fetch(name, output.tensor)
+            return wanted
+        ignored = [s for s, i in self.sources.items() if i.kind in _DECIDED]
+        found = find_outputs(self.graph, set(self.held), ignored)
+        usable = [output for output in found if self._can_compute(output)]
+        if not usable:
+            raise UsageError(
+                f"{self.graph.path}: "
+                + (
+                    "none of its outputs can be run"
+                    if found
+                    else "nothing in it looks like an output"
+                )
+                + "".join(f"; {note}" for note in self._notes[:1])
+                + "; say what to compute (--fetch NAME)"
+            )
+        return usable
+
+    def _check_fetch(self, name: str, source: Tensor) -> None:
+        node = self.graph.nodes[source.node]
+        frame = self.graph.frames.get(source.node)
+        if frame is not None and node.op not in EXITS:
+            leaving = [n.name for n in self.graph.nodes.values() if n.op in EXITS]
+            near = [n for n in leaving if n.startswith(frame.rpartition("/")[0])][:4]
+            raise UsageError(
+                f"{name}: it is computed inside the loop {frame}, and cannot be fetched; "
+                f"fetch what leaves the loop{': ' if near else ''}{', '.join(near)}"
+            )
+        unknown = self._unknown(source)
+        if unknown is not None:
+            raise UsageError(f"{name}: {_cannot(unknown)}; feed what it computes (--feed)")
+
+    def _can_compute(self, output: Output) -> bool:
+        unknown = self._unknown(output.tensor)
+        if unknown is None:
+            return True
+        self._notes.append(f"{output.tensor} is left out: {_cannot(unknown)}")
+        return False
+
+    def _unknown(self, source: Tensor) -> Node | None:
+        if self._can_run is None:
+            return None
+        nodes = (self.graph.nodes[name] for name in sorted(self._needed([source])))
+        return next((node for node in nodes if not self._can_run(node.op)), None)
+
+    def _bypassed(self) -> list[Dropout]:
+        """Return the dropouts that nothing turns off but to leave them out."""
+        found = []
+        for dropout in self.dropouts:
+            root, _ = probability_root(self.graph, dropout)
+            controlled = root in self.sources or root in self.fed or dropout.probability in self.fed
+            if not controlled and dropout.random not in self._dead:
+                found.append(dropout)
+        return found
+
+    def _random(self, needed: set[str]) -> list[str]:
+        off = {dropout.random for dropout in self.dropouts}
+        return [
+            name
+            for name in self.graph.nodes
+            if name in needed - self._dead - off and self.graph.nodes[name].op in RANDOM
+        ]
+
+    def _note(
+        self,
+        inputs: Sequence[Input],
+        bypassed: Sequence[Dropout],
+        random: Sequence[str],
+        needed: set[str],
+    ) -> None:
+        for found in inputs:
+            if found.tensor in self.fed:
+                continue
+            if found.kind == "flag" and "does not tell" in found.why:
+                self._notes.append(f"{found.tensor}: {found.why}, and fed False; --feed decides")
+            elif found.kind in ("number", "size") and found.dtype is not STRING:
+                what = "becomes a size" if found.kind == "size" else "nothing tells what it is"
+                self._notes.append(f"{found.tensor}: a single number, {what}; --feed decides")
+        for dropout in bypassed:
+            value = self.graph.constant(dropout.probability)
+            said = f" {float(value):g}" if value is not None and value.shape == () else ""
+            what = "keep probability" if dropout.keeps else "rate"
+            self._notes.append(
+                f"{dropout.output} drops at random, with a {what}{said} that the graph holds; "
+                "it is left out"
+            )
+        for name in random[:3]:
+            more = f" (and {len(random) - 3} more)" if name == random[2:3] else ""
+            self._notes.append(f"{name}{more} draws random numbers, from a fixed seed here")
+        training = list(_batch_normalised(self.graph, needed - self._dead))
+        if training:
+            more = f" (and {len(training) - 1} more)" if len(training) > 1 else ""
+            self._notes.append(f"{training[0]}{more} normalises by the batch, as in training")
+
+
+def _cannot(node: Node) -> str:
+    return f"it needs {node.name}, and TensorFlow has no op {node.op} any more"
+
+
+def _batch_normalised(graph: Graph, names: set[str]) -> Iterator[str]:
+    for name, node in graph.nodes.items():
+        if name in names and node.op.startswith("FusedBatchNorm") and "Grad" not in node.op:
+            said = node.attribute("is_training")
+            if said is None or said.b:
+                yield name
+
+
+def _dead(graph: Graph, decided: Mapping[Tensor, bool]) -> set[str]:
+    """Return the nodes in the branches that are not taken."""
+    after: dict[str, list[Node]] = {}
+    for node in graph.nodes.values():
+        for name in node.controls:
+            after.setdefault(name, []).append(node)
+    dead: set[str] = set()
+    cut: set[Tensor] = set()
+    waiting: list[Node] = []
+    for node in graph.nodes.values():
+        if node.op in SWITCHES and len(node.inputs) == 2:
+            taken = _truth(graph, node.inputs[1], decided)
+            if taken is not None:
+                cut.add(Tensor(node.name, int(not taken)))
+                waiting += graph.consumers.get(node.name, ())
+    while waiting:
+        node = waiting.pop()
+        gone = [source in cut or source.node in dead for source in node.inputs]
+        is_dead = all(gone) if node.op in MERGES else any(gone)
+        if node.name in dead or not (is_dead or any(name in dead for name in node.controls)):
+            continue
+        dead.add(node.name)
+        waiting += graph.consumers.get(node.name, ())
+        waiting += after.get(node.name, ())
+    return dead
+
+
+def _truth(graph: Graph, source: Tensor, decided: Mapping[Tensor, bool]) -> bool | None:
+    negated = False
+    for _ in range(len(graph.nodes)):
+        source = graph.origin(source)
+        node = graph.nodes.get(source.node)
+        if source in decided:
+            return decided[source] != negated
+        if node is None or node.op != "LogicalNot":
+            break
+        source, negated = node.inputs[0], not negated
+    value = graph.constant(source)
+    is_bool = value is not None and value.shape == () and value.dtype == bool
+    return bool(value) != negated if is_bool else None

@@ -1,0 +1,260 @@
+"""What the inputs of a graph are for, as far as the graph tells it, and values that suit them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from converter.dtype import DType
+from converter.forward.dropout import Dropout
+from converter.forward.graph import Graph, Node, Tensor
+from converter.forward.ops import CARRYING, COMPARING, LOOKUPS, PARTITIONING, SIZING, SWITCHES
+
+Kind = Literal["data", "ids", "lengths", "flag", "keep", "rate", "size", "number", "default"]
+
+_TRAINING = re.compile(
+    r"(^|[_/])(is_?)?(train(ing)?(_phase|_mode)?|phase(_train)?|learning_phase)(_|$|\d)"
+)
+_INFERENCE = re.compile(
+    r"(^|[_/])(is_?)?(infer(ence|ring)?|predict(ing|ion)?|test(ing)?|eval(uat(e|ing|ion))?)(_|$|\d)"
+)
+_KEEP = re.compile(r"keep_?prob|prob_?keep|dropout_?keep|keep_?rate")
+_RATE = re.compile(r"drop(out)?_?(rate|prob)|prob_?drop")
+
+_MAX_VISITED = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One tensor that a graph gets from outside.
+
+    Attributes:
+        tensor: which.
+        dtype: its dtype, or None where the graph does not tell it.
+        shape: its shape, with -1 for sizes and None for a rank that are not fixed.
+        kind: what it is for: `data`; `ids`, which look something up; `lengths` of sequences;
+            a `flag`; the probability to `keep` or the `rate` to drop at; a `size`; another
+            `number`; or `default`, which brings its own value.
+        value: what inference wants, where that is decided.
+        low: the least value of ids.
+        limit: what ids stay below; None where nothing limits them.
+        why: what told it.
+    """
+
+    tensor: Tensor
+    dtype: DType | None
+    shape: tuple[int, ...] | None
+    kind: Kind
+    why: str = ""
+    value: float | bool | None = None
+    low: int = 0
+    limit: int | None = None
+
+
+def describe(graph: Graph, source: Tensor, dropouts: Collection[Dropout] = ()) -> Input:
+    """Tell what an input is for.
+
+    Args:
+        graph: the graph.
+        source: the input.
+        dropouts: the dropouts of the graph.
+    """
+    dtype, shape = graph.dtype(source), graph.shape(source)
+    node = graph.nodes[source.node]
+    is_scalar = shape == ()
+    uses = _follow(graph, source)
+    found = Input(source, dtype, shape, "data")
+    name = dtype.name if dtype is not None else ""
+    if name == "bool" and (is_scalar or uses.is_branch):
+        return _flag(found, source.node)
+    if name.startswith(("float", "bfloat")) and (is_scalar or shape is None):
+        decided = _probability(graph, found, dropouts)
+        if decided is not None:
+            return decided
+    if node.op == "PlaceholderWithDefault":
+        return _derive(found, "default", "it brings its own value")
+    if name.startswith(("int", "uint")):
+        if is_scalar and _TRAINING.search(source.node.lower()):
+            return _flag(found, source.node)
+        return _integers(found, uses, is_scalar=is_scalar)
+    if is_scalar:
+        return _derive(found, "number", "nothing tells what it is")
+    return found
+
+
+def _derive(found: Input, kind: Kind, why: str, value: float | bool | None = None) -> Input:
+    return Input(found.tensor, found.dtype, found.shape, kind, why, value)
+
+
+def _flag(found: Input, name: str) -> Input:
+    name = name.lower()
+    if _TRAINING.search(name):
+        return _derive(found, "flag", "training flag by its name", False)
+    if _INFERENCE.search(name):
+        return _derive(found, "flag", "inference flag by its name", True)
+    return _derive(found, "flag", "its name does not tell: taken for a training flag", False)
+
+
+def _probability(graph: Graph, found: Input, dropouts: Iterable[Dropout]) -> Input | None:
+    for dropout in dropouts:
+        root, keeps = probability_root(graph, dropout)
+        if root == found.tensor:
+            return _kept(found, keeps, "decides a dropout")
+    name = found.tensor.node.lower()
+    if found.shape == () and _KEEP.search(name):
+        return _kept(found, True, "by its name")
+    if found.shape == () and _RATE.search(name):
+        return _kept(found, False, "by its name")
+    return None
+
+
+def _kept(found: Input, keeps: bool, why: str) -> Input:
+    if keeps:
+        return _derive(found, "keep", f"keep probability: {why}", 1.0)
+    return _derive(found, "rate", f"dropout rate: {why}", 0.0)
+
+
+def probability_root(graph: Graph, dropout: Dropout) -> tuple[Tensor, bool]:
+    """Return where the probability of a dropout comes from, and whether it is that of keeping."""
+    source, keeps = graph.origin(dropout.probability), dropout.keeps
+    node = graph.nodes.get(source.node)
+    while node is not None and node.op == "Sub" and len(node.inputs) == 2:
+        one = graph.constant(node.inputs[0])
+        if one is None or one.shape != () or float(one) != 1:
+            break
+        source, keeps = graph.origin(node.inputs[1]), not keeps
+        node = graph.nodes.get(source.node)
+    return source, keeps
+
+
+@dataclass(slots=True)
+class _Uses:
+    """What becomes of an input's values.
+
+    Attributes:
+        limits: sizes of what they look up, less what was added before.
+        lows: the least values that do not become negative before.
+        parts: the rows of the parts of partitioned tables.
+        is_branch: a branch is taken by them.
+        is_length: sequences end by them.
+        is_size: they become a shape.
+    """
+
+    limits: list[int] = field(default_factory=list)
+    lows: list[int] = field(default_factory=list)
+    parts: dict[str, int] = field(default_factory=dict)
+    is_branch: bool = False
+    is_length: bool = False
+    is_size: bool = False
+
+
+def _follow(graph: Graph, source: Tensor) -> _Uses:
+    uses = _Uses()
+    waiting: list[tuple[Tensor, int, bool]] = [(source, 0, False)]
+    seen = {source}
+    while waiting and len(seen) < _MAX_VISITED:
+        now, offset, parted = waiting.pop()
+        for user in graph.consumers.get(now.node, ()):
+            if now not in user.inputs:
+                continue
+            if _note(graph, user, now, offset, parted, uses):
+                continue
+            added = _added(graph, user, now)
+            partitions = user.op in PARTITIONING and user.inputs[0] == now
+            if added is None and not partitions and user.op not in (*CARRYING, "DynamicPartition"):
+                continue
+            for result in _results(graph, user):
+                if result not in seen:
+                    seen.add(result)
+                    parts = parted or user.op == "DynamicPartition"
+                    waiting.append((result, offset + (added or 0), parts))
+    return uses
+
+
+def _results(graph: Graph, node: Node) -> set[Tensor]:
+    users = graph.consumers.get(node.name, ())
+    return {part for user in users for part in user.inputs if part.node == node.name}
+
+
+def _note(graph: Graph, user: Node, now: Tensor, offset: int, parted: bool, uses: _Uses) -> bool:
+    """Take note of a use that ends the walk; tell whether it does."""
+    place = user.inputs.index(now)
+    if user.op in LOOKUPS and place == 1:
+        rows = _rows(graph, user)
+        if rows is not None and parted:
+            uses.parts[str(user.inputs[0])] = rows
+        elif rows is not None:
+            uses.limits.append(rows - offset)
+            uses.lows.append(-offset)
+        return True
+    if user.op == "OneHot" and place == 0:
+        depth = graph.constant(user.inputs[1])
+        if depth is not None and depth.shape == ():
+            uses.limits.append(int(depth) - offset)
+            uses.lows.append(-offset)
+        return True
+    if user.op in ("ReverseSequence", "CTCLoss") and place > 0:
+        uses.is_length = True
+        return True
+    if user.op in COMPARING:
+        uses.is_length = True
+        return True
+    if user.op in SWITCHES and place == 1:
+        uses.is_branch = True
+        return True
+    if user.op in ("If", "StatelessIf") and place == 0:
+        uses.is_branch = True
+        return True
+    if user.op in SIZING and (place > 0 or user.op in ("Pack", "Fill", "RandomUniform")):
+        uses.is_size = True
+    return False
+
+
+def _rows(graph: Graph, lookup: Node) -> int | None:
+    """Return the size of the axis in which a lookup looks."""
+    table = graph.origin(lookup.inputs[0])
+    node = graph.nodes.get(table.node)
+    shape = graph.shape(lookup.inputs[0]) or graph.shape(table)
+    if node is not None and node.op == "VarHandleOp":
+        said = node.attribute("shape")
+        shape = tuple(dim.size for dim in said.shape.dim) if said is not None else None
+    axis = graph.constant(lookup.inputs[2]) if len(lookup.inputs) > 2 else 0
+    at = int(axis) if axis is not None and getattr(axis, "shape", ()) == () else 0
+    if not shape or not -len(shape) <= at < len(shape) or shape[at] < 1:
+        return None
+    return shape[at]
+
+
+def _added(graph: Graph, user: Node, now: Tensor) -> int | None:
+    """Return the constant that an op adds, or None where it does something else."""
+    if user.op not in ("Add", "AddV2", "Sub") or len(user.inputs) != 2:
+        return None
+    other = user.inputs[1] if user.inputs[0] == now else user.inputs[0]
+    value = graph.constant(other)
+    if value is None or value.shape != () or value.dtype.kind not in "iu":
+        return None
+    if user.op == "Sub":
+        return -int(value) if user.inputs[0] == now else None
+    return int(value)
+
+
+def _integers(found: Input, uses: _Uses, *, is_scalar: bool) -> Input:
+    limits = [*uses.limits, *([sum(uses.parts.values())] if uses.parts else [])]
+    if limits:
+        low, limit = max([0, *uses.lows]), min(limits)
+        if low < limit:
+            why = f"looks up one of {limit}"
+            return Input(found.tensor, found.dtype, found.shape, "ids", why, None, low, limit)
+    if is_scalar:
+        kind: Kind = "size" if uses.is_size or uses.is_length else "number"
+        return _derive(found, kind, "becomes a size" if kind == "size" else "nothing tells")
+    if uses.is_length:
+        return _derive(found, "lengths", "sequences end by it")
+    return _derive(found, "data", "nothing limits its values")
+
+
+def names(inputs: Iterable[Input]) -> Mapping[str, Input]:
+    """Return inputs by what people call them."""
+    return {str(found.tensor): found for found in inputs}

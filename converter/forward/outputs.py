@@ -1,0 +1,362 @@
+"""Finds what people would call the outputs of a graph, and which of its inputs are labels.
+
+A training graph holds its model, the loss, the gradients, the optimizer and the savers. Forward is
+what depends on data and on variables, and neither on gradients nor on an update. Labels are the
+inputs that never meet a variable. An output is the last tensor that is no scalar and depends on
+no label: nothing follows it, or what follows compares it with labels or with the data again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from converter.forward.graph import Graph, Node, Tensor, texts
+from converter.forward.graph import tensor as tensor_of
+from converter.forward.ops import (
+    DECISIONS,
+    DEQUEUES,
+    EXITS,
+    LAYOUT,
+    LOSS,
+    NEXT,
+    PLACEHOLDERS,
+    SHAPE_ONLY,
+    is_effect,
+    is_watching,
+)
+
+_GRADIENTS = re.compile(r"(^|/)gradients(_\d+)?/")
+# Each source costs a walk over the graph.
+_MAX_SOURCES = 200
+_MAX_STEPS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A tensor that people would call an output.
+
+    Attributes:
+        tensor: which.
+        why: what makes it one.
+    """
+
+    tensor: Tensor
+    why: str
+
+
+def sources_of(graph: Graph) -> list[Tensor]:
+    """Return what a graph gets from outside: placeholders, and what comes out of its pipelines."""
+    found = []
+    for node in graph.nodes.values():
+        if node.op in PLACEHOLDERS:
+            found.append(Tensor(node.name))
+        elif node.op in DEQUEUES:
+            used = {t for user in graph.consumers.get(node.name, ()) for t in user.inputs}
+            found += sorted(t for t in used if t.node == node.name)
+    return found
+
+
+def find_outputs(
+    graph: Graph, variables: Collection[str], ignored: Collection[Tensor] = ()
+) -> list[Output]:
+    """Return the outputs of a graph, in the order of its nodes.
+
+    Args:
+        graph: the graph.
+        variables: the nodes that hold the values of variables.
+        ignored: sources that carry no data: training flags, probabilities.
+    """
+    signed = _signed(graph)
+    if signed:
+        return signed
+    search = _Search(graph, variables, ignored)
+    return search.outputs() or search.last_uses()
+
+
+def _signed(graph: Graph) -> list[Output]:
+    """Return the outputs that the signatures of an exported model name."""
+    found: dict[Tensor, str] = {}
+    for entry in graph.meta.signature_def if graph.meta is not None else ():
+        for output in entry.value.outputs:
+            (name,) = texts([output.value.name])
+            source = tensor_of(name)
+            # What initialises an exported model has a signature too, of an operation.
+            if source.node in graph.nodes and ":" in name:
+                found.setdefault(source, f"signature {'/'.join(texts([entry.key, output.key]))}")
+    # One that only says that it is there gives no tensor.
+    return [Output(source, why) for source, why in found.items() if "__saved_model" not in why]
+
+
+class _Search:
+    """What depends on data, on variables and on labels."""
+
+    def __init__(
+        self, graph: Graph, variables: Collection[str], ignored: Collection[Tensor]
+    ) -> None:
+        self.graph = graph
+        self._after = self._after_updates()
+        self._before = self._before_updates()
+        sources = [source for source in sources_of(graph) if source not in set(ignored)]
+        weights = [Tensor(name) for name in variables]
+        self._weights = self._reached(weights)
+        self._data = self._reached(sources) if sources else self._weights
+        self._meeting = {
+            name for name in self._data - self._before if self._meets_variable(graph.nodes[name])
+        }
+        self._labelled = self._find_labelled(sources)
+
+    def outputs(self) -> list[Output]:
+        compared: dict[Tensor, Node] = {}
+        found: dict[Tensor, str] = {}
+        for node in self._candidates():
+            for user in self._comparing(node):
+                for source in user.inputs:
+                    if source.node == node.name and self.graph.shape(source) != ():
+                        compared[self._before_loss(source, user)] = user
+            if not self._users(node):
+                for source in self._tensors(node):
+                    found[source] = "nothing follows"
+        for source, user in compared.items():
+            if not self._is_part_of_loss(source, user, compared):
+                found[source] = "compared with what is wanted"
+        return self._with_decided(found)
+
+    def last_uses(self) -> list[Output]:
+        """Return the last tensors that are computed with variables, whatever follows them."""
+        frames = self.graph.frames
+        found = {}
+        for name in self._meeting - set(frames):
+            later = self._reached(self._tensors(self.graph.nodes[name]))
+            if not (later - {name}) & self._meeting:
+                found[Tensor(name)] = "the last use of a variable"
+        return self._ordered(found)
+
+    def _with_decided(self, found: dict[Tensor, str]) -> list[Output]:
+        """Add what was decided about: the logits of a softmax say more than their softmax."""
+        waiting = list(found)
+        while waiting:
+            source = waiting.pop()
+            decided = self._decided(source)
+            if decided is not None and decided not in found:
+                found[decided] = f"before {source}"
+                waiting.append(decided)
+        return self._ordered(found)
+
+    def _ordered(self, found: Mapping[Tensor, str]) -> list[Output]:
+        place = {name: number for number, name in enumerate(self.graph.nodes)}
+        ordered = sorted(found, key=lambda source: (place[source.node], source.port))
+        return [Output(source, found[source]) for source in ordered]
+
+    def _after_updates(self) -> set[str]:
+        """Return the gradients, the updates, and what is computed from either."""
+        nodes = self.graph.nodes.values()
+        first = [n.name for n in nodes if is_effect(n.op) or _GRADIENTS.search(n.name)]
+        found, waiting = set(first), first
+        while waiting:
+            for user in self.graph.consumers.get(waiting.pop(), ()):
+                if user.name not in found:
+                    found.add(user.name)
+                    waiting.append(user.name)
+        return found
+
+    def _before_updates(self) -> set[str]:
+        """Return what is computed for updates alone, with the updates and what follows them."""
+        found = set(self._after)
+        effects = {name for name in found if is_effect(self.graph.nodes[name].op)}
+        waiting = [source.node for name in effects for source in self.graph.nodes[name].inputs]
+        while waiting:
+            name = waiting.pop()
+            if name in found or name not in self.graph.nodes:
+                continue
+            users = [u.name for u in self.graph.consumers[name] if not is_watching(u.op)]
+            # Gradients take part of everything, and that tells nothing.
+            users = [user for user in users if user not in self._after or user in effects]
+            if users and all(user in found for user in users):
+                found.add(name)
+                waiting += [source.node for source in self.graph.nodes[name].inputs]
+        return found
+
+    def _reached(self, sources: Iterable[Tensor]) -> set[str]:
+        """Return the nodes that are computed from the values of tensors."""
+        wanted = set(sources)
+        found: set[str] = {source.node for source in wanted if source.node in self.graph.nodes}
+        waiting = []
+        for name in found:
+            for user in self.graph.consumers.get(name, ()):
+                if wanted & set(user.inputs):
+                    waiting.append(user)
+        while waiting:
+            node = waiting.pop()
+            if node.name in found or node.op in SHAPE_ONLY or node.name in self._after:
+                continue
+            found.add(node.name)
+            waiting += self.graph.consumers.get(node.name, ())
+        return found
+
+    def _meets_variable(self, node: Node) -> bool:
+        return any(
+            source.node in self._weights
+            and source.node not in self._data
+            and self.graph.shape(source) != ()
+            for source in node.inputs
+        )
+
+    def _find_labelled(self, sources: list[Tensor]) -> set[str]:
+        """Return what is computed from labels."""
+        found: set[str] = set()
+        for source in sources if len(sources) <= _MAX_SOURCES else ():
+            if self.graph.shape(source) != ():
+                reached = self._reached([source])
+                if not reached & self._meeting:
+                    found |= reached
+        return found
+
+    def _candidates(self) -> Iterator[Node]:
+        frames = self.graph.frames
+        for name in (self._weights & self._data) - self._before - self._labelled:
+            node = self.graph.nodes[name]
+            if (name not in frames or node.op in EXITS) and not is_watching(node.op):
+                yield node
+
+    def _tensors(self, node: Node) -> list[Tensor]:
+        """Return the tensors of a node that are no scalars."""
+        noted = node.attribute("_output_shapes")
+        count = len(noted.list.shape) if noted is not None else 1
+        found = [Tensor(node.name, index) for index in range(count)]
+        return [source for source in found if self.graph.shape(source) != ()]
+
+    def _users(self, node: Node) -> list[Node]:
+        """Return what takes the values of a node, apart from gradients, updates and summaries."""
+        return [
+            user
+            for user in self.graph.consumers.get(node.name, ())
+            if user.name not in self._before
+            and user.op not in SHAPE_ONLY
+            and not is_watching(user.op)
+        ]
+
+    def _followers(self, node: Node) -> list[Node]:
+        """Return what goes on from a node, without labels; out of a loop where it is in one."""
+        if node.op in NEXT:
+            return self._exits.get(self.graph.frames.get(node.name, ""), [])
+        return [user for user in self._users(node) if user.name not in self._labelled]
+
+    @cached_property
+    def _exits(self) -> dict[str, list[Node]]:
+        found: dict[str, list[Node]] = {}
+        for node in self.graph.nodes.values():
+            if node.op in EXITS and node.inputs:
+                frame = self.graph.frames.get(node.inputs[0].node, "")
+                found.setdefault(frame, []).append(node)
+        return found
+
+    @cached_property
+    def _leading(self) -> set[str]:
+        """The nodes that lead to an output, or are one."""
+        candidates = {node.name for node in self._candidates()}
+        leading: set[str] = set()
+        for node in self._from_last():
+            followers = self._followers(node)
+            if any(user.name in leading for user in followers):
+                leading.add(node.name)
+            elif node.name in candidates and self._tensors(node):
+                users = self._users(node)
+                if not users or any(self._compares(node, user) for user in users):
+                    leading.add(node.name)
+        return leading
+
+    def _from_last(self) -> Iterator[Node]:
+        """Yield the nodes so that each comes after those that follow it; loops are not followed."""
+        done: set[str] = set()
+        for start in self.graph.nodes:
+            stack = [(self.graph.nodes[start], False)] if start in self._data else []
+            while stack:
+                node, is_ready = stack.pop()
+                if is_ready:
+                    yield node
+                elif node.name not in done:
+                    done.add(node.name)
+                    stack.append((node, True))
+                    stack += [(user, False) for user in self._followers(node)]
+
+    def _comparing(self, node: Node) -> list[Node]:
+        return [
+            user
+            for user in self._users(node)
+            if user.name not in self._leading and self._compares(node, user)
+        ]
+
+    def _compares(self, node: Node, user: Node) -> bool:
+        """Tell whether a loss begins here: with labels, or with data that no variable has met."""
+        if user.name in self._labelled:
+            return True
+        return any(
+            source.node != node.name
+            and source.node in self._data
+            and source.node not in self._weights
+            and self.graph.shape(source) != ()
+            for source in user.inputs
+        )
+
+    def _before_loss(self, source: Tensor, user: Node) -> Tensor:
+        """Return what a loss was given, before it takes its layout or logarithm."""
+        first = source
+        for _ in range(_MAX_STEPS):
+            node = self.graph.nodes[source.node]
+            inside = _shares_scope(node, user)
+            # The Python function of this loss flattens first, in old versions outside its scope.
+            is_flat = source == first and node.op == "Reshape" and "CrossEntropy" in user.op
+            is_layout = node.op in LAYOUT and (inside or is_flat)
+            parts = [part for part in node.inputs if part.node in self._weights & self._data]
+            others = [part for part in node.inputs if part not in parts]
+            is_loss = node.op in LOSS and all(
+                self.graph.constant(part) is not None for part in others
+            )
+            is_loss = is_loss and (inside or node.op == "Log")
+            if len(parts) != 1 or not (is_layout or is_loss):
+                break
+            source = parts[0]
+        return source
+
+    def _is_part_of_loss(self, source: Tensor, user: Node, compared: Collection[Tensor]) -> bool:
+        """Tell whether a tensor of a loss's scope is computed from another that is compared.
+
+        A sigmoid cross entropy is written out: labels meet the logits, and what is made of them.
+        """
+        waiting, seen = [source], {source}
+        while waiting and len(seen) < _MAX_STEPS:
+            part = waiting.pop()
+            if part != source and part in compared:
+                continue
+            node = self.graph.nodes[part.node]
+            if not _shares_scope(node, user):
+                return False
+            for before in node.inputs:
+                if before.node in self._weights & self._data and before not in seen:
+                    seen.add(before)
+                    waiting.append(before)
+        return not waiting and len(seen) > 1
+
+    def _decided(self, source: Tensor) -> Tensor | None:
+        """Return the logits behind a softmax or an argmax that is an output."""
+        for _ in range(_MAX_STEPS):
+            node = self.graph.nodes[source.node]
+            if node.op in DECISIONS or node.op in LAYOUT:
+                source = node.inputs[0]
+                is_computed = source.node in self._weights & self._data
+                if not is_computed or source.node in self._labelled | set(self.graph.frames):
+                    return None
+                if node.op in DECISIONS:
+                    return source
+            else:
+                break
+        return None
+
+
+def _shares_scope(node: Node, user: Node) -> bool:
+    """Tell whether two nodes are in one scope; the last op of a scope may have its very name."""
+    scope = node.name.rpartition("/")[0]
+    return scope != "" and scope in (user.name, user.name.rpartition("/")[0])

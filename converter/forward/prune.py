@@ -1,0 +1,132 @@
+"""Cuts a graph down to what its outputs need, so that a new TensorFlow takes it."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from converter.dtype import DType
+from converter.errors import UsageError
+from converter.formats.messages import message
+from converter.forward.find import Forward
+from converter.forward.graph import Graph, Tensor
+from converter.forward.ops import RANDOM, is_effect
+
+# Hints that are wrong once a part of the graph is gone: shapes, colocation, the TPU's cluster.
+_DROPPED = frozenset({b"_output_shapes", b"_class", b"_tpu_replicate", b"_XlaCompile"})
+_ONE_OUTPUT = frozenset({"Placeholder", "PlaceholderV2", "PlaceholderWithDefault", "Const"})
+
+
+class Pruned(NamedTuple):
+    """A graph that can be imported.
+
+    Attributes:
+        definition: the serialized GraphDef.
+        fed: the placeholder in the place of each tensor that is fed.
+        nodes: the names of its nodes.
+        is_changing: whether running it changes variables.
+    """
+
+    definition: bytes
+    fed: Mapping[Tensor, str]
+    nodes: frozenset[str]
+    is_changing: bool
+
+
+def prune(forward: Forward, fed: Mapping[Tensor, DType]) -> Pruned:
+    """Keep what the outputs need, with placeholders for what is fed.
+
+    Control edges stay, as they place constants in loops and branches; but not those from what
+    changes a state, which inference does not want.
+
+    Args:
+        forward: the forward part.
+        fed: the tensors that will be fed, with their dtypes.
+
+    Raises:
+        UsageError: an output is fed.
+    """
+    graph, instead = forward.graph, forward.instead
+    outputs = [output.tensor for output in forward.outputs]
+    for output in outputs:
+        if output in fed:
+            raise UsageError(f"{output}: it is fed, so fetching it tells nothing")
+    needed = graph.ancestors(outputs, given=fed, instead=instead)
+    placeholders = _placeholders(graph, fed)
+    definition = message("GraphDef")()
+    definition.versions.CopyFrom(graph.definition.versions)
+    for source, name in placeholders.items():
+        definition.node.append(_placeholder(name, fed[source]))
+    kept = needed - set(placeholders.values())
+    names = kept | set(placeholders.values())
+    for name in graph.nodes:
+        if name in kept:
+            definition.node.append(_copy(graph, name, placeholders, instead, names))
+    for function in _functions(graph, definition.node):
+        definition.library.function.append(function)
+    is_changing = any(is_effect(graph.nodes[name].op) for name in kept)
+    return Pruned(definition.SerializeToString(), placeholders, frozenset(names), is_changing)
+
+
+def _placeholders(graph: Graph, fed: Mapping[Tensor, DType]) -> dict[Tensor, str]:
+    names = {}
+    for source in fed:
+        name = source.node
+        if graph.nodes[name].op not in _ONE_OUTPUT:
+            name = f"fed/{source.node}_{source.port}"
+            while name in graph.nodes:
+                name += "_"
+        names[source] = name
+    return names
+
+
+def _placeholder(name: str, dtype: DType) -> Any:
+    node = message("NodeDef")(name=name.encode(), op=b"Placeholder")
+    entry = node.attr.add(key=b"dtype")
+    entry.value.type = dtype.tensorflow
+    entry = node.attr.add(key=b"shape")
+    entry.value.shape.unknown_rank = True
+    return node
+
+
+def _copy(
+    graph: Graph,
+    name: str,
+    placeholders: Mapping[Tensor, str],
+    instead: Mapping[Tensor, Tensor],
+    names: set[str],
+) -> Any:
+    node = graph.nodes[name]
+    copy = message("NodeDef")(name=node.message.name, op=node.message.op)
+    for source in node.inputs:
+        taken = instead.get(source, source)
+        text = placeholders.get(taken) or str(taken)
+        copy.input.append(text.encode("utf-8", "surrogateescape"))
+    for control in node.controls:
+        if control in names:
+            copy.input.append(b"^" + control.encode("utf-8", "surrogateescape"))
+    for entry in node.message.attr:
+        if entry.key not in _DROPPED:
+            copy.attr.append(entry)
+    if node.op in RANDOM and not node.op.startswith("Stateless"):
+        # One stream for each name: two models draw the same numbers.
+        for key, seed in ((b"seed", 1), (b"seed2", 1 + zlib.crc32(node.message.name))):
+            entry = next((e for e in copy.attr if e.key == key), None) or copy.attr.add(key=key)
+            entry.value.i = seed
+    return copy
+
+
+def _functions(graph: Graph, nodes: Any) -> list[Any]:
+    """Return the functions that nodes call, and those that these call."""
+    library = {f.signature.name: f for f in graph.definition.library.function}
+    found: dict[bytes, Any] = {}
+    waiting = [*nodes] if library else []
+    while waiting:
+        node = waiting.pop()
+        called = [node.op, *(entry.value.func.name for entry in node.attr)]
+        for name in called:
+            if name in library and name not in found:
+                found[name] = library[name]
+                waiting += library[name].node_def
+    return list(found.values())

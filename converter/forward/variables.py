@@ -1,0 +1,172 @@
+"""Which variable of a checkpoint feeds which variable of its graph, as the savers say.
+
+A key is not the name of its variable: savers take dicts, averages are restored in the place of
+what they average, and the parts of a partitioned variable are slices of one key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from converter.dtype import DType
+from converter.errors import InputError
+from converter.forward.graph import Graph, Node, Tensor, texts
+from converter.forward.ops import ASSIGNS, VARIABLES
+from converter.variable import Array, Region, Variable, whole
+
+_SAVES = {"SaveV2": (1, 2, 3), "SaveSlices": (1, 2, 3), "Save": (1, None, 2)}
+_RESTORES = {"RestoreV2": (1, 2), "RestoreSlice": (1, 2), "Restore": (1, None)}
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Where the value of a variable of a graph is in its checkpoint.
+
+    Attributes:
+        key: the checkpoint's variable.
+        region: the part of it, for a part of a partitioned variable; None for all.
+    """
+
+    key: str
+    region: Region | None = None
+
+    def shape(self, whole_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of the part of a variable of `whole_shape`."""
+        if self.region is None:
+            return whole_shape
+        return tuple(part.stop - part.start for part in self.region)
+
+    def read(self, variable: Variable) -> Array:
+        """Return the value."""
+        return variable.read(self.region if self.region is not None else whole(variable.shape))
+
+
+def variables_of(graph: Graph, keys: Collection[str]) -> dict[str, Held]:
+    """Return where the checkpoint has each variable of its graph, by the name of its node.
+
+    What no saver mentions is there under its own name, or not at all. In a frozen graph the
+    constants that the checkpoint lists are the variables.
+
+    Args:
+        graph: the graph.
+        keys: the names of the checkpoint's variables.
+    """
+    held = {name: Held(name) for name, node in graph.nodes.items() if node.op in VARIABLES}
+    if not held and graph.meta is None:
+        return {name: Held(name) for name in keys if name in graph.nodes}
+    found: dict[str, Held] = {}
+    for name, mention in (*_saved(graph), *_restored(graph)):
+        if mention.key in keys:
+            found.setdefault(name, mention)
+    return {name: found.get(name, own) for name, own in held.items()}
+
+
+def missing(held: Mapping[str, Held], keys: Collection[str]) -> list[str]:
+    """Return the variables of a graph that its checkpoint does not hold."""
+    return [name for name, where in held.items() if where.key not in keys]
+
+
+def check_shape(graph: Graph, name: str, where: Held, variable: Variable) -> DType | None:
+    """Check that a value fits a variable of the graph, and return the dtype that it must have.
+
+    Raises:
+        InputError: it does not, so the graph is not this checkpoint's.
+    """
+    node = graph.nodes[name]
+    wanted = graph.shape(Tensor(name)) if node.op != "VarHandleOp" else _handle_shape(node)
+    shape = where.shape(variable.shape)
+    fits = wanted is None or (
+        len(wanted) == len(shape) and all(a in (-1, b) for a, b in zip(wanted, shape, strict=True))
+    )
+    if where.region is not None:
+        ends = zip(where.region, variable.shape, strict=False)
+        fits &= len(where.region) == len(variable.shape) and all(s.stop <= n for s, n in ends)
+    if not fits:
+        raise InputError(
+            f"{graph.path}: its variable {name} is {_sizes(wanted)}, and {where.key} of the "
+            f"checkpoint is {_sizes(variable.shape)}; it is the graph of another checkpoint"
+        )
+    return node.dtype("dtype") or variable.dtype
+
+
+def _handle_shape(node: Node) -> tuple[int, ...] | None:
+    said = node.attribute("shape")
+    if said is None or said.shape.unknown_rank:
+        return None
+    return tuple(dim.size for dim in said.shape.dim)
+
+
+def _sizes(shape: tuple[int, ...] | None) -> str:
+    return "of unknown rank" if shape is None else f"[{', '.join(map(str, shape))}]"
+
+
+def _current_first(graph: Graph, nodes: list[Node]) -> list[Node]:
+    """Put the nodes of the saver that wrote the checkpoint before those of others."""
+    saver = graph.meta.saver_def.save_tensor_name if graph.meta is not None else b""
+    (name,) = texts([saver])
+    scope = name.rpartition("/")[0]
+    return sorted(nodes, key=lambda node: not node.name.startswith(f"{scope}/"))
+
+
+def _saved(graph: Graph) -> Iterator[tuple[str, Held]]:
+    saves = [node for node in graph.nodes.values() if node.op in _SAVES]
+    for node in _current_first(graph, saves):
+        names_at, slices_at, first = _SAVES[node.op]
+        names = _strings(graph, node, names_at)
+        slices = _strings(graph, node, slices_at)
+        for index, source in enumerate(node.inputs[first:]):
+            variable = _variable(graph, source)
+            if variable is not None and index < len(names):
+                spec = slices[index] if index < len(slices) else ""
+                yield variable, Held(names[index], _region(spec))
+
+
+def _restored(graph: Graph) -> Iterator[tuple[str, Held]]:
+    assigns = [n for n in graph.nodes.values() if n.op in ASSIGNS and len(n.inputs) > 1]
+    for node in _current_first(graph, assigns):
+        source = graph.origin(node.inputs[1])
+        restore = graph.nodes.get(source.node)
+        variable = _variable(graph, node.inputs[0])
+        if restore is None or variable is None or restore.op not in _RESTORES:
+            continue
+        names_at, slices_at = _RESTORES[restore.op]
+        names = _strings(graph, restore, names_at)
+        slices = _strings(graph, restore, slices_at)
+        if source.port < len(names):
+            spec = slices[source.port] if source.port < len(slices) else ""
+            yield variable, Held(names[source.port], _region(spec))
+
+
+def _strings(graph: Graph, node: Node, at: int | None) -> list[str]:
+    if at is None or at >= len(node.inputs):
+        return []
+    value = graph.constant(node.inputs[at])
+    if value is None or not value.dtype.hasobject:
+        return []
+    return list(texts(value.reshape(-1).tolist()))
+
+
+def _variable(graph: Graph, source: Tensor) -> str | None:
+    node = graph.nodes.get(graph.origin(source).node)
+    return node.name if node is not None and node.op in VARIABLES else None
+
+
+def _region(spec: str) -> Region | None:
+    """Return the region that `"48 20 0,48:0,10"` says: the full shape, then a slice for each axis.
+
+    None where it is empty, or cannot be read: then the shape decides.
+    """
+    sizes, _, slices = spec.rpartition(" ")
+    if not sizes:
+        return None
+    region = []
+    try:
+        for size, part in zip(map(int, sizes.split()), slices.split(":"), strict=True):
+            start, length = (0, size) if part == "-" else map(int, part.split(","))
+            if not 0 <= start <= start + length <= size:
+                return None
+            region.append(slice(start, start + length))
+    except ValueError:
+        return None
+    return tuple(region)
