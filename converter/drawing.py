@@ -228,7 +228,7 @@ class Drawing:
         except Exception as error:
             raise ConverterError(
                 f"{variable.name}: the initializer {initializer.name} raised "
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {' '.join(str(error).split())}"
             ) from error
         if found.shape != shape or not np.isfinite(found).all():
             gave = "NaN or infinities" if found.shape == shape else list(found.shape)

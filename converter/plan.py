@@ -129,8 +129,8 @@ def make_plan(
     dropped: dict[str, str] = {}
     notes: list[str] = []
     for strategy in strategies:
-        notes += [f"{strategy.name}: {note}" for note in strategy.notes(result)]
         after = result.derive(_applied(strategy, result))
+        notes += [f"{strategy.name}: {note}" for note in strategy.notes(result)]
         touched = _touched(strategy.name, touched, result, after)
         held = {s for v in after.values() for s in v.sources}
         for name in result:

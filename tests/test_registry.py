@@ -10,7 +10,7 @@ import pytest
 from converter.errors import UsageError
 from converter.registry import Registry, is_file, load
 
-BUILT_IN = ["cast", "drop", "ema", "keep", "pad", "rename", "scale", "truncate"]
+BUILT_IN = ["cast", "drop", "ema", "keep", "pad", "reinit", "rename", "scale", "truncate"]
 
 STRATEGY = '''
 from __future__ import annotations
@@ -251,3 +251,110 @@ def test_the_example_of_the_hook_reference_works(tmp_path: Path) -> None:
     path = tmp_path / "converter_double.py"
     path.write_text("\n".join(line[4:] for line in example.splitlines()))
     assert load([str(path)]).get(str(path)).name == "double"
+
+
+INITIALIZER = '''
+from __future__ import annotations
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+import numpy as np
+from converter import Initializer, hookimpl, option
+
+@dataclass(frozen=True)
+class Own(Initializer):
+    """Sevens."""
+
+    name: ClassVar[str] = "{name}"
+    times: int = option(1, help="x")
+
+    def __call__(self, rng, shape, fan_in, fan_out, old, template):
+        return np.full(shape, 7 * self.times)
+
+@hookimpl
+def converter_initializers() -> Iterable[type[Initializer]]:
+    yield Own
+'''
+
+
+def test_an_installed_plugin_brings_an_initializer(site: Site) -> None:
+    site.install("mine", INITIALIZER.format(name="sevens"))
+    registry = load()
+    assert broken(registry) == []
+    assert registry.initializers["sevens"].name == "sevens"
+    assert registry.origin_of_initializer("sevens") == "mine-dist 1.0"
+    assert registry.origin_of_initializer("normal") == "built in"
+    assert list(registry.initializers) == sorted(registry.initializers)
+    assert "mine" not in registry.strategies
+
+
+def test_a_plugin_brings_both(site: Site) -> None:
+    site.install("mine", INITIALIZER.format(name="sevens") + source("mine").replace("from __future__ import annotations", ""))
+    registry = load()
+    assert broken(registry) == []
+    assert "sevens" in registry.initializers
+    assert "mine" in registry.strategies
+
+
+def test_two_initializers_of_one_name_are_refused_naming_both(site: Site) -> None:
+    site.install("one", INITIALIZER.format(name="same"))
+    site.install("two", INITIALIZER.format(name="same"))
+    with pytest.raises(UsageError) as caught:
+        load()
+    assert str(caught.value) == (
+        "initializer 'same' comes from both plugin one (one-dist 1.0) and plugin two (two-dist "
+        "1.0); leave one out with CONVERTER_DISABLED_PLUGINS=two"
+    )
+
+
+def test_a_built_in_initializer_cannot_be_replaced(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.install("mine", INITIALIZER.format(name="normal"))
+    with pytest.raises(UsageError) as caught:
+        load()
+    assert str(caught.value) == (
+        "initializer 'normal' comes from both converter itself and plugin mine (mine-dist 1.0); "
+        "leave one out with CONVERTER_DISABLED_PLUGINS=mine"
+    )
+    monkeypatch.setenv("CONVERTER_DISABLED_PLUGINS", "mine")
+    (tmp_path / "mine.py").write_text(INITIALIZER.format(name="zeros"))
+    with pytest.raises(UsageError, match=r"both converter itself and .*mine\.py; rename one$"):
+        load([str(tmp_path / "mine.py")])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "error"),
+    [
+        ('"sevens"', '"Sevens"', "Own: the name 'Sevens' must be lower case letters and digits"),
+        ("(frozen=True)", "()", "Own: an initializer is a frozen dataclass"),
+        ("yield Own", "yield Own()", "converter_initializers gave an instance of Own; give the"),
+        ("yield Own", "yield int", "converter_initializers gave <class 'int'>, which is no Init"),
+        ("def __call__", "def draw", "Own: it draws nothing; define __call__"),
+        ("times: int = option(1", "times: list[int] = option(1", "Own.times: an option cannot be"),
+        ('    """Sevens."""\n', "", "Own: it has no docstring"),
+    ],
+)
+def test_a_broken_initializer_costs_one_line(
+    site: Site, before: str, after: str, error: str
+) -> None:
+    site.install("mine", INITIALIZER.format(name="sevens").replace(before, after))
+    registry = load()
+    assert "sevens" not in registry.initializers
+    (line,) = broken(registry)
+    assert line.startswith(f"plugin mine (mine-dist 1.0): {error}")
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("hook", [True, False])
+def test_a_file_brings_initializers(tmp_path: Path, hook: bool) -> None:
+    text = INITIALIZER.format(name="sevens")
+    path = str(tmp_path / "mine.py")
+    Path(path).write_text(text if hook else text.partition("@hookimpl")[0])
+    registry = load([path])
+    assert registry.initializers["sevens"].__module__.endswith("mine.py")
+    assert registry.origin_of_initializer("sevens") == path
+    assert registry.brings_no_strategy(path)
+    assert not registry.brings_no_strategy("pad")
+    with pytest.raises(UsageError, match=r"mine\.py has no strategy$"):
+        registry.get(path)

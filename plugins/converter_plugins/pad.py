@@ -20,19 +20,8 @@ from converter import (
     option,
     shape_of,
 )
+from converter.names.fresh import fresh_value
 from converter_plugins.shapes import ToShapes
-
-# What TensorFlow starts these slots with. Zeros would make the first update NaN (Adagrad) or
-# several times too large (RMSProp).
-_FRESH = {
-    ("Adagrad", "accumulator"): 0.1,
-    ("AdagradDA", "gradient_squared_accumulator"): 0.1,
-    ("Ftrl", "accum"): 0.1,
-    ("Ftrl", "accumulator"): 0.1,
-    ("ProximalAdagrad", "accumulator"): 0.1,
-    ("RegAdagrad", "accumulator"): 0.1,
-    ("RMSProp", "rms"): 1.0,
-}
 
 
 @dataclass(frozen=True)
@@ -52,7 +41,7 @@ class Pad(ToShapes):
     def resize(self, variable: Variable, shape: tuple[int, ...], role: Role) -> Variable:
         fill = self.fill
         if role.kind == "slot":
-            fill = _FRESH.get((role.optimizer or "", role.slot or ""), 0.0)
+            fill = fresh_value(role.optimizer, role.slot) or 0.0
         filling = _in_dtype(variable, fill)
 
         def load(region: Region) -> Array:
