@@ -108,10 +108,12 @@ def run(
     sync: bool = True,
     progress: Progress | None = None,
     record: Mapping[str, object] | None = None,
+    check: Callable[[Path], None] | None = None,
 ) -> Result:
     """Carry out a plan that has a target. Arguments and errors are those of `convert`.
 
     Args:
+        check: called with the output before it is published; where it raises, nothing is.
         record: what to remember of how the output was made, as JSON; it is published with the
             output, with the names and sizes of the files added. None for nothing.
     """
@@ -145,7 +147,10 @@ def run(
                 with open_output(stage / target.record.name) as output:
                     output.write(text.encode())
                 files.append(target.record.name)
-            publish(stage, target.outputs(files), force=force, sync=sync)
+            outputs = target.outputs(files)
+            if check is not None:
+                check(stage / outputs.commit)
+            publish(stage, outputs, force=force, sync=sync)
     except OSError as error:
         name = error.filename2 or error.filename or target.directory
         raise ConverterError(f"{name}: {error.strerror}; nothing was published") from error

@@ -211,10 +211,14 @@ class Session:
         return [np.asarray(value) for value in values]
 
 
-def dtype_of(name: str, forward: Forward, value: Array) -> DType:
-    """Return the dtype in which a tensor is fed: its own, or that of the value."""
-    known = forward.graph.dtype(forward.graph.expect(name))
-    return known or BY_TENSORFLOW[tensorflow().as_dtype(value.dtype).as_datatype_enum]
+def dtypes_of(forward: Forward, values: Mapping[Tensor, Array]) -> dict[Tensor, DType]:
+    """Return the dtype in which each tensor is fed: its own, or that of its value."""
+    tf = tensorflow()
+    return {
+        source: forward.graph.dtype(source)
+        or BY_TENSORFLOW[tf.as_dtype(value.dtype).as_datatype_enum]
+        for source, value in values.items()
+    }
 
 
 def _config(tf: Any) -> Any:

@@ -17,6 +17,7 @@ _COMMANDS = {
     "ckpt": "Convert a checkpoint through plugins.",
     "inspect": "Show what is in a checkpoint.",
     "diff": "Compare two checkpoints of any formats.",
+    "prove": "Run two checkpoints on the same inputs, and compare what comes out.",
     "batch": "Convert every checkpoint below a directory.",
     "plugins": "List the strategies, or explain one.",
 }

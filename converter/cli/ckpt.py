@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
+from converter.cli.question import question_options
 from converter.cli.steps import StrategyCommand, steps_of, strategies_of
 from converter.cli.text import Progress, parse_size, say
 
@@ -33,6 +33,10 @@ from converter.cli.text import Progress, parse_size, say
     default=None,
     help="Keep what safetensors cannot hold (strings ...) in a TensorFlow checkpoint beside it.",
 )
+@click.option(
+    "--prove", is_flag=True, help="Run source and output, and publish only what computes the same."
+)
+@question_options
 @click.option("-n", "--dry-run", is_flag=True, help="Show the plan, write nothing.")
 @click.option("-f", "--force", is_flag=True, help="Replace an output that exists.")
 @click.option("--no-verify-source", is_flag=True, help="Don't compare checksums of the source.")
@@ -51,10 +55,13 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     convert ckpt run/ --drop optimizer -o model.safetensors
     convert ckpt model.ckpt-100 --rename 'model/(.*)=\\1' -o out/ --to tf
     convert ckpt model.ckpt-100 --plugin pad --shape 'embedding=16,8' -n
+    convert ckpt model.ckpt-100 --cast float16 --prove --tolerance 1e-2
     """
 
     from converter.checkpoint import open_checkpoint
     from converter.cli import report
+    from converter.cli.output import json_text
+    from converter.cli.prove import check_of, proof_of
     from converter.pipeline import run
     from converter.plan import make_plan
     from converter.recipe import read_recipe
@@ -79,12 +86,16 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     elif to not in (None, "safetensors", "tf"):
         parse_target("", name="", to=to)
     plan = make_plan(checkpoint, strategies, target, sidecar=sidecar)
+    check = check_of(plan, given)
     if not (given["quiet"] or given["as_json"]):
         for line in report.plan_lines(plan, verbose=given["verbose"]):
             say(line)
     if target is None or given["dry_run"]:
+        if check is not None:
+            plan.refuse(force=given["force"])
+            check(None)
         if given["as_json"]:
-            click.echo(json.dumps(report.as_json(plan, None), indent=2))
+            click.echo(json_text({**report.as_json(plan, None), **proof_of(check)}))
         plan.refuse(force=given["force"])
         if not (given["quiet"] or given["as_json"]):
             say("nothing was written" + ("" if target else "; -o OUT writes it"))
@@ -98,12 +109,13 @@ def command(ctx: click.Context, /, **given: Any) -> None:
             verify_output=not given["no_verify_output"],
             sync=not given["no_sync"],
             progress=progress,
+            check=check,
         )
     finally:
         if progress is not None:
             progress.close()
     if given["as_json"]:
-        click.echo(json.dumps(report.as_json(plan, result), indent=2))
+        click.echo(json_text({**report.as_json(plan, result), **proof_of(check)}))
     elif not given["quiet"]:
         for line in report.result_lines(result):
             say(line)

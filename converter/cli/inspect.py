@@ -35,6 +35,17 @@ _COLUMNS = 6
     is_flag=True,
     help="The norm of every variable; of a directory, for all steps of its run.",
 )
+@click.option("--graph", is_flag=True, help="What goes into its graph, and what comes out.")
+@click.option(
+    "--feed",
+    "feeds",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="With --graph: this tensor is fed.",
+)
+@click.option(
+    "--fetch", "fetches", metavar="NAME", multiple=True, help="With --graph: what this needs."
+)
 @click.option("--no-verify-source", is_flag=True, help="Don't compare checksums of what is read.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("-v", "--verbose", is_flag=True, help="List every variable, however many.")
@@ -42,6 +53,9 @@ def command(
     path: str,
     names: tuple[str, ...],
     norms: bool,
+    graph: bool,
+    feeds: tuple[str, ...],
+    fetches: tuple[str, ...],
     no_verify_source: bool,
     as_json: bool,
     verbose: bool,
@@ -60,7 +74,20 @@ def command(
       totals     {variables, elements, bytes, dtypes: {NAME: variables},
                  roles: {ROLE: {variables, elements, bytes}}}
     With --norms: steps [{path, step}], norms [{name, norms: [one for each step], distance}].
+    With --graph:
+      graph, nodes, tensorflow, notes, random
+      inputs     [{name, dtype, shape, kind, value, limit, why}]: kind is data, ids, lengths, flag,
+                 keep, rate, size, number or default; a size of -1 is open, a shape of null too
+      outputs    [{name, dtype, shape, why}]
+      variables  {NODE: the checkpoint's variable}, those that the outputs need
     """
+    if graph:
+        from converter.cli.graph import show_graph
+
+        show_graph(path, feeds, fetches, as_json=as_json)
+        return
+    if feeds or fetches:
+        raise UsageError("--feed and --fetch are about the graph; add --graph")
     if norms:
         _show_norms(path, verify=not no_verify_source, as_json=as_json)
         return

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from converter.dtype import STRING
 from converter.errors import UsageError
 from converter.forward.dropout import Dropout, find_dropouts
 from converter.forward.graph import Graph, Node, Tensor
-from converter.forward.inputs import Input, describe, probability_root
+from converter.forward.inputs import UNTOLD, Input, describe, probability_root
 from converter.forward.ops import EXITS, MERGES, RANDOM, SWITCHES
 from converter.forward.outputs import Output, find_outputs, sources_of
 from converter.forward.variables import Held, variables_of
@@ -84,6 +84,9 @@ class _Finder:
         self.dropouts = list(find_dropouts(graph))
         self.sources = {s: describe(graph, s, self.dropouts) for s in sources_of(graph)}
         self._can_run = can_run
+        for source, found in self.sources.items():
+            if found.why == UNTOLD:
+                self.sources[source] = self._told(found)
         decided = {s: i.value for s, i in self.sources.items() if i.kind == "flag"}
         self._dead = _dead(graph, {s: bool(v) for s, v in decided.items() if s not in fed})
         self._notes: list[str] = []
@@ -107,14 +110,26 @@ class _Finder:
             tuple(self._notes),
         )
 
+    def _told(self, found: Input) -> Input:
+        """Tell a training flag by what happens when it is set: something is drawn at random."""
+        drawing = {node.name for node in self.graph.nodes.values() if node.op in RANDOM}
+        off, on = (drawing - _dead(self.graph, {found.tensor: flag}) for flag in (False, True))
+        if off == on:
+            return found
+        if off < on:
+            return replace(found, why="training flag: numbers are drawn where it is true")
+        if on < off:
+            return replace(
+                found, why="inference flag: numbers are drawn where it is false", value=True
+            )
+        return found
+
     def _needed(self, tensors: Sequence[Tensor]) -> set[str]:
         given = {s for s, i in self.sources.items() if i.kind != "default"} | self.fed
         return self.graph.ancestors(tensors, given=given, instead=self._instead)
 
     def _is_needed(self, found: Input, needed: set[str], outputs: Sequence[Output]) -> bool:
         source = found.tensor
-        if source in self.fed:
-            return True
         taken = any(
             source in user.inputs and user.name in needed
             for user in self.graph.consumers.get(source.node, ())
@@ -198,7 +213,7 @@ class _Finder:
         for found in inputs:
             if found.tensor in self.fed:
                 continue
-            if found.kind == "flag" and "does not tell" in found.why:
+            if found.why == UNTOLD:
                 self._notes.append(f"{found.tensor}: {found.why}, and fed False; --feed decides")
             elif found.kind in ("number", "size") and found.dtype is not STRING:
                 what = "becomes a size" if found.kind == "size" else "nothing tells what it is"

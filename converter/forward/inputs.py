@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,6 +11,8 @@ from converter.dtype import DType
 from converter.forward.dropout import Dropout
 from converter.forward.graph import Graph, Node, Tensor
 from converter.forward.ops import CARRYING, COMPARING, LOOKUPS, PARTITIONING, SIZING, SWITCHES
+
+UNTOLD = "its name does not tell: taken for a training flag"
 
 Kind = Literal["data", "ids", "lengths", "flag", "keep", "rate", "size", "number", "default"]
 
@@ -94,7 +96,7 @@ def _flag(found: Input, name: str) -> Input:
         return _derive(found, "flag", "training flag by its name", False)
     if _INFERENCE.search(name):
         return _derive(found, "flag", "inference flag by its name", True)
-    return _derive(found, "flag", "its name does not tell: taken for a training flag", False)
+    return _derive(found, "flag", UNTOLD, False)
 
 
 def _probability(graph: Graph, found: Input, dropouts: Iterable[Dropout]) -> Input | None:
@@ -253,8 +255,3 @@ def _integers(found: Input, uses: _Uses, *, is_scalar: bool) -> Input:
     if uses.is_length:
         return _derive(found, "lengths", "sequences end by it")
     return _derive(found, "data", "nothing limits its values")
-
-
-def names(inputs: Iterable[Input]) -> Mapping[str, Input]:
-    """Return inputs by what people call them."""
-    return {str(found.tensor): found for found in inputs}

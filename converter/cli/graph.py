@@ -1,0 +1,105 @@
+"""`convert inspect --graph`: what goes into a checkpoint's graph, and what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from converter.checkpoint import open_checkpoint
+from converter.cli.output import json_text, print_table
+from converter.cli.text import count, say
+from converter.errors import InputError
+from converter.forward.feeds import parse_feed
+from converter.forward.find import Forward, find_forward
+from converter.forward.graph import read_graph
+from converter.forward.inputs import Input
+from converter.forward.outputs import Output
+
+
+def show_graph(path: str, feeds: Sequence[str], fetches: Sequence[str], *, as_json: bool) -> None:
+    """Print the forward part of the graph of a checkpoint.
+
+    Raises:
+        InputError: it has no graph, or that is damaged.
+        UsageError: a feed or a fetch does not fit; nothing looks like an output.
+    """
+    checkpoint = open_checkpoint(path)
+    graph = read_graph(checkpoint)
+    if graph is None:
+        raise InputError(f"{checkpoint.path}: it has no graph: no .meta lies beside it")
+    fed = [name for name, _ in map(parse_feed, feeds)]
+    forward = find_forward(graph, set(checkpoint), fetches=fetches, fed=fed)
+    if as_json:
+        click.echo(json_text(_as_json(forward)))
+        return
+    nodes = count(len(graph.nodes), "node")
+    version = f", TensorFlow {graph.tensorflow}" if graph.tensorflow else ""
+    variables = f"{count(len(forward.variables), 'variable')} of {len(checkpoint)} needed"
+    say(f"{graph.path}  {nodes}{version}, {variables}")
+    click.echo()
+    if forward.inputs:
+        print_table(
+            (_input_row(found) for found in forward.inputs),
+            header=("input", "dtype", "shape", "kind", ""),
+        )
+        click.echo()
+    print_table(
+        (_output_row(forward, found) for found in forward.outputs),
+        header=("output", "dtype", "shape", ""),
+    )
+    if forward.notes:
+        click.echo()
+    for note in forward.notes:
+        say(f"note    {note}")
+
+
+def _sizes(shape: Sequence[int] | None) -> str:
+    if shape is None:
+        return "any"
+    return "[" + ", ".join("?" if size < 0 else str(size) for size in shape) + "]"
+
+
+def _input_row(found: Input) -> tuple[str, ...]:
+    why = found.why if found.value is None else f"fed {found.value}: {found.why}"
+    dtype = found.dtype.name if found.dtype else "?"
+    return str(found.tensor), dtype, _sizes(found.shape), found.kind, why
+
+
+def _output_row(forward: Forward, found: Output) -> tuple[str, ...]:
+    dtype = forward.graph.dtype(found.tensor)
+    shape = forward.graph.shape(found.tensor)
+    return str(found.tensor), dtype.name if dtype else "?", _sizes(shape), found.why
+
+
+def _as_json(forward: Forward) -> dict[str, object]:
+    graph = forward.graph
+    return {
+        "graph": str(graph.path),
+        "nodes": len(graph.nodes),
+        "tensorflow": graph.tensorflow or None,
+        "inputs": [
+            {
+                "name": str(found.tensor),
+                "dtype": found.dtype.name if found.dtype else None,
+                "shape": None if found.shape is None else list(found.shape),
+                "kind": found.kind,
+                "value": found.value,
+                "limit": found.limit,
+                "why": found.why,
+            }
+            for found in forward.inputs
+        ],
+        "outputs": [
+            {
+                "name": str(found.tensor),
+                "dtype": dtype.name if (dtype := graph.dtype(found.tensor)) else None,
+                "shape": None if (shape := graph.shape(found.tensor)) is None else list(shape),
+                "why": found.why,
+            }
+            for found in forward.outputs
+        ],
+        "variables": {name: held.key for name, held in forward.variables.items()},
+        "random": list(forward.random),
+        "notes": list(forward.notes),
+    }

@@ -1,0 +1,239 @@
+"""`convert prove`: whether two checkpoints compute the same, by running both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from converter.checkpoint import open_checkpoint
+from converter.cli.output import json_text, print_table
+from converter.cli.question import question_of, question_options
+from converter.cli.text import count, say, shape
+from converter.errors import ConverterError, UsageError
+from converter.proof import Compared, Proof, Question, prove, prove_plan
+
+if TYPE_CHECKING:
+    from converter.plan import Plan
+
+
+@click.command()
+@click.argument("a")
+@click.argument("b")
+@question_options
+@click.option("--no-verify-source", is_flag=True, help="Don't compare checksums of what is read.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def command(
+    ctx: click.Context, /, a: str, b: str, no_verify_source: bool, as_json: bool, **given: Any
+) -> None:
+    """Run two checkpoints on the same inputs, and compare what comes out.
+
+    Each runs in its own graph, the .meta beside it or the frozen graph that it is; one without a
+    graph runs in the other's. This needs TensorFlow: pip install 'ckpt-converter[tensorflow]'.
+    `convert inspect --graph` shows inputs and outputs, and what --feed and --fetch may decide.
+
+    \b
+    convert prove model.ckpt-100 converted/model.safetensors
+    convert prove old/ new/ --inputs batch.npz --fetch logits --tolerance 1e-3
+
+    \b
+    Exit code: 0 if every output is within the tolerance, 1 if not.
+
+    \b
+    Keys of --json:
+      a, b       {path, format}
+      graph      the file of the first graph
+      inputs     [{name, dtype, shape, source, value}]; source is "given", "drawn" or "decided",
+                 value is null unless it is a single number
+      outputs    [{name, dtype, shape, largest, scale, error, nans, agreement, passed, note}]:
+                 the largest absolute difference, the largest absolute value, the first as a part
+                 of the second, how many values are NaN in each, the share of equal argmax along
+                 the last axis (or null); passed is null for what cannot be compared
+      tolerance, passed, notes
+    """
+    question = question_of(given)
+    verify = not no_verify_source
+    first, second = open_checkpoint(a, verify=verify), open_checkpoint(b, verify=verify)
+    proof = prove(first, second, question)
+    if as_json:
+        paths = {
+            side: {"path": str(checkpoint.path), "format": checkpoint.format}
+            for side, checkpoint in (("a", first), ("b", second))
+        }
+        click.echo(json_text({**paths, **proof_json(proof)}))
+    else:
+        say(f"A  {first.path}  {first.format}")
+        say(f"B  {second.path}  {second.format}")
+        show(proof)
+    if not proof.passed:
+        ctx.exit(1)
+
+
+def show(proof: Proof) -> None:
+    """Print a proof for people."""
+    for line in _inputs(proof):
+        say(line)
+    print_table(
+        map(_row, proof.outputs),
+        header=("output", "shape", "difference", "scale", "relative", "argmax", ""),
+        right=(2, 3, 4, 5),
+    )
+    for note in proof.notes:
+        say(f"note    {note}")
+    say(verdict(proof))
+
+
+def verdict(proof: Proof) -> str:
+    """Return what a proof says, in one line."""
+    failed = [found.name for found in proof.outputs if found.passed is False]
+    compared = sum(found.passed is not None for found in proof.outputs)
+    within = f"within {proof.tolerance:g} of the scale"
+    if failed:
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        return f"failed  {failed[0]}{more} is not {within}"
+    if not compared:
+        return "failed  no output could be compared"
+    how = "on drawn inputs" if proof.feeds.drawn else "on the given inputs"
+    return f"passed  {count(compared, 'output')} {within}, {how}"
+
+
+def _inputs(proof: Proof) -> Iterator[str]:
+    for entry in _input_entries(proof):
+        value = f" = {entry['value']}" if entry["value"] is not None else ""
+        yield (
+            f"input   {entry['name']}  {entry['dtype']} {shape(entry['shape'])}{value}  "
+            f"{entry['source']}"
+        )
+
+
+def _input_entries(proof: Proof) -> Iterator[dict[str, Any]]:
+    for found in proof.forward.inputs:
+        value = proof.feeds.values.get(found.tensor)
+        if value is None:
+            continue
+        source = "given"
+        if found.tensor in proof.feeds.drawn:
+            source = "drawn"
+        elif found.value is not None and found.tensor not in proof.feeds.given:
+            source = "decided"
+        yield {
+            "name": str(found.tensor),
+            "dtype": found.dtype.name if found.dtype else str(value.dtype),
+            "shape": list(value.shape),
+            "source": source,
+            "value": value.item() if value.shape == () and value.dtype.kind in "biuf" else None,
+        }
+
+
+def _row(found: Compared) -> tuple[str, ...]:
+    result = {True: "same", False: "differs", None: "not compared"}[found.passed]
+    note = f"{result}: {found.note}" if found.note else result
+    if found.passed is None:
+        return found.name, shape(found.shape), "", "", "", "", note
+    if any(found.nans):
+        note += f" ({found.nans[0]:,} and {found.nans[1]:,} NaN)"
+    agreement = "" if found.agreement is None else f"{found.agreement:.1%}"
+    if not found.is_float:
+        part = f"{found.largest:,.0f} of {found.scale:,.0f}"
+        return found.name, shape(found.shape), part, "", f"{found.error:.2g}", "", note
+    return (
+        found.name,
+        shape(found.shape),
+        f"{found.largest:.3g}",
+        f"{found.scale:.3g}",
+        f"{found.error:.2g}",
+        agreement,
+        note,
+    )
+
+
+def proof_json(proof: Proof) -> dict[str, object]:
+    """Return a proof as plain data."""
+    return {
+        "graph": str(proof.forward.graph.path),
+        "inputs": list(_input_entries(proof)),
+        "outputs": [
+            {
+                "name": found.name,
+                "dtype": found.dtype,
+                "shape": list(found.shape),
+                "largest": found.largest,
+                "scale": found.scale,
+                "error": found.error,
+                "nans": list(found.nans),
+                "agreement": found.agreement,
+                "passed": found.passed,
+                "note": found.note,
+            }
+            for found in proof.outputs
+        ],
+        "tolerance": proof.tolerance,
+        "passed": proof.passed,
+        "notes": list(proof.notes),
+    }
+
+
+@dataclass
+class Check:
+    """Proves an output before it is published; `convert ckpt --prove`.
+
+    Attributes:
+        plan: what is written.
+        question: what is run.
+        is_quiet: print nothing.
+        as_json: print nothing, but a failed proof.
+        proof: what came of it.
+    """
+
+    plan: Plan
+    question: Question
+    is_quiet: bool
+    as_json: bool
+    proof: Proof | None = None
+
+    def __call__(self, output: Path | None) -> None:
+        """Run source and output, or what the plan would write where there is no output.
+
+        Raises:
+            ConverterError: they do not compute the same.
+        """
+        written = open_checkpoint(output) if output is not None else None
+        self.proof = prove_plan(self.plan, written, self.question)
+        if self.as_json and not self.proof.passed:
+            click.echo(json_text({"proof": proof_json(self.proof)}))
+        elif not (self.as_json or self.is_quiet):
+            show(self.proof)
+        if not self.proof.passed:
+            how = "; nothing was published" if output is not None else ""
+            raise ConverterError(
+                f"{self.plan.source.path}: the output does not compute the same: "
+                f"{verdict(self.proof).removeprefix('failed  ')}{how}"
+            )
+
+
+def check_of(plan: Plan, given: dict[str, Any]) -> Check | None:
+    """Return the check that `--prove` asks for, or None without it.
+
+    Raises:
+        UsageError: an option of it is given without it.
+    """
+    if not given["prove"]:
+        for name in ("inputs", "feeds", "fetches", "tolerance"):
+            if given[name] not in (None, ()):
+                raise UsageError(f"--{_FLAGS.get(name, name)} is about the proof; add --prove")
+        return None
+    return Check(plan, question_of(given), given["quiet"], given["as_json"])
+
+
+def proof_of(check: Check | None) -> dict[str, object]:
+    """Return what a report as JSON says of a proof, if there was one."""
+    if check is None or check.proof is None:
+        return {}
+    return {"proof": proof_json(check.proof)}
+
+
+_FLAGS = {"feeds": "feed", "fetches": "fetch"}

@@ -1,0 +1,66 @@
+"""The options that say what of a graph is run, and what passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from converter.errors import UsageError
+
+if TYPE_CHECKING:
+    from converter.proof import Question
+
+_OPTIONS = [
+    click.option(
+        "--inputs", metavar="FILE", help="Inputs by placeholder name, an .npz. [default: drawn]"
+    ),
+    click.option(
+        "--feed",
+        "feeds",
+        metavar="NAME=VALUE",
+        multiple=True,
+        help="Feed a tensor: a number, true, false, or a list.",
+    ),
+    click.option(
+        "--fetch",
+        "fetches",
+        metavar="NAME",
+        multiple=True,
+        help="Compare this tensor, rather than what looks like outputs.",
+    ),
+    click.option(
+        "--tolerance",
+        metavar="PART",
+        type=float,
+        help="The difference that passes, as a part of the scale. [default: 1e-05]",
+    ),
+]
+
+
+def question_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say what is run, and what passes."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def question_of(given: dict[str, Any]) -> Question:
+    """Return what the options of `question_options` mean.
+
+    Raises:
+        UsageError: the tolerance is negative or no number.
+    """
+    from converter.proof import TOLERANCE, Question
+
+    tolerance = TOLERANCE if given["tolerance"] is None else given["tolerance"]
+    if not tolerance >= 0:
+        raise UsageError(f"--tolerance must be 0 or more, got {tolerance:g}")
+    return Question(
+        Path(given["inputs"]) if given["inputs"] else None,
+        given["feeds"],
+        given["fetches"],
+        tolerance,
+    )

@@ -1,0 +1,278 @@
+"""The values that a graph is fed: from a file, from the command line, or drawn."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from converter.dtype import STRING, DType
+from converter.errors import InputError, UsageError, did_you_mean
+from converter.forward.find import Forward
+from converter.forward.graph import Graph, Tensor
+from converter.forward.inputs import Input
+from converter.variable import Array
+
+_BATCH = 4
+SIZES = (_BATCH, 8, 32, 64, 224, 1)
+"""What is tried for sizes that a graph leaves open, until it runs."""
+
+_MAX_DRAWN = 1 << 26
+
+
+@dataclass(frozen=True)
+class Feeds:
+    """What a graph is fed.
+
+    Attributes:
+        values: by tensor.
+        given: the tensors for which a user gave values.
+        drawn: the tensors whose values were drawn, as nobody gave any.
+    """
+
+    values: Mapping[Tensor, Array]
+    given: frozenset[Tensor]
+    drawn: tuple[Tensor, ...]
+
+
+def read_inputs(path: Path) -> dict[str, Array]:
+    """Return the arrays of an `.npz` file by name; `x:0` is `x`.
+
+    Raises:
+        InputError: it cannot be read, or an array has NaN in it.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {str(name).removesuffix(":0"): file[name] for name in file}
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        what = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise InputError(f"{path}: it is no .npz file of plain arrays ({what})") from None
+    except (AttributeError, TypeError):
+        # A single array, in an .npy file.
+        raise InputError(
+            f"{path}: it holds one array without a name; save it with np.savez({path.stem}=...)"
+        ) from None
+    for name, values in arrays.items():
+        if values.dtype.kind in "fc" and (count := int(np.isnan(values).sum())):
+            raise InputError(f"{path}: {name}: {count} of {values.size} values are NaN")
+    return arrays
+
+
+def parse_feed(text: str) -> tuple[str, Array]:
+    """Return the name and the value of `NAME=VALUE`; VALUE is a number, true, false, or a list.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise UsageError(f"--feed must be NAME=VALUE, got {text!r}")
+    lowered = value.strip().lower()
+    try:
+        parsed = json.loads(lowered if lowered in ("true", "false") else value)
+        array = np.asarray(parsed)
+    except (ValueError, RecursionError):
+        raise UsageError(
+            f"--feed {name}: the value must be a number, true, false, or a list of such, "
+            f"got {value!r}"
+        ) from None
+    if array.dtype.kind not in "biuf":
+        raise UsageError(f"--feed {name}: the value must be numbers, got {value!r}")
+    return name.removesuffix(":0"), array
+
+
+def given_values(graph: Graph, given: Mapping[str, Array], where: str) -> dict[Tensor, Array]:
+    """Return what a user gives, by tensor, in the dtype that the graph has.
+
+    Args:
+        graph: the graph.
+        given: values by the names of tensors.
+        where: the subject of errors: a file, or `--feed`.
+
+    Raises:
+        UsageError: a tensor does not exist, or has another dtype or shape.
+    """
+    values = {}
+    for name, value in given.items():
+        try:
+            source = graph.expect(name)
+        except UsageError:
+            near = did_you_mean(name, _inputs(graph)) or _listed(graph)
+            raise UsageError(f"{where}: {name}: the graph has no such tensor{near}") from None
+        values[source] = _fitting(graph, source, value, where)
+    return values
+
+
+def _inputs(graph: Graph) -> list[str]:
+    return [node.name for node in graph.nodes.values() if node.op.startswith("Placeholder")]
+
+
+def _listed(graph: Graph) -> str:
+    names = _inputs(graph)
+    return f"; its inputs are {', '.join(names[:8])}" if names else ""
+
+
+def _fitting(graph: Graph, source: Tensor, value: Array, where: str) -> Array:
+    shape = graph.shape(source)
+    if shape is not None and not _fits(value.shape, shape):
+        raise UsageError(
+            f"{where}: {source}: {list(value.shape)} is given, and the graph takes {_sizes(shape)}"
+        )
+    dtype = graph.dtype(source)
+    if dtype is None or dtype.numpy is None:
+        return value
+    if dtype is STRING:
+        texts = [v if isinstance(v, bytes) else str(v).encode() for v in value.reshape(-1).tolist()]
+        strings = np.empty(value.shape, object)
+        strings.reshape(-1)[:] = texts
+        return strings
+    cast: Array = value.astype(dtype.numpy)
+    is_number = value.dtype.kind in "biufc" or dtype.is_float
+    whole = dtype.is_float or dtype.name.startswith("complex") or bool((cast == value).all())
+    if not is_number or not whole:
+        raise UsageError(
+            f"{where}: {source}: {value.dtype} values are given that are not {dtype}, "
+            "which the graph takes"
+        )
+    return cast
+
+
+def _fits(shape: Sequence[int], wanted: Sequence[int]) -> bool:
+    return len(shape) == len(wanted) and all(
+        w in (-1, n) for n, w in zip(shape, wanted, strict=True)
+    )
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return "[" + ", ".join("?" if size < 0 else str(size) for size in shape) + "]"
+
+
+def complete(forward: Forward, given: Mapping[Tensor, Array], seed: int) -> Iterator[Feeds]:
+    """Yield what to feed, the inputs that are not given drawn: one try for each of SIZES.
+
+    Floats are drawn from the normal distribution, indices from what they look up, lengths up to
+    the size of the sequences; other integers are 0 or 1, booleans true. The numbers depend on the
+    seed and on the name of the input.
+
+    Args:
+        forward: what is run.
+        given: values that a user gives.
+        seed: of the numbers that are drawn.
+
+    Raises:
+        UsageError: nothing can be drawn for an input.
+    """
+    decided = {
+        found.tensor: np.asarray(found.value, found.dtype.numpy if found.dtype else None)
+        for found in forward.inputs
+        if found.value is not None and found.tensor not in given
+    }
+    open_inputs = [
+        found
+        for found in forward.inputs
+        if found.tensor not in given and found.value is None and found.kind != "default"
+    ]
+    sizes = _tries(forward, open_inputs, given)
+    for size in sizes:
+        drawn = _draw(open_inputs, size, forward, given, seed)
+        yield Feeds({**given, **decided, **drawn}, frozenset(given), tuple(drawn))
+
+
+def _tries(
+    forward: Forward, inputs: Sequence[Input], given: Mapping[Tensor, Array]
+) -> Sequence[int]:
+    is_open = any(found.shape is None or -1 in found.shape for found in inputs)
+    is_open |= any(found.kind in ("size", "number") for found in inputs)
+    if not is_open:
+        return SIZES[:1]
+    # What is given, or fixed by the graph, says how many there are of the rest.
+    shapes = [value.shape for t, value in given.items() if value.ndim and _is_data(forward, t)]
+    shapes += [found.shape for found in forward.inputs if found.shape and found.shape[0] > 0]
+    firsts = dict.fromkeys(shape[0] for shape in shapes if shape)
+    return (*firsts, *(size for size in SIZES if size not in firsts))
+
+
+def _is_data(forward: Forward, source: Tensor) -> bool:
+    return any(found.tensor == source for found in forward.inputs)
+
+
+def _draw(
+    inputs: Sequence[Input],
+    size: int,
+    forward: Forward,
+    given: Mapping[Tensor, Array],
+    seed: int,
+) -> dict[Tensor, Array]:
+    shapes = {found.tensor: _shape(found, size, forward.graph) for found in inputs}
+    known = [value.shape for t, value in given.items() if _is_data(forward, t)]
+    longest = [min(shape[:2]) for shape in (*shapes.values(), *known) if len(shape) > 1]
+    drawn = {}
+    for found in inputs:
+        rng = np.random.default_rng(
+            [seed, zlib.crc32(str(found.tensor).encode("utf-8", "replace"))]
+        )
+        drawn[found.tensor] = _values(found, shapes[found.tensor], min(longest, default=size), rng)
+    return drawn
+
+
+def _shape(found: Input, size: int, graph: Graph) -> tuple[int, ...]:
+    if found.dtype is STRING:
+        raise UsageError(
+            f"{found.tensor}: it takes strings, and none can be drawn; give some (--inputs x.npz)"
+        )
+    if found.dtype is None or found.dtype.numpy is None:
+        raise UsageError(f"{found.tensor}: its dtype is not known; give values (--inputs x.npz)")
+    wanted = found.shape if found.shape is not None else _needed_shape(found, graph)
+    if wanted is None:
+        raise UsageError(
+            f"{found.tensor}: the graph does not tell its shape; give values (--inputs x.npz)"
+        )
+    # A batch of large pictures would be needlessly much.
+    first = size if size <= _BATCH or len(wanted) < 4 else _BATCH
+    shape = tuple(n if n >= 0 else first if axis == 0 else size for axis, n in enumerate(wanted))
+    if np.prod(shape, dtype=object) > _MAX_DRAWN:
+        raise UsageError(
+            f"{found.tensor}: {_sizes(shape)} is too much to be drawn; give values (--inputs x.npz)"
+        )
+    return shape
+
+
+def _needed_shape(found: Input, graph: Graph) -> tuple[int, ...] | None:
+    """Return the shape that what takes an input of unknown rank needs."""
+    if found.kind == "ids":
+        return (-1, -1)
+    if found.kind in ("size", "number"):
+        return ()
+    for user in graph.consumers.get(found.tensor.node, ()):
+        if user.op in ("MatMul", "Conv2D", "Conv1D", "Conv3D") and user.inputs[0] == found.tensor:
+            kernel = graph.shape(user.inputs[1])
+            if kernel is not None and len(kernel) >= 2 and kernel[-2] > 0:
+                return (*[-1] * (len(kernel) - 1), kernel[-2])
+    return None
+
+
+def _values(found: Input, shape: tuple[int, ...], longest: int, rng: np.random.Generator) -> Array:
+    assert found.dtype is not None
+    assert found.dtype.numpy is not None
+    dtype: DType = found.dtype
+    if found.kind in ("size", "number") and not dtype.is_float:
+        return np.asarray(longest, dtype.numpy)
+    if found.kind == "number":
+        return np.asarray(1, dtype.numpy)
+    if found.kind == "ids" and found.limit is not None:
+        return rng.integers(found.low, found.limit, shape).astype(dtype.numpy)
+    if found.kind == "lengths":
+        lengths = rng.integers(1, longest, shape, endpoint=True)
+        # One of full length: some graphs count their steps by the longest.
+        lengths.reshape(-1)[:1] = longest
+        return lengths.astype(dtype.numpy)
+    if dtype.name == "bool":
+        return np.ones(shape, bool)
+    if dtype.is_float or dtype.name.startswith("complex"):
+        return rng.standard_normal(shape).astype(dtype.numpy)
+    return rng.integers(0, 2, shape).astype(dtype.numpy)

@@ -1,0 +1,371 @@
+"""The proof that two checkpoints compute the same: both run on the same inputs, and are compared.
+
+TensorFlow is not imported here, but by `converter.session` when the graphs run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from converter.checkpoint import Checkpoint
+from converter.errors import ConverterError, InputError, PlanError, UsageError
+from converter.forward.feeds import Feeds, complete, given_values, parse_feed, read_inputs
+from converter.forward.find import Forward, find_forward
+from converter.forward.graph import Graph, Tensor, read_graph, tensor
+from converter.variable import Array, Variable
+
+if TYPE_CHECKING:
+    from converter.plan import Plan
+    from converter.session import RunError
+
+TOLERANCE = 1e-5
+"""Of the scale of an output: what float32 loses when it adds in another order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is to be run, and what counts as the same.
+
+    Attributes:
+        inputs: an `.npz` file with inputs by the names of placeholders; None to draw them.
+        feeds: `NAME=VALUE`, for any tensor.
+        fetches: the tensors to compare; none for what looks like outputs.
+        tolerance: the largest difference that passes, as a part of the scale.
+        seed: of the inputs that are drawn.
+    """
+
+    inputs: Path | None = None
+    feeds: tuple[str, ...] = ()
+    fetches: tuple[str, ...] = ()
+    tolerance: float = TOLERANCE
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One output of two models.
+
+    Attributes:
+        name: the tensor.
+        dtype: numpy's name of its dtype.
+        shape: of the first.
+        largest: the largest absolute difference; infinite where only one is NaN, or infinite. Of
+            what is no float, the number of elements that differ.
+        scale: the largest finite absolute value of the first. Of what is no float, the number of
+            elements.
+        nans: how many values are NaN, in the first and in the second.
+        agreement: the share of positions whose largest entry along the last axis is the same;
+            None where there is no such axis.
+        passed: whether it is within the tolerance; None where it cannot be compared.
+        note: what else is to be said.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    largest: float
+    scale: float
+    nans: tuple[int, int]
+    agreement: float | None
+    passed: bool | None
+    note: str = ""
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it is compared by differences, and not by counting."""
+        return "float" in self.dtype or "complex" in self.dtype
+
+    @property
+    def error(self) -> float:
+        """The largest difference as a part of the scale."""
+        if self.largest == 0:
+            return 0.0
+        return self.largest / self.scale if self.scale else float("inf")
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a comparison of two models says.
+
+    Attributes:
+        forward: what was run of the first.
+        feeds: what both were fed.
+        outputs: one comparison for each output.
+        tolerance: what passed, as a part of the scale.
+        notes: what else is to be known.
+    """
+
+    forward: Forward
+    feeds: Feeds
+    outputs: tuple[Compared, ...]
+    tolerance: float
+    notes: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether something was compared, and all of it is within the tolerance."""
+        results = {found.passed for found in self.outputs}
+        return True in results and False not in results
+
+
+def compare(name: str, a: Array, b: Array, tolerance: float = TOLERANCE) -> Compared:
+    """Compare what two models give for one output.
+
+    NaN is equal to NaN and an infinity to itself, but an output of nothing else fails: it would
+    prove nothing.
+    """
+    dtype, shape = str(a.dtype), a.shape
+    if a.shape != b.shape:
+        note = f"{list(a.shape)} and {list(b.shape)}"
+        return Compared(name, dtype, shape, np.inf, 0.0, (0, 0), None, None, note)
+    if a.size == 0:
+        return Compared(name, dtype, shape, 0.0, 0.0, (0, 0), None, None, "empty")
+    if not _is_float(a) or not _is_float(b):
+        differing = int(np.count_nonzero(a != b))
+        passed = differing <= tolerance * a.size
+        return Compared(name, dtype, shape, float(differing), float(a.size), (0, 0), None, passed)
+    x, y = _wide(a), _wide(b)
+    nans = int(np.isnan(x).sum()), int(np.isnan(y).sum())
+    finite = np.isfinite(x)
+    scale = float(np.abs(x[finite]).max(initial=0))
+    largest = _largest(x, y)
+    passed = bool(largest <= tolerance * scale) and bool(finite.any())
+    note = "" if finite.any() else "no finite value"
+    if finite.all() and scale == 0:
+        note = "zeros only"
+    return Compared(name, dtype, shape, largest, scale, nans, _agreement(x, y), passed, note)
+
+
+def _is_float(values: Array) -> bool:
+    # By name: bfloat16 is no float to numpy.
+    return "float" in values.dtype.name or "complex" in values.dtype.name
+
+
+def _wide(values: Array) -> Array:
+    return values.astype(np.complex128 if values.dtype.kind == "c" else np.float64)
+
+
+def _largest(x: Array, y: Array) -> float:
+    with np.errstate(invalid="ignore", over="ignore"):
+        differences = np.abs(x - y)
+    differences[(x == y) | (np.isnan(x) & np.isnan(y))] = 0
+    differences[np.isnan(differences)] = np.inf
+    return float(differences.max())
+
+
+def _agreement(x: Array, y: Array) -> float | None:
+    if x.ndim < 2 or x.shape[-1] < 2 or x.dtype.kind == "c":
+        return None
+    return float((x.argmax(-1) == y.argmax(-1)).mean())
+
+
+def prove(a: Checkpoint, b: Checkpoint, question: Question | None = None) -> Proof:
+    """Run two checkpoints on the same inputs and compare their outputs.
+
+    Each runs in its own graph; one that has none runs in the other's.
+
+    Raises:
+        InputError: neither has a graph, a variable is missing, or a file is damaged.
+        UsageError: TensorFlow is not installed; a feed, a fetch or an input does not fit.
+        RunError: the graph does not run.
+    """
+    first, second = read_graph(a), read_graph(b)
+    if first is None and second is None:
+        raise InputError(
+            f"{a.path}: neither it nor {b.path} has a graph (.meta, .pb) in which it could be run"
+        )
+    return _prove(
+        _Side(first or _given(second), a, a),
+        _Side(second or _given(first), b, b),
+        question or Question(),
+    )
+
+
+def prove_plan(plan: Plan, output: Checkpoint | None, question: Question | None = None) -> Proof:
+    """Run the source of a plan and what becomes of it on the same inputs.
+
+    An output with a graph of its own runs in that; another in the source's, if every variable
+    that the graph needs is in it under some name, in the same shape.
+
+    Args:
+        plan: what is written.
+        output: what was written; None to take the values from the plan, before anything is.
+        question: what is to be run.
+
+    Raises:
+        PlanError: the output cannot run in the source's graph.
+        InputError: the source has no graph, or a file is damaged.
+        UsageError: TensorFlow is not installed; a feed, a fetch or an input does not fit.
+        RunError: the graph does not run.
+    """
+    source = plan.source
+    graph = read_graph(source)
+    if graph is None:
+        raise InputError(
+            f"{source.path}: it has no graph (.meta, .pb) in which it could be run; leave out "
+            "--prove"
+        )
+    own = read_graph(output) if output is not None else None
+    question = question or Question()
+    if own is not None and output is not None:
+        return _prove(_Side(graph, source, source), _Side(own, output, output), question)
+    held = plan.result if output is None else output
+    return _prove(_Side(graph, source, source), _Side(graph, source, held, plan), question)
+
+
+def _given(graph: Graph | None) -> Graph:
+    assert graph is not None
+    return graph
+
+
+@dataclass(frozen=True)
+class _Side:
+    """A graph, and where its values come from.
+
+    Attributes:
+        graph: in which it runs.
+        keys: the names that the graph knows.
+        variables: the values.
+        plan: what gave them other names; None where they have those that the graph knows.
+    """
+
+    graph: Graph
+    keys: Collection[str]
+    variables: Mapping[str, Variable]
+    plan: Plan | None = None
+
+    def values(self, forward: Forward) -> dict[str, Variable]:
+        """Return the variables that a graph needs, by the keys that it knows."""
+        keys = dict.fromkeys(held.key for held in forward.variables.values())
+        if self.plan is None:
+            return {key: self.variables[key] for key in keys if key in self.variables}
+        return {key: _renamed(self.plan, key, self.variables) for key in keys if key in self.keys}
+
+
+def _renamed(plan: Plan, key: str, variables: Mapping[str, Variable]) -> Variable:
+    """Return what a variable of the source has become.
+
+    Raises:
+        PlanError: it is gone, or its shape is another.
+    """
+    result, roles = plan.result, plan.source.roles()
+    found = [v for v in result.values() if key in v.sources]
+    if not found and key in result:
+        # Other values have taken its place: its moving average, for instance.
+        found = [result[key]]
+    if not found:
+        averages = {name for name, role in roles.items() if role.of == key}
+        averages = {name for name in averages if roles[name].kind == "average"}
+        kinds = result.roles()
+        found = [v for v in result.values() if averages & set(v.sources)]
+        found = [v for v in found if kinds[v.name].kind != "average"]
+    found.sort(key=lambda v: (v.shape != plan.source[key].shape, v.name != key))
+    if not found or found[0].name not in variables:
+        raise PlanError(
+            f"{key}: the graph of {plan.source.path} needs it to run, and the output does not "
+            "have it; keep it, or leave out --prove"
+        )
+    if found[0].shape != plan.source[key].shape:
+        raise PlanError(
+            f"{key}: it is {list(plan.source[key].shape)} in the graph of {plan.source.path}, "
+            f"which cannot run the output, where {found[0].name} is {list(found[0].shape)}; "
+            "leave out --prove"
+        )
+    return variables[found[0].name]
+
+
+def _prove(a: _Side, b: _Side, question: Question) -> Proof:
+    from converter.session import can_run
+
+    given = _given_by(a.graph, question)
+    fed = [str(source) for source in given]
+    runs = can_run()
+    forward = find_forward(a.graph, a.keys, fetches=question.fetches, fed=fed, can_run=runs)
+    feeds, outputs = _first_run(forward, a.values(forward), given, question.seed)
+    notes = list(forward.notes)
+    names = [str(output.tensor) for output in forward.outputs]
+    if b.graph is not a.graph:
+        missing = [name for name in names if tensor(name).node not in b.graph.nodes]
+        if missing and question.fetches:
+            b.graph.expect(missing[0])
+        notes += [f"{name} is not in the second graph" for name in missing]
+        names = [name for name in names if name not in missing]
+    if not names:
+        raise UsageError(f"{b.graph.path}: it has none of the outputs of {a.graph.path}")
+    others = find_forward(b.graph, b.keys, fetches=names, fed=fed, can_run=runs)
+    notes += [note for note in others.notes if note not in notes]
+    found = _run(others, b.values(others), _same(others, feeds))
+    compared = [
+        compare(name, outputs[source], found[source], question.tolerance)
+        for name, source in zip(names, (o.tensor for o in others.outputs), strict=True)
+    ]
+    return Proof(forward, feeds, tuple(compared), question.tolerance, tuple(notes))
+
+
+def _given_by(graph: Graph, question: Question) -> dict[Tensor, Array]:
+    given: dict[Tensor, Array] = {}
+    if question.inputs is not None:
+        given |= given_values(graph, read_inputs(question.inputs), str(question.inputs))
+    return given | given_values(graph, dict(map(parse_feed, question.feeds)), "--feed")
+
+
+def _first_run(
+    forward: Forward, variables: Mapping[str, Variable], given: Mapping[Tensor, Array], seed: int
+) -> tuple[Feeds, dict[Tensor, Array]]:
+    """Run with what is given, and with drawn inputs of the first size with which it runs."""
+    from converter.session import RunError, Session, dtypes_of
+
+    tries = complete(forward, given, seed)
+    feeds = next(tries)
+    failed: RunError | None = None
+    with Session(forward, variables, dtypes_of(forward, feeds.values)) as session:
+        while True:
+            try:
+                return feeds, session.run(feeds.values)
+            except RunError as error:
+                # What was tried first suits best, and so does what is said of it.
+                failed = failed or error
+            following = next(tries, None)
+            if following is None:
+                raise _explained(failed, feeds) from None
+            feeds = following
+
+
+def _explained(error: RunError, feeds: Feeds) -> ConverterError:
+    drawn = ", ".join(str(source) for source in feeds.drawn)
+    if not drawn:
+        return error
+    return type(error)(
+        f"{error}; drawn were {drawn}: give inputs (--inputs x.npz), or choose what to compute "
+        "(--fetch NAME)"
+    )
+
+
+def _same(forward: Forward, feeds: Feeds) -> dict[Tensor, Array]:
+    """Return what the second graph is fed: the same, and what it alone has decided."""
+    values = {s: v for s, v in feeds.values.items() if s.node in forward.graph.nodes}
+    missing = [
+        found.tensor
+        for found in forward.inputs
+        if found.tensor not in values and found.value is None and found.kind != "default"
+    ]
+    if missing:
+        raise UsageError(
+            f"{forward.graph.path}: it needs {missing[0]}, which the first graph does not have; "
+            "feed it (--feed)"
+        )
+    return dict(next(complete(forward, values, 0)).values)
+
+
+def _run(
+    forward: Forward, variables: Mapping[str, Variable], values: Mapping[Tensor, Array]
+) -> dict[Tensor, Array]:
+    from converter.session import Session, dtypes_of
+
+    with Session(forward, variables, dtypes_of(forward, values)) as session:
+        return session.run(values)
