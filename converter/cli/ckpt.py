@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.question import question_options
+from converter.cli.question import question_options, wants_proof
 from converter.cli.steps import StrategyCommand, steps_of, strategies_of
 from converter.cli.text import Progress, parse_size, say
+
+if TYPE_CHECKING:
+    from converter.plan import Plan
 
 
 @click.command(
@@ -58,11 +61,54 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     convert ckpt model.ckpt-100 --cast float16 --prove --tolerance 1e-2
     """
 
-    from converter.checkpoint import open_checkpoint
     from converter.cli import report
     from converter.cli.output import json_text
-    from converter.cli.prove import check_of, proof_of
     from converter.pipeline import run
+
+    plan = _planned(ctx, given)
+    check = None
+    if wants_proof(given):
+        from converter.cli.prove import check_of
+
+        check = check_of(plan, given)
+    is_shown = not (given["quiet"] or given["as_json"])
+    for line in report.plan_lines(plan, verbose=given["verbose"]) if is_shown else ():
+        say(line)
+    if plan.target is None or given["dry_run"]:
+        if check is not None:
+            plan.refuse(force=given["force"])
+            check(None)
+        if given["as_json"]:
+            proof = check.report() if check is not None else {}
+            click.echo(json_text({**report.as_json(plan, None), **proof}))
+        plan.refuse(force=given["force"])
+        if is_shown:
+            say("nothing was written" + ("" if plan.target else "; -o OUT writes it"))
+        return
+    progress = None if given["quiet"] else Progress(plan.source.name)
+    try:
+        result = run(
+            plan,
+            force=given["force"],
+            verify_source=not given["no_verify_source"],
+            verify_output=not given["no_verify_output"],
+            sync=not given["no_sync"],
+            progress=progress,
+            check=check,
+        )
+    finally:
+        if progress is not None:
+            progress.close()
+    if given["as_json"]:
+        proof = check.report() if check is not None else {}
+        click.echo(json_text({**report.as_json(plan, result), **proof}))
+    for line in report.result_lines(result) if is_shown else ():
+        say(line)
+
+
+def _planned(ctx: click.Context, given: dict[str, Any]) -> Plan:
+    """Return the plan that the command line and its recipe mean."""
+    from converter.checkpoint import open_checkpoint
     from converter.plan import make_plan
     from converter.recipe import read_recipe
     from converter.target import parse_target
@@ -85,37 +131,4 @@ def command(ctx: click.Context, /, **given: Any) -> None:
         target = parse_target(output, name=checkpoint.name, to=to, shard_size=shard_size or None)
     elif to not in (None, "safetensors", "tf"):
         parse_target("", name="", to=to)
-    plan = make_plan(checkpoint, strategies, target, sidecar=sidecar)
-    check = check_of(plan, given)
-    if not (given["quiet"] or given["as_json"]):
-        for line in report.plan_lines(plan, verbose=given["verbose"]):
-            say(line)
-    if target is None or given["dry_run"]:
-        if check is not None:
-            plan.refuse(force=given["force"])
-            check(None)
-        if given["as_json"]:
-            click.echo(json_text({**report.as_json(plan, None), **proof_of(check)}))
-        plan.refuse(force=given["force"])
-        if not (given["quiet"] or given["as_json"]):
-            say("nothing was written" + ("" if target else "; -o OUT writes it"))
-        return
-    progress = None if given["quiet"] else Progress(checkpoint.name)
-    try:
-        result = run(
-            plan,
-            force=given["force"],
-            verify_source=not given["no_verify_source"],
-            verify_output=not given["no_verify_output"],
-            sync=not given["no_sync"],
-            progress=progress,
-            check=check,
-        )
-    finally:
-        if progress is not None:
-            progress.close()
-    if given["as_json"]:
-        click.echo(json_text({**report.as_json(plan, result), **proof_of(check)}))
-    elif not given["quiet"]:
-        for line in report.result_lines(result):
-            say(line)
+    return make_plan(checkpoint, strategies, target, sidecar=sidecar)

@@ -13,7 +13,7 @@ from converter.checkpoint import open_checkpoint
 from converter.cli.output import json_text, print_table
 from converter.cli.question import question_of, question_options
 from converter.cli.text import count, say, shape
-from converter.errors import ConverterError, UsageError
+from converter.errors import ConverterError
 from converter.proof import Compared, Proof, Question, prove, prove_plan
 
 if TYPE_CHECKING:
@@ -195,6 +195,10 @@ class Check:
     as_json: bool
     proof: Proof | None = None
 
+    def report(self) -> dict[str, object]:
+        """Return what the JSON of a conversion says of the proof."""
+        return {"proof": proof_json(self.proof)} if self.proof is not None else {}
+
     def __call__(self, output: Path | None) -> None:
         """Run source and output, or what the plan would write where there is no output.
 
@@ -215,25 +219,6 @@ class Check:
             )
 
 
-def check_of(plan: Plan, given: dict[str, Any]) -> Check | None:
-    """Return the check that `--prove` asks for, or None without it.
-
-    Raises:
-        UsageError: an option of it is given without it.
-    """
-    if not given["prove"]:
-        for name in ("inputs", "feeds", "fetches", "tolerance"):
-            if given[name] not in (None, ()):
-                raise UsageError(f"--{_FLAGS.get(name, name)} is about the proof; add --prove")
-        return None
+def check_of(plan: Plan, given: dict[str, Any]) -> Check:
+    """Return the check that `--prove` and the options beside it ask for."""
     return Check(plan, question_of(given), given["quiet"], given["as_json"])
-
-
-def proof_of(check: Check | None) -> dict[str, object]:
-    """Return what a report as JSON says of a proof, if there was one."""
-    if check is None or check.proof is None:
-        return {}
-    return {"proof": proof_json(check.proof)}
-
-
-_FLAGS = {"feeds": "feed", "fetches": "fetch"}

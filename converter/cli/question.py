@@ -64,3 +64,16 @@ def question_of(given: dict[str, Any]) -> Question:
         given["fetches"],
         tolerance,
     )
+
+
+def wants_proof(given: dict[str, Any]) -> bool:
+    """Tell whether `--prove` is given.
+
+    Raises:
+        UsageError: it is not, but an option that belongs to it.
+    """
+    flags = {"inputs": "inputs", "feeds": "feed", "fetches": "fetch", "tolerance": "tolerance"}
+    for name, flag in flags.items():
+        if given[name] not in (None, ()) and not given["prove"]:
+            raise UsageError(f"--{flag} is about the proof; add --prove")
+    return bool(given["prove"])
