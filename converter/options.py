@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import reprlib
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -147,6 +148,8 @@ class Option:
             value += tail
             if not separator or not pattern:
                 raise UsageError(f"must be {self.metavar}, got {text!r}")
+            if self.kind.read and re.search(r"=\w+\([^()]*$", text):
+                raise UsageError(f"must be {self.metavar}, got {text!r}; close its bracket")
             if pattern in pairs:
                 raise UsageError(f"{pattern!r} is given twice")
             pairs[pattern] = self._parsed(value, f"{pattern!r} ")

@@ -217,7 +217,7 @@ def test_a_part_wins_over_the_whole_and_blocks_keep_their_streams() -> None:
 def test_units_are_told_where_names_do_not() -> None:
     source = checkpoint({"my/W": np.full((70, 120), 9, "f4"), "my/V": np.zeros((5, 5), "f4")})
     assert error(source, hidden={"my/*": "orthogonal"}) == (
-        "PlanError: my/W: nothing tells which rows of it, [70, 120], are hidden; say its units "
+        "PlanError: my/W: nothing tells which rows of [70, 120] are for the state; say its units "
         "(--reinit-units 'my/W=UNITS'), or choose a kernel"
     )
     strategy = made(hidden={"my/W": "orthogonal"}, units={"*W": 30})
@@ -324,7 +324,7 @@ def test_keras_stores_the_forget_bias() -> None:
     cudnn = checkpoint({**arrays, "l/bias": np.full(32, 9, "f4")})
     assert values(strategy, cudnn)["l/bias"].tolist() == [0] * 20 + [1] * 4 + [0] * 8
     assert list(made(reinit={"l/bias": "zeros"}).notes(checkpoint(arrays))) == [
-        "l/bias: TensorFlow's own layer starts the part of its f gate with 1, and it gets zeros"
+        "l/bias: TensorFlow's own layer starts it, or one gate of it, with 1, and it gets zeros"
     ]
 
 
@@ -341,9 +341,13 @@ def test_the_biases_of_a_gru() -> None:
     assert (after["rnn/gru_cell/gates/bias"] == 1).all()
     assert not after["rnn/gru_cell/candidate/bias"].any()
     assert list(made(reinit={"rnn/gru_cell/gates/bias": 0}).notes(checkpoint(arrays))) == [
-        "rnn/gru_cell/gates/bias: TensorFlow's own layer starts it with 1, and it gets "
-        "constant(value=0)"
+        "rnn/gru_cell/gates/bias: TensorFlow's own layer starts it, or one gate of it, with 1, and "
+        "it gets constant(value=0)"
     ]
+    assert list(made(reinit={"rnn/gru_cell/gates/bias": "ones"}).notes(checkpoint(arrays))) == []
+    gains = checkpoint({"a/gamma": np.ones(3, "f4"), "b/gamma": np.ones(3, "f4")})
+    (note,) = made(reinit={"*": "zeros"}).notes(gains)
+    assert note.startswith("a/gamma (and 1 more): TensorFlow's own layer starts it")
 
 
 def test_the_forget_bias_of_tensorflow_is_in_the_code() -> None:
@@ -473,7 +477,7 @@ def test_an_average_without_its_variable_stands_for_it() -> None:
     ("pattern", "reason"),
     [
         ("w/Adam", "a slot follows its variable; choose w"),
-        ("averages", "a average follows its variable; choose w"),
+        ("averages", "an average follows its variable; choose w"),
         ("slots", "a slot follows its variable; choose w"),
         ("global_step", "it is no variable of the model, but step; choose others"),
         ("beta?_power", "it is no variable of the model, but beta power; choose others"),
@@ -605,7 +609,7 @@ def test_the_command_line(tmp_path: Path, lstm: str) -> None:
 @pytest.mark.parametrize(
     ("flag", "code", "message"),
     [
-        ("w=normal(stddev=1", 2, "reinit: reinit 'w=normal(stddev' must be an initializer"),
+        ("w=normal(stddev=1", 2, "got 'w=normal(stddev=1'; close its bracket"),
         ("normal(stddev=1)", 2, "--reinit: must be GLOB=INITIALIZER, got 'normal(stddev=1)'"),
         ("=normal", 2, "--reinit: must be GLOB=INITIALIZER, got '=normal'"),
         (

@@ -289,7 +289,8 @@ def test_an_installed_plugin_brings_an_initializer(site: Site) -> None:
 
 
 def test_a_plugin_brings_both(site: Site) -> None:
-    site.install("mine", INITIALIZER.format(name="sevens") + source("mine").replace("from __future__ import annotations", ""))
+    second = source("mine").replace("from __future__ import annotations", "")
+    site.install("mine", INITIALIZER.format(name="sevens") + second)
     registry = load()
     assert broken(registry) == []
     assert "sevens" in registry.initializers
