@@ -140,7 +140,7 @@ class Session:
         taken = [self._tensor(self._forward.instead.get(t, t)) for t in outputs]
         given = {**self._feeds, **feeds}
         values = {self._tensor(Tensor(self._pruned.fed[t])): v for t, v in given.items()}
-        return dict(zip(outputs, self._run(taken, values), strict=True))
+        return dict(zip(outputs, map(np.asarray, self._run(taken, values)), strict=True))
 
     def _tensor(self, source: Tensor) -> Any:
         try:
@@ -185,7 +185,14 @@ class Session:
         return made
 
     def _initialize(self) -> None:
+        # A table can depend on another, but then the graph has that fill it.
+        for name in self._forward.fills:
+            self._run([self._graph.get_operation_by_name(name)], {})
         for name in self._assigns:
+            if name in self._forward.initial:
+                (value,) = self._run([self._tensor(self._forward.initial[name])], {})
+                self.assign(name, value)
+                continue
             self.assign(name, self._read(name, self._forward.variables[name]))
 
     def _read(self, name: str, where: Held) -> Array:
@@ -202,13 +209,13 @@ class Session:
             return value
         return value.astype(dtype.numpy)
 
-    def _run(self, fetches: Sequence[Any], feeds: Mapping[Any, Array]) -> list[Array]:
+    def _run(self, fetches: Sequence[Any], feeds: Mapping[Any, Array]) -> list[Any]:
         tf = tensorflow()
         try:
-            values = self._session.run(fetches, feeds)
+            values: list[Any] = self._session.run(fetches, feeds)
         except (tf.errors.OpError, ValueError, TypeError) as error:
             raise RunError(f"{self._forward.graph.path}: it does not run: {_line(error)}") from None
-        return [np.asarray(value) for value in values]
+        return values
 
 
 def dtypes_of(forward: Forward, values: Mapping[Tensor, Array]) -> dict[Tensor, DType]:
@@ -234,7 +241,10 @@ def _config(tf: Any) -> Any:
 
 
 def _line(error: Exception) -> str:
-    """Return what an error of TensorFlow says first, which is what is wrong."""
+    """Return what an error of TensorFlow says is wrong, without where and the stack."""
     text = getattr(error, "message", None) or str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    nodes = [number for number, line in enumerate(lines) if line.startswith("Node: ")]
+    # "Graph execution error:", where each node was made, its name, and then what is wrong.
+    lines = lines[nodes[-1] + 1 :] if nodes and nodes[-1] + 1 < len(lines) else lines
     return lines[0][:300] if lines else type(error).__name__

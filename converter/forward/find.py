@@ -11,9 +11,9 @@ from converter.errors import UsageError
 from converter.forward.dropout import Dropout, find_dropouts
 from converter.forward.graph import Graph, Node, Tensor
 from converter.forward.inputs import UNTOLD, Input, describe, probability_root
-from converter.forward.ops import EXITS, MERGES, RANDOM, SWITCHES
+from converter.forward.ops import EXITS, FILLS, MERGES, RANDOM, SWITCHES, TABLES
 from converter.forward.outputs import Output, find_outputs, sources_of
-from converter.forward.variables import Held, variables_of
+from converter.forward.variables import Held, initial_values, variables_of
 
 _DECIDED = ("flag", "keep", "rate")
 
@@ -27,6 +27,8 @@ class Forward:
         outputs: what comes out.
         inputs: what the outputs need from outside.
         variables: where the values of the variables that they need are, by node.
+        initial: what those of them begin with that the checkpoint does not have.
+        fills: the operations that fill the lookup tables that they need.
         bypassed: dropouts whose probability is a constant of the graph, which are left out.
         random: the nodes that draw random numbers which the outputs depend on.
         notes: what could not be decided, or is to be known, one line each.
@@ -36,6 +38,8 @@ class Forward:
     outputs: tuple[Output, ...]
     inputs: tuple[Input, ...]
     variables: Mapping[str, Held]
+    initial: Mapping[str, Tensor]
+    fills: tuple[str, ...]
     bypassed: tuple[Dropout, ...]
     random: tuple[str, ...]
     notes: tuple[str, ...]
@@ -79,6 +83,7 @@ class _Finder:
         can_run: Callable[[str], bool] | None,
     ) -> None:
         self.graph = graph
+        self.keys = keys
         self.held = variables_of(graph, keys)
         self.fed = frozenset(fed)
         self.dropouts = list(find_dropouts(graph))
@@ -99,12 +104,18 @@ class _Finder:
         inputs = [i for i in self.sources.values() if self._is_needed(i, needed, outputs)]
         bypassed = [d for d in bypassed if d.output.node in needed or d.value.node in needed]
         random = self._random(needed)
+        variables = {name: where for name, where in self.held.items() if name in needed}
+        absent = [name for name, where in variables.items() if where.key not in self.keys]
+        initial = initial_values(self.graph, absent) if absent else {}
         self._note(inputs, bypassed, random, needed)
+        self._note_absent(absent, initial)
         return Forward(
             self.graph,
             tuple(outputs),
             tuple(inputs),
-            {name: where for name, where in self.held.items() if name in needed},
+            variables,
+            initial,
+            tuple(self._fills(needed)),
             tuple(bypassed),
             tuple(random),
             tuple(self._notes),
@@ -203,6 +214,20 @@ class _Finder:
             if name in needed - self._dead - off and self.graph.nodes[name].op in RANDOM
         ]
 
+    def _fills(self, needed: set[str]) -> Iterator[str]:
+        """Yield the operations that fill the tables among the needed nodes."""
+        tables = {name for name in needed if TABLES.fullmatch(self.graph.nodes[name].op)}
+        for node in self.graph.nodes.values() if tables else ():
+            is_filling = bool(FILLS.fullmatch(node.op)) and bool(node.inputs)
+            if is_filling and self.graph.origin(node.inputs[0]).node in tables:
+                yield node.name
+
+    def _note_absent(self, absent: Sequence[str], initial: Mapping[str, Tensor]) -> None:
+        for name in absent[:3]:
+            more = f" (and {len(absent) - 3} more)" if len(absent) > 3 and name == absent[2] else ""
+            known = "it has its initial value" if name in initial else "it cannot run without"
+            self._notes.append(f"{name}{more} is not in the checkpoint; {known}")
+
     def _note(
         self,
         inputs: Sequence[Input],
@@ -227,7 +252,7 @@ class _Finder:
                 "it is left out"
             )
         for name in random[:3]:
-            more = f" (and {len(random) - 3} more)" if name == random[2:3] else ""
+            more = f" (and {len(random) - 3} more)" if [name] == list(random[2:3]) else ""
             self._notes.append(f"{name}{more} draws random numbers, from a fixed seed here")
         training = list(_batch_normalised(self.graph, needed - self._dead))
         if training:

@@ -65,11 +65,21 @@ SHAPE_ONLY = _ops(
 )
 """What takes nothing from a tensor but its shape."""
 
+ACCUMULATORS = _ops("EmptyTensorList TensorListReserve Const")
+"""What a loop hands to its gradient, and takes from the gradient's scope at the beginning."""
+
+TABLES = re.compile(r"(Mutable)?(Dense)?HashTable(OfTensors)?(V[234])?|AnonymousHashTable")
+FILLS = re.compile(r"InitializeTable(FromTextFile)?(V2)?|LookupTableImport(V2)?")
+"""What gives a lookup table its contents."""
+
 DECISIONS = _ops("Softmax LogSoftmax Sigmoid ArgMax TopK TopKV2")
 """What is made of logits."""
 
-LOSS = _ops("Log Neg Minimum Maximum Add AddV2 Sub Mul")
+LOSS = _ops("Log Neg Minimum Maximum Add AddV2 Sub Mul Square Pow")
 """What a loss does to a prediction before labels come in; with a constant beside it."""
+
+ONLY_LOSS = _ops("Log Square Pow")
+"""Those of them after which nothing is a prediction any more."""
 
 RANDOM = _ops(
     """

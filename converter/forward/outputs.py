@@ -13,15 +13,18 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from converter.dtype import VARIANT
 from converter.forward.graph import Graph, Node, Tensor, texts
 from converter.forward.graph import tensor as tensor_of
 from converter.forward.ops import (
+    ACCUMULATORS,
     DECISIONS,
     DEQUEUES,
     EXITS,
     LAYOUT,
     LOSS,
     NEXT,
+    ONLY_LOSS,
     PLACEHOLDERS,
     SHAPE_ONLY,
     is_effect,
@@ -98,6 +101,7 @@ class _Search:
     ) -> None:
         self.graph = graph
         self._after = self._after_updates()
+        self._labelled: set[str] = set()
         self._before = self._before_updates()
         sources = [source for source in sources_of(graph) if source not in set(ignored)]
         weights = [Tensor(name) for name in variables]
@@ -107,6 +111,8 @@ class _Search:
             name for name in self._data - self._before if self._meets_variable(graph.nodes[name])
         }
         self._labelled = self._find_labelled(sources)
+        # Metrics are updated with predictions, which are none the less.
+        self._before = self._before_updates()
 
     def outputs(self) -> list[Output]:
         compared: dict[Tensor, Node] = {}
@@ -153,7 +159,11 @@ class _Search:
     def _after_updates(self) -> set[str]:
         """Return the gradients, the updates, and what is computed from either."""
         nodes = self.graph.nodes.values()
-        first = [n.name for n in nodes if is_effect(n.op) or _GRADIENTS.search(n.name)]
+        first = [
+            node.name
+            for node in nodes
+            if is_effect(node.op) or (_GRADIENTS.search(node.name) and node.op not in ACCUMULATORS)
+        ]
         found, waiting = set(first), first
         while waiting:
             for user in self.graph.consumers.get(waiting.pop(), ()):
@@ -174,7 +184,7 @@ class _Search:
             users = [u.name for u in self.graph.consumers[name] if not is_watching(u.op)]
             # Gradients take part of everything, and that tells nothing.
             users = [user for user in users if user not in self._after or user in effects]
-            if users and all(user in found for user in users):
+            if users and all(user in found and user not in self._labelled for user in users):
                 found.add(name)
                 waiting += [source.node for source in self.graph.nodes[name].inputs]
         return found
@@ -226,7 +236,11 @@ class _Search:
         noted = node.attribute("_output_shapes")
         count = len(noted.list.shape) if noted is not None else 1
         found = [Tensor(node.name, index) for index in range(count)]
-        return [source for source in found if self.graph.shape(source) != ()]
+        return [
+            source
+            for source in found
+            if self.graph.shape(source) != () and self.graph.dtype(source) is not VARIANT
+        ]
 
     def _users(self, node: Node) -> list[Node]:
         """Return what takes the values of a node, apart from gradients, updates and summaries."""
@@ -315,7 +329,7 @@ class _Search:
             is_loss = node.op in LOSS and all(
                 self.graph.constant(part) is not None for part in others
             )
-            is_loss = is_loss and (inside or node.op == "Log")
+            is_loss = is_loss and (inside or node.op in ONLY_LOSS)
             if len(parts) != 1 or not (is_layout or is_loss):
                 break
             source = parts[0]

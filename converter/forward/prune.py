@@ -52,7 +52,9 @@ def prune(forward: Forward, fed: Mapping[Tensor, DType]) -> Pruned:
     for output in outputs:
         if output in fed:
             raise UsageError(f"{output}: it is fed, so fetching it tells nothing")
-    needed = graph.ancestors(outputs, given=fed, instead=instead)
+    fills = [Tensor(name) for name in forward.fills]
+    wanted = [*outputs, *forward.initial.values(), *fills]
+    needed = graph.ancestors(wanted, given=fed, instead=instead)
     placeholders = _placeholders(graph, fed)
     definition = message("GraphDef")()
     definition.versions.CopyFrom(graph.definition.versions)
@@ -65,7 +67,7 @@ def prune(forward: Forward, fed: Mapping[Tensor, DType]) -> Pruned:
             definition.node.append(_copy(graph, name, placeholders, instead, names))
     for function in _functions(graph, definition.node):
         definition.library.function.append(function)
-    is_changing = any(is_effect(graph.nodes[name].op) for name in kept)
+    is_changing = any(is_effect(graph.nodes[name].op) for name in kept if name not in forward.fills)
     return Pruned(definition.SerializeToString(), placeholders, frozenset(names), is_changing)
 
 

@@ -6,13 +6,13 @@ what they average, and the parts of a partitioned variable are slices of one key
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from converter.dtype import DType
 from converter.errors import InputError
 from converter.forward.graph import Graph, Node, Tensor, texts
-from converter.forward.ops import ASSIGNS, VARIABLES
+from converter.forward.ops import ASSIGNS, DEQUEUES, PLACEHOLDERS, RANDOM, VARIABLES, is_effect
 from converter.variable import Array, Region, Variable, whole
 
 _SAVES = {"SaveV2": (1, 2, 3), "SaveSlices": (1, 2, 3), "Save": (1, None, 2)}
@@ -62,9 +62,29 @@ def variables_of(graph: Graph, keys: Collection[str]) -> dict[str, Held]:
     return {name: found.get(name, own) for name, own in held.items()}
 
 
-def missing(held: Mapping[str, Held], keys: Collection[str]) -> list[str]:
-    """Return the variables of a graph that its checkpoint does not hold."""
-    return [name for name, where in held.items() if where.key not in keys]
+def initial_values(graph: Graph, names: Collection[str]) -> dict[str, Tensor]:
+    """Return what variables begin with, where that is the same whenever it is computed.
+
+    Savers are often told to leave out what does not change: tables of positions, masks.
+
+    Args:
+        graph: the graph.
+        names: the nodes of the variables.
+    """
+    found: dict[str, Tensor] = {}
+    for node in graph.nodes.values():
+        if node.op in ASSIGNS and len(node.inputs) > 1:
+            name = _variable(graph, node.inputs[0])
+            if name is not None and name in names and name not in found:
+                needed = (graph.nodes[n].op for n in graph.ancestors([node.inputs[1]]))
+                if not any(_is_uncertain(op) for op in needed):
+                    found[name] = node.inputs[1]
+    return found
+
+
+def _is_uncertain(op: str) -> bool:
+    """Tell whether what an op gives is not said by the graph alone."""
+    return op in RANDOM | VARIABLES | PLACEHOLDERS | DEQUEUES | _RESTORES.keys() or is_effect(op)
 
 
 def check_shape(graph: Graph, name: str, where: Held, variable: Variable) -> DType | None:
