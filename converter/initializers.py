@@ -138,7 +138,7 @@ class VarianceScaling(Initializer):
     """Numbers of variance scale / fan.
 
     `truncated_normal` (also called `normal`) is corrected for what the cut takes away from the
-    variance, as in TensorFlow since 1.5.
+    variance, as in TensorFlow 1.15; 1.4 did not do so yet.
     """
 
     name: ClassVar[str] = "variance_scaling"

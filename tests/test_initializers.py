@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from converter_plugins.reinit import Reinit
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +20,7 @@ from converter.drawing import LARGEST_WHOLE, Block, Drawing, Values, fans
 from converter.dtype import FLOAT32
 from converter.initializer import arguments, parse_initializer, signature
 from converter.initializers import BUILT_IN, CUT_STD, Identity, Orthogonal
+from converter.strategy import options
 from converter.variable import whole
 
 Shape = tuple[int, ...]
@@ -405,6 +409,25 @@ def test_an_initializer_is_frozen() -> None:
     thawed: type[Initializer] = dataclass(type("Made", (Initializer,), body))
     with pytest.raises(ConverterError, match=r"^Made: an initializer is a frozen dataclass"):
         arguments(thawed)
+
+
+# --- the document ---
+
+DOCUMENT = (Path(__file__).parent.parent / "docs" / "initializers.md").read_text()
+
+
+def test_the_document_lists_them_with_their_arguments() -> None:
+    table = DOCUMENT.partition("| initializer | values |")[2].partition("\n\n")[0]
+    cells = [row.split(" | ")[0] for row in table.splitlines()]
+    listed = {s for cell in cells for s in re.findall(r"`([^`]*)`", cell)}
+    assert listed == {signature(initializer) for initializer in BUILT_IN.values()}
+
+
+def test_the_document_lists_the_options() -> None:
+    listed = re.findall(r"^\| `(--[a-z-]+)( [A-Z=]+)?` \|", DOCUMENT, re.MULTILINE)
+    assert [(flag, metavar.strip()) for flag, metavar in listed] == [
+        (option.flag, option.metavar) for option in options(Reinit)
+    ]
 
 
 # --- TensorFlow's own ---

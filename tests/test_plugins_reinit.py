@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -734,3 +735,59 @@ def test_a_damaged_source_is_told_as_such() -> None:
     with pytest.raises(ConverterError) as caught:
         convert(source, "/nonexistent/out.safetensors", [strategy])
     assert caught.value.exit_code in (1, 3)
+
+
+@pytest.mark.slow
+def test_a_model_that_is_drawn_anew_trains_from_its_own_graph(tmp_path: Path) -> None:
+    tf = pytest.importorskip("tensorflow").compat.v1
+    recorded = case("tf14_v2_charlm_lstm_ema")
+    strategy = made(reinit={"*": "glorot_uniform"}, hidden={"*lstm*": "orthogonal"})
+    convert(recorded.path, tmp_path / "out", [strategy], to="tf")
+    prefix = str(tmp_path / "out" / "model.ckpt-300")
+    text = np.array([recorded.record["vocabulary"].index(c) for c in recorded.record["text"]])
+    x, y = text[None, :-1], text[None, 1:]
+
+    def loss(session: Any) -> float:
+        logits = session.run("charlm/softmax/BiasAdd:0", {"x:0": x})[0].astype("f8")
+        logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+        return float(-logits[np.arange(y.size), y[0]].mean())
+
+    losses = []
+    with tf.Graph().as_default(), tf.Session() as session:
+        saver = tf.train.import_meta_graph(f"{prefix}.meta")
+        saver.restore(session, recorded.path)
+        losses.append(loss(session))
+        saver.restore(session, prefix)
+        losses.append(loss(session))
+        for _ in range(60):
+            session.run("Adam", {"x:0": x, "y:0": y})
+        losses.append(loss(session))
+    assert losses[0] < 0.2
+    # As before the training: all letters are about as likely.
+    assert abs(losses[1] - recorded.record["training"]["first_loss"]) < 0.2
+    assert losses[2] < 0.7 * losses[1]
+
+
+def test_notes_tell_how_kernels_are_cut(lstm: str) -> None:
+    source = open_checkpoint(lstm)
+    start = "recurrent kernels are drawn gate by gate: 1, such as charlm/rnn/lstm_cell/kernel, "
+    for given, layout in (
+        ({"reinit": {"*/kernel": "normal"}}, "38 rows"),
+        ({"hidden": {"*/kernel": "normal"}}, "30 hidden rows"),
+        (
+            {"reinit": {"*/kernel": "normal"}, "input": {"*/kernel": "zeros"}},
+            "8 input rows + 30 hidden rows",
+        ),
+    ):
+        assert f"{start}{layout}, 4*30 columns (i, j, f, o)" in made(**given).notes(source)
+
+
+def test_the_example_in_the_docstring_works(tmp_path: Path, lstm: str) -> None:
+    (line,) = (r for r in (Reinit.__doc__ or "").splitlines() if "convert ckpt" in r)
+    arguments = shlex.split(line)[1:]
+    arguments[arguments.index("model.ckpt")] = lstm
+    arguments[arguments.index("out/")] = f"{tmp_path}/out/"
+    done = run(*arguments)
+    assert done.exit_code == 0, done.output
+    after = open_checkpoint(tmp_path / "out")["charlm/softmax/kernel"].read()
+    assert 0.9 * math.sqrt(6 / 44) < limit(after) <= math.sqrt(6 / 44)

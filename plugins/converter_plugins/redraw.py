@@ -96,12 +96,11 @@ class Redraw:
     def notes(self) -> Iterator[str]:
         """Say what a user should know of."""
         checkpoint, choices, planned = self._checkpoint, self._choices, self._planned
-        gates = {n: labels for n, blocks in planned.items() if len(labels := _gates(blocks)) > 1}
-        if gates:
-            name = next(iter(gates))
+        kernels = [n for n, blocks in planned.items() if any("/" in b.label for b in blocks)]
+        if kernels:
             yield (
-                f"recurrent kernels are drawn gate by gate: {len(gates)}, such as {name} "
-                f"({', '.join(gates[name])})"
+                f"recurrent kernels are drawn gate by gate: {len(kernels)}, such as {kernels[0]}, "
+                f"{_layout(planned[kernels[0]])}"
             )
         started = [n for n in planned if _start(n, choices[n], checkpoint)]
         if started:
@@ -325,8 +324,14 @@ def _started(
     return variable.map(np.zeros_like)
 
 
-def _gates(blocks: Sequence[Block]) -> list[str]:
-    return list(dict.fromkeys(b.label.partition("/")[2] for b in blocks if "/" in b.label))
+def _layout(blocks: Sequence[Block]) -> str:
+    """Return which rows and columns of a kernel are drawn: `30 hidden rows, 4*30 columns`."""
+    gates = dict.fromkeys(b.label.partition("/")[2] for b in blocks)
+    sides = {b.label.partition("/")[0]: shape_of(b.region)[-2:] for b in blocks}
+    (_, units), *_ = sides.values()
+    rows = " + ".join(f"{rows} {side} rows".replace("  ", " ") for side, (rows, _) in sides.items())
+    called = f" ({', '.join(gates)})" if len(gates) > 1 else ""
+    return f"{rows}, {len(gates)}*{units} columns{called}"
 
 
 def _bias_notes(checkpoint: Checkpoint, choices: Mapping[str, _Choice]) -> Iterator[str]:

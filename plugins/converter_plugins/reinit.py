@@ -24,7 +24,7 @@ class Reinit(Strategy):
     beta powers stay. The same seed gives the same values, whatever else is converted.
 
     Example:
-        convert ckpt model.ckpt --reinit 'softmax/*=glorot_uniform' -o out/ --to tf
+        convert ckpt model.ckpt --reinit '*softmax/*=glorot_uniform' -o out/ --to tf
     """
 
     name: ClassVar[str] = "reinit"
