@@ -177,24 +177,25 @@ def complete(forward: Forward, given: Mapping[Tensor, Array], seed: int) -> Iter
         for found in forward.inputs
         if found.tensor not in given and found.value is None and found.kind != "default"
     ]
-    sizes = _tries(forward, open_inputs, given)
-    for size in sizes:
-        drawn = _draw(open_inputs, size, forward, given, seed)
+    for first, size in _tries(forward, open_inputs, given):
+        drawn = _draw(open_inputs, first, size, forward, given, seed)
         yield Feeds({**given, **decided, **drawn}, frozenset(given), tuple(drawn))
 
 
 def _tries(
     forward: Forward, inputs: Sequence[Input], given: Mapping[Tensor, Array]
-) -> Sequence[int]:
+) -> list[tuple[int, int]]:
+    """Return sizes to try where the graph leaves them open: of first axes, and of others."""
     is_open = any(found.shape is None or -1 in found.shape for found in inputs)
-    is_open |= any(found.kind in ("size", "number") for found in inputs)
-    if not is_open:
-        return SIZES[:1]
+    if not is_open and all(found.kind not in ("size", "number") for found in inputs):
+        return [(_BATCH, _BATCH)]
     # What is given, or fixed by the graph, says how many there are of the rest.
-    shapes = [value.shape for t, value in given.items() if value.ndim and _is_data(forward, t)]
-    shapes += [found.shape for found in forward.inputs if found.shape and found.shape[0] > 0]
-    firsts = dict.fromkeys(shape[0] for shape in shapes if shape)
-    return (*firsts, *(size for size in SIZES if size not in firsts))
+    shapes = [value.shape for t, value in given.items() if _is_data(forward, t)]
+    shapes += [found.shape for found in forward.inputs if found.shape is not None]
+    firsts = dict.fromkeys(shape[0] for shape in shapes if shape and shape[0] > 0)
+    tries = [(first, size) for first in firsts for size in (_BATCH, first)]
+    # One size for all fits whether the batch comes first or the steps do.
+    return list(dict.fromkeys([*tries, *((size, size) for size in SIZES)]))
 
 
 def _is_data(forward: Forward, source: Tensor) -> bool:
@@ -203,12 +204,13 @@ def _is_data(forward: Forward, source: Tensor) -> bool:
 
 def _draw(
     inputs: Sequence[Input],
+    first: int,
     size: int,
     forward: Forward,
     given: Mapping[Tensor, Array],
     seed: int,
 ) -> dict[Tensor, Array]:
-    shapes = {found.tensor: _shape(found, size, forward.graph) for found in inputs}
+    shapes = {found.tensor: _shape(found, first, size, forward.graph) for found in inputs}
     known = [value.shape for t, value in given.items() if _is_data(forward, t)]
     longest = [min(shape[:2]) for shape in (*shapes.values(), *known) if len(shape) > 1]
     drawn = {}
@@ -216,11 +218,12 @@ def _draw(
         rng = np.random.default_rng(
             [seed, zlib.crc32(str(found.tensor).encode("utf-8", "replace"))]
         )
-        drawn[found.tensor] = _values(found, shapes[found.tensor], min(longest, default=size), rng)
+        limit = first if found.kind in ("size", "number") else min(longest, default=size)
+        drawn[found.tensor] = _values(found, shapes[found.tensor], limit, rng)
     return drawn
 
 
-def _shape(found: Input, size: int, graph: Graph) -> tuple[int, ...]:
+def _shape(found: Input, first: int, size: int, graph: Graph) -> tuple[int, ...]:
     if found.dtype is STRING:
         raise UsageError(
             f"{found.tensor}: it takes strings, and none can be drawn; give some (--inputs x.npz)"
@@ -233,7 +236,7 @@ def _shape(found: Input, size: int, graph: Graph) -> tuple[int, ...]:
             f"{found.tensor}: the graph does not tell its shape; give values (--inputs x.npz)"
         )
     # A batch of large pictures would be needlessly much.
-    first = size if size <= _BATCH or len(wanted) < 4 else _BATCH
+    first = first if len(wanted) < 4 else min(first, _BATCH)
     shape = tuple(n if n >= 0 else first if axis == 0 else size for axis, n in enumerate(wanted))
     if np.prod(shape, dtype=object) > _MAX_DRAWN:
         raise UsageError(

@@ -224,7 +224,7 @@ class _Finder:
 
     def _note_absent(self, absent: Sequence[str], initial: Mapping[str, Tensor]) -> None:
         for name in absent[:3]:
-            more = f" (and {len(absent) - 3} more)" if len(absent) > 3 and name == absent[2] else ""
+            more = _more(absent, name)
             known = "it has its initial value" if name in initial else "it cannot run without"
             self._notes.append(f"{name}{more} is not in the checkpoint; {known}")
 
@@ -243,21 +243,28 @@ class _Finder:
             elif found.kind in ("number", "size") and found.dtype is not STRING:
                 what = "becomes a size" if found.kind == "size" else "nothing tells what it is"
                 self._notes.append(f"{found.tensor}: a single number, {what}; --feed decides")
-        for dropout in bypassed:
+        for dropout in bypassed[:3]:
             value = self.graph.constant(dropout.probability)
             said = f" {float(value):g}" if value is not None and value.shape == () else ""
             what = "keep probability" if dropout.keeps else "rate"
+            more = _more(bypassed, dropout)
             self._notes.append(
-                f"{dropout.output} drops at random, with a {what}{said} that the graph holds; "
-                "it is left out"
+                f"{dropout.output}{more} drops at random, with a {what}{said} that the graph "
+                "holds; it is left out"
             )
         for name in random[:3]:
-            more = f" (and {len(random) - 3} more)" if [name] == list(random[2:3]) else ""
+            more = _more(random, name)
             self._notes.append(f"{name}{more} draws random numbers, from a fixed seed here")
         training = list(_batch_normalised(self.graph, needed - self._dead))
         if training:
             more = f" (and {len(training) - 1} more)" if len(training) > 1 else ""
             self._notes.append(f"{training[0]}{more} normalises by the batch, as in training")
+
+
+def _more(all_of_them: Sequence[object], shown: object) -> str:
+    """Return how many more there are, after the third."""
+    is_last = len(all_of_them) > 3 and shown is all_of_them[2]
+    return f" (and {len(all_of_them) - 3} more)" if is_last else ""
 
 
 def _cannot(node: Node) -> str:
