@@ -27,6 +27,7 @@ from typing import Literal
 from converter.checkpoint import open_checkpoint
 from converter.errors import ConverterError, InputError, PlanError
 from converter.formats import state
+from converter.initializer import Initializer
 from converter.location import Location, find, locate
 from converter.pipeline import run
 from converter.plan import make_plan
@@ -260,6 +261,10 @@ def _record(
         "converter": version("ckpt-converter"),
         "source": {file.name: _identity(file) for file in locate(job.source).files},
         "steps": steps,
+        "initializers": {
+            name: _identified(_path_or_text(plugin.origin))
+            for name, (_, plugin) in registry.brought.items()
+        },
         "to": job.target.format,
         "shard_size": job.target.shard_size,
         "sidecar": settings.sidecar,
@@ -293,7 +298,7 @@ def _identified(value: object) -> object:
         return {str(key): _identified(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_identified(item) for item in value]
-    return value
+    return str(value) if isinstance(value, Initializer) else value
 
 
 def _is_recorded(target: Target, record: Mapping[str, object]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -702,6 +703,26 @@ def test_a_file_brings_an_initializer(tmp_path: Path, lstm: str) -> None:
     done = run("ckpt", lstm, "--reinit", flag, "-n")
     assert done.exit_code == 2
     assert "must be an initializer, got 'sparse'" in done.output
+
+
+def test_many_are_drawn_once_and_again_when_the_initializer_changes(
+    tmp_path: Path, lstm: str
+) -> None:
+    fleet = tmp_path / "fleet"
+    shutil.copytree(Path(lstm).parent, fleet / "a")
+    own = tmp_path / "sparse.py"
+    own.write_text(OWN)
+    arguments = ["batch", fleet, "--plugin", own, "--reinit", "model=sparse(share=0.5)"]
+    done = run(*arguments, "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert "done    1 checkpoint," in done.output
+    done = run(*arguments, "-o", tmp_path / "out")
+    assert "skipped 1 checkpoint" in done.output
+    own.write_text(OWN + "# changed")
+    done = run(*arguments, "-o", tmp_path / "out", "-f")
+    assert "done    1 checkpoint," in done.output
+    (out,) = (tmp_path / "out").rglob("*.safetensors")
+    assert 0.3 < (open_checkpoint(out)["charlm/softmax/kernel"].read() != 0).mean() < 0.7
 
 
 def test_the_list_of_plugins_has_initializers(tmp_path: Path) -> None:
