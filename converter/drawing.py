@@ -135,9 +135,12 @@ def fans(name: str, shape: Sequence[int]) -> tuple[int, int]:
     if len(shape) < 2:
         return (shape[0], shape[0]) if shape else (1, 1)
     window = math.prod(shape[:-2])
-    if re.search(r"(^|/)(depthwise_(kernel|weights)|depthwise_conv\dd?\w*/kernel)(_\d+)?$", name):
+    *_, scope, leaf = ("", *name.split("/"))
+    leaf = re.sub(r"_\d+$", "", leaf)
+    is_depthwise = leaf == "kernel" and "depthwise_conv" in scope
+    if is_depthwise or leaf in ("depthwise_kernel", "depthwise_weights"):
         return window, window * shape[-1]
-    if re.search(r"(^|/)\w*conv\dd_?transpose\w*/(kernel|weights)(_\d+)?$", name, re.IGNORECASE):
+    if leaf in ("kernel", "weights") and re.search(r"(?i)conv\dd_?transpose", scope):
         return window * shape[-1], window * shape[-2]
     return window * shape[-2], window * shape[-1]
 

@@ -15,12 +15,21 @@ from converter_plugins.reinit import Reinit
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converter import Array, ConverterError, Initializer, PlanError, UsageError, Variable, option
+from converter import (
+    Array,
+    ConverterError,
+    Initializer,
+    PlanError,
+    Strategy,
+    UsageError,
+    Variable,
+    option,
+)
 from converter.drawing import LARGEST_WHOLE, Block, Drawing, Values, fans
 from converter.dtype import FLOAT32
 from converter.initializer import arguments, parse_initializer, signature
 from converter.initializers import BUILT_IN, CUT_STD, Identity, Orthogonal
-from converter.strategy import options
+from converter.strategy import build, options, values_of
 from converter.variable import whole
 
 Shape = tuple[int, ...]
@@ -166,7 +175,9 @@ def test_uniform_unit_scaling_is_that_of_tensorflow_0(shape: Shape, inputs: int)
         ("separable_conv2d/depthwise_kernel", (3, 5, 7, 2), (15, 30)),
         ("MobilenetV1/Conv2d_1_depthwise/depthwise_weights", (3, 3, 32, 1), (9, 9)),
         ("separable_conv2d/pointwise_kernel", (1, 1, 14, 9), (14, 9)),
+        ("depthwise_conv2d_1/kernel", (3, 5, 7, 2), (15, 30)),
         ("transpose/kernel", (7, 9), (7, 9)),
+        ("conv2dtranspose" * 5000, (7, 9), (7, 9)),
     ],
 )
 def test_fans(name: str, shape: Shape, expected: tuple[int, int]) -> None:
@@ -409,6 +420,46 @@ def test_an_initializer_is_frozen() -> None:
     thawed: type[Initializer] = dataclass(type("Made", (Initializer,), body))
     with pytest.raises(ConverterError, match=r"^Made: an initializer is a frozen dataclass"):
         arguments(thawed)
+
+
+@dataclass(frozen=True)
+class Filling(Strategy):
+    """Has initializers among its options."""
+
+    name: ClassVar[str] = "filling"
+    fill: Initializer = option(BUILT_IN["zeros"](), help="one")
+    other: Initializer | None = option(None, help="none, or one")
+    each: tuple[Initializer, ...] = option((), help="some")
+
+
+def test_an_option_can_be_an_initializer() -> None:
+    by_name = {o.name: o for o in options(Filling)}
+    assert [o.metavar for o in by_name.values()] == ["INITIALIZER"] * 3
+    given: dict[str, str | list[str]] = {
+        "fill": "normal(stddev=0.5)",
+        "other": "2",
+        "each": ["ones", "own(count=1)"],
+    }
+    values = {name: by_name[name].parse(texts) for name, texts in given.items()}
+    known = {**BUILT_IN, "own": Own}
+    made = build(Filling, values, "filling", initializers=known)
+    assert made.fill == BUILT_IN["normal"](stddev=0.5)  # type: ignore[call-arg]
+    assert made.other == BUILT_IN["constant"](value=2.0)  # type: ignore[call-arg]
+    assert made.each == (BUILT_IN["ones"](), Own(1))
+    assert values_of(Filling()) == {}
+    assert values_of(made) == {
+        "fill": "normal(stddev=0.5)",
+        "other": "constant(value=2)",
+        "each": ["ones", "own(count=1)"],
+    }
+    assert build(Filling, values_of(made), "filling", initializers=known) == made
+    with pytest.raises(UsageError) as caught:
+        build(Filling, values, "filling")
+    assert str(caught.value) == (
+        "filling: each must be an initializer, got 'own'; `convert plugins` lists them"
+    )
+    with pytest.raises(UsageError, match=r"^filling: fill must be an initializer such as normal"):
+        build(Filling, {"fill": None}, "filling")
 
 
 # --- the document ---
