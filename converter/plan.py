@@ -204,6 +204,8 @@ def _fit(
         notes.append(
             f"{source.meta.name} is left out: it describes the old names, shapes and dtypes"
         )
+    if source.metadata.keys() - {"format"} and target is not None and target.format == "tf":
+        notes.append(f"the metadata of {source.path.name} is left out: TensorFlow has none")
     skipped = {v.name for v, _ in left_out}
     kept = [v for v in result.values() if v.name not in skipped]
     if carried:

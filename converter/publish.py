@@ -57,7 +57,7 @@ def staging(directory: Path) -> Iterator[Path]:
     Directories above `directory` are made, and taken away again if nothing was published.
     """
     parent = directory if directory.is_dir() else directory.parent
-    made = _make_parents(parent)
+    made = make_parents(parent)
     try:
         stage, lock = _locked_directory(parent)
         try:
@@ -134,8 +134,12 @@ def _move(source: Path, target: Path, *, replace: bool) -> None:
         source.unlink()
 
 
-def _make_parents(directory: Path) -> list[Path]:
-    """Make a directory and those above it; return the new ones, innermost first."""
+def make_parents(directory: Path) -> list[Path]:
+    """Make a directory and those above it; return the new ones, innermost first.
+
+    Raises:
+        ConverterError: it cannot be made.
+    """
     missing = []
     path = directory
     while not path.exists():

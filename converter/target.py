@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -45,7 +45,7 @@ class Target:
 
     @property
     def path(self) -> Path:
-        """What `open_checkpoint` opens: the safetensors file, its index, or the prefix."""
+        """What `open_checkpoint` opens: the safetensors file, sharded or not, or the prefix."""
         suffix = "" if self.format == "tf" else ".safetensors"
         return self.directory / (self.name + suffix)
 
@@ -88,6 +88,7 @@ class Target:
         sidecar: Sequence[Variable],
         *,
         meta: Path | None,
+        metadata: Mapping[str, str],
         open_output: OpenOutput,
     ) -> dict[str, int | None]:
         """Write every file into `stage` and return the CRC-32C of each variable's bytes.
@@ -97,10 +98,13 @@ class Target:
             variables: what the output holds, under the names to store.
             sidecar: what goes into the TensorFlow checkpoint beside a safetensors output.
             meta: a graph to carry along.
+            metadata: free text for safetensors to carry along.
             open_output: makes a file.
         """
         if self.format == "safetensors":
-            layout = safetensors.layout(variables, self.name, shard_size=self.shard_size)
+            layout = safetensors.layout(
+                variables, self.name, shard_size=self.shard_size, metadata=metadata
+            )
             checksums = safetensors.write(stage, layout, open_output=open_output)
             if sidecar:
                 checksums |= bundle.write(stage / self.sidecar, sidecar, open_output=open_output)
@@ -114,8 +118,15 @@ class Target:
                     output.write(data)
         if self.state:
             with open_output(stage / "checkpoint") as output:
-                output.write(state.state_text(self.name).encode())
+                output.write(state.state_text(*self._named_before(), self.name).encode())
         return checksums
+
+    def _named_before(self) -> list[str]:
+        """Return the other checkpoints of the directory that its state file names."""
+        file = self.directory / "checkpoint"
+        names = state.read_state(file) if file.is_file() else []
+        there = [name for name in names if (self.directory / f"{name}.index").is_file()]
+        return [n for n in there if n != self.name and not Path(n).is_absolute()]
 
     def read_back(self, stage: Path) -> list[Contents]:
         """Read what `write` has left in `stage`."""
@@ -137,6 +148,10 @@ class Target:
             markers=tuple(n for n in there if not data.fullmatch(n)),
             obsolete=tuple(n for n in there if data.fullmatch(n) and n not in files),
         )
+
+    def opened(self, files: Iterable[str]) -> Path:
+        """Return what `open_checkpoint` takes for an output of these files."""
+        return self.path if self.format == "tf" else self.directory / self._commit(files)
 
     def _commit(self, files: Iterable[str]) -> str:
         if self.format == "tf":
