@@ -200,7 +200,7 @@ def _in_pools(
             try:
                 while todo or running:
                     while todo and len(running) < processes:
-                        running[pool.submit(convert_job, todo[0], settings)] = todo[0]
+                        running[_submit(pool, todo[0], settings)] = todo[0]
                         todo.popleft()
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         yield future.result()
@@ -210,7 +210,7 @@ def _in_pools(
     for job in suspects:
         with _pool(1) as pool:
             try:
-                yield pool.submit(convert_job, job, settings).result()
+                yield _submit(pool, job, settings).result()
             except BrokenProcessPool:
                 yield Outcome(job, "failed", "its process died; is there enough memory?")
 
@@ -223,19 +223,28 @@ def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
         try:
             yield pool
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():
                 child.terminate()
+            # Leaving waits for them, and so for what they clean up.
             raise
 
 
+def _submit(pool: ProcessPoolExecutor, job: Job, settings: Settings) -> Future[Outcome]:
+    # A process that this starts inherits the mask: Ctrl-C, which a terminal sends to all, is not
+    # told in the midst of its imports.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.submit(convert_job, job, settings)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _heed_parent() -> None:
-    """Leave Ctrl-C to the parent, clean up when it says so, and end when it is gone."""
+    """Clean up when the parent says so, and end when it is gone."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise SystemExit(1)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, stop)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

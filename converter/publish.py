@@ -36,6 +36,8 @@ class Outputs:
         markers: names of any earlier output of this name that would be read in its place or
             beside it: that output exists as long as one of these does.
         obsolete: names of an earlier output that this one does not replace.
+        shared: those of `files` that belong to all outputs of the directory; they are replaced
+            without asking, after everything else.
     """
 
     directory: Path
@@ -43,10 +45,16 @@ class Outputs:
     commit: str
     markers: tuple[str, ...] = ()
     obsolete: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Those of `files` that nothing else has a part in."""
+        return tuple(name for name in self.files if name not in self.shared)
 
     def existing(self) -> list[Path]:
         """Return what is there already and would be replaced."""
-        names = dict.fromkeys((*self.markers, *self.files))
+        names = dict.fromkeys((*self.markers, *self.own))
         return [self.directory / n for n in names if os.path.lexists(self.directory / n)]
 
 
@@ -104,7 +112,7 @@ def publish(stage: Path, outputs: Outputs, *, force: bool = False, sync: bool = 
     if not force and (there := outputs.existing()):
         raise PlanError(f"{there[0]} exists by now; use --force")
     _write_journal(stage, outputs, sync=sync)
-    others = [name for name in outputs.files if name != outputs.commit]
+    others = [name for name in outputs.own if name != outputs.commit]
     if others or any(marker != outputs.commit for marker in outputs.markers):
         # Half of the new beside half of the old must not be readable: first the old goes.
         for marker in outputs.markers:
@@ -113,6 +121,8 @@ def publish(stage: Path, outputs: Outputs, *, force: bool = False, sync: bool = 
             _sync(directory)
     for name in (*others, outputs.commit):
         _move(stage / name, directory / name, replace=force)
+    for name in outputs.shared:
+        (stage / name).replace(directory / name)
     if sync:
         _sync(directory)
     for name in outputs.obsolete:
@@ -206,7 +216,8 @@ def _clean(parent: Path) -> None:
 
 def _write_journal(stage: Path, outputs: Outputs, *, sync: bool) -> None:
     names: dict[str, str | Sequence[str]] = {
-        "files": outputs.files,
+        "files": outputs.own,
+        "shared": outputs.shared,
         "commit": outputs.commit,
         "obsolete": outputs.obsolete,
     }
@@ -224,12 +235,16 @@ def _take_back(stage: Path, directory: Path) -> None:
     try:
         journal = json.loads((stage / _JOURNAL).read_text())
         files = [str(name) for name in journal["files"]]
+        shared = [str(name) for name in journal["shared"]]
         obsolete = [str(name) for name in journal["obsolete"]]
         commit = str(journal["commit"])
     except (OSError, ValueError, KeyError, TypeError):
         return
     if not (stage / commit).exists():
         leftovers = obsolete
+        for name in shared:
+            if name == Path(name).name and (stage / name).exists():
+                (stage / name).replace(directory / name)
     elif (directory / commit).exists():
         return  # Complete: the run had just begun, or had just ended.
     else:

@@ -21,6 +21,7 @@ OpenOutput = Callable[[Path], Output]
 SHARD_BYTES = 5_000_000_000
 """The size above which a safetensors directory is sharded, as huggingface_hub has it."""
 
+_STATE = "checkpoint"
 _DATA = r"\.data-\d{5,}-of-\d{5,}"
 
 
@@ -73,7 +74,7 @@ class Target:
         )
         family += rf"|{re.escape(self.sidecar)}(\.index|{_DATA})"
         if self.format == "tf":
-            family = rf"{name}(\.index|\.meta|{_DATA})" + ("|checkpoint" if self.state else "")
+            family = rf"{name}(\.index|\.meta|{_DATA})"
         family += rf"|{re.escape(self.record.name)}"
         try:
             names = sorted(path.name for path in self.directory.iterdir())
@@ -117,13 +118,13 @@ class Target:
                 while data := source.read(1 << 20):
                     output.write(data)
         if self.state:
-            with open_output(stage / "checkpoint") as output:
+            with open_output(stage / _STATE) as output:
                 output.write(state.state_text(*self._named_before(), self.name).encode())
         return checksums
 
     def _named_before(self) -> list[str]:
         """Return the other checkpoints of the directory that its state file names."""
-        file = self.directory / "checkpoint"
+        file = self.directory / _STATE
         names = state.read_state(file) if file.is_file() else []
         there = [name for name in names if (self.directory / f"{name}.index").is_file()]
         return [n for n in there if n != self.name and not Path(n).is_absolute()]
@@ -147,6 +148,7 @@ class Target:
             self._commit(files),
             markers=tuple(n for n in there if not data.fullmatch(n)),
             obsolete=tuple(n for n in there if data.fullmatch(n) and n not in files),
+            shared=tuple(n for n in files if n == _STATE),
         )
 
     def opened(self, files: Iterable[str]) -> Path:

@@ -98,7 +98,9 @@ LOOKALIKES: dict[str, dict[str, Any]] = {
     "masks": {"a": (3,), "a/mask": (3,), "b": (3,), "b/mask": (3,)},
     "below one of several": {"a": (3,), "a/g": (3,), "b": (3,), "c": (3,)},
     "also below none": {"a": (3,), "a/g": (3,), "b": (3,), "b/g": (3,), "c/g": (3,)},
-    "first below none": {"c/g": (3,), "a": (3,), "a/g": (3,), "b": (3,), "b/g": (3,)},
+    "first below none": dict.fromkeys(["c/g", "a", "a/g", "a/g_1", "b", "b/g", "b/g_1"], (3,)),
+    "no slots of Keras": dict.fromkeys(["w", "x", "y", "adam/w_foo", "w/Adam/foo", "z"], (3,)),
+    "integers below integers": dict.fromkeys(["a", "a/foo", "b", "b/foo"], ((3,), INT)),
     "slashes at the end": {"a": (3,), "a/": (3,), "b": (3,), "b/": (3,)},
     "no scalars": {"beta1_power": (3,), "global_step": (2,), "iteration": ((2,), INT)},
     "steps of something": {"net/iterations": ((), INT), "net/step": ((), INT), "iteration": ()},
@@ -257,6 +259,8 @@ def test_a_name_that_somebody_gave_the_optimizer() -> None:
         "D_AdamOptimizer_1": "v",
     }
     assert slots("my_momentum") == {"my_momentum": "momentum"}
+    two = ("RMSPropOptimizer", "RMSPropOptimizer_1")
+    assert slots(*two, beta1_power=()) == dict(zip(two, ["rms", "momentum"], strict=True))
     # Beta powers that another optimizer accounts for say nothing of this one.
     others = {"beta1_power": (), "beta2_power": (), "w/Adam": (3, 4), "w/Adam_1": (3, 4)}
     assert slots("foo", "foo_1", **others) == {"foo": None, "foo_1": None}
@@ -427,6 +431,9 @@ def test_keras_oddities() -> None:
 def test_a_scope_with_a_step_is_not_yet_an_optimizers() -> None:
     names = {"train/iter": ((), INT), "w": (3,), "x": (3,), "train/w/m": (3,), "train/y": (3,)}
     assert told(names) == {"train/iter": Role("step")}
+    assert list(told({"Adam/global_step": ((), INT), "Adam/w": (3,)})) == ["Adam/global_step"]
+    names = {"Adam/iter": ((), INT), "Adam/other": ()}
+    assert told(names)["Adam/other"] == Role("optimizer", optimizer="Adam")
 
 
 def test_slots_that_keras_left_nameless() -> None:

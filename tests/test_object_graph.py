@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +165,12 @@ def test_names_stay_unique() -> None:
     }
 
 
+def test_names_stay_unique_where_keys_are_paths() -> None:
+    inner = Object({VALUE.removeprefix("/"): var("")}, "", (3, 4))
+    objects = read(Object({"a": Object({"b": inner}), "a/b": var("")}))
+    assert [entry.name for entry in objects.entries] == [entry.key for entry in objects.entries]
+
+
 def test_a_root_that_is_a_variable_and_a_path_that_is_a_key() -> None:
     root = var("", ())
     assert [e.name for e in read(root).entries] == [KEY, VALUE]
@@ -228,6 +234,27 @@ def test_lists_that_differ_are_no_copies(changed: dict[str, Any]) -> None:
     objects = read(export(**changed))
     assert not objects.duplicates
     assert len(objects.entries) == 7
+
+
+@pytest.mark.parametrize("fault", ["shorter", "bytes", "crc32c", "missing", "nameless", "alone"])
+def test_copies_that_cannot_be_compared_are_none(fault: str) -> None:
+    root = export(name="") if fault == "nameless" else export()
+    children = dict(root.children)
+    if fault == "shorter":
+        children["_all_variables"] = listed(*list(children["_all_variables"].children.values())[:2])
+    if fault == "alone":
+        del children["variables"], children["trainable_variables"]
+    data, variables = stored(Object(children))
+    key = f"_all_variables/0{VALUE}"
+    if fault == "bytes":
+        variables[key] = replace(variables[key], stored=None)
+    if fault == "crc32c":
+        variables[key] = replace(variables[key], stored=Stored(Path("x"), 0, 0))
+    if fault == "missing":
+        del variables[key]
+    objects = object_graph.read(data, variables, "x")
+    assert not objects.duplicates
+    assert len(objects.entries) == len(variables)
 
 
 def test_equal_lists_of_other_names_are_no_copies() -> None:
@@ -370,21 +397,25 @@ def test_keras_3() -> None:
     assert told(Object({"o": optimizer})) == {f"o/{path}": r for path, r in expected.items()}
 
 
-def test_lists_of_an_optimizer_tell_what_names_do_not() -> None:
+@pytest.mark.parametrize(
+    ("name", "slot"),
+    [("_velocity_hats", "velocity_hat"), ("_velocities", "velocity"), ("_c", "c")],
+)
+def test_lists_of_an_optimizer_tell_what_names_do_not(name: str, slot: str) -> None:
     w, x = var("w"), var("x")
-    kept, more = [var() for _ in range(2)], var()
+    kept, more = [var("foo/w"), var()], var()
     optimizer = Object(
         {
             "_variables": listed(*kept, more),
             "_trainable_variables": listed(w, x),
-            "_velocity_hats": listed(*kept),
+            name: listed(*kept),
             "_iterations": count(),
             "_learning_rate": scalar(),
         }
     )
     assert told(Object({"w": w, "x": x, "o": optimizer})) == {
-        "o/_variables/0": Role("slot", "w", "velocity_hat", "o"),
-        "o/_variables/1": Role("slot", "x", "velocity_hat", "o"),
+        "o/_variables/0": Role("slot", "w", slot, "o"),
+        "o/_variables/1": Role("slot", "x", slot, "o"),
         "o/_variables/2": Role("optimizer", optimizer="o"),
         "o/_iterations": Role("step"),
         "o/_learning_rate": Role("optimizer", optimizer="o"),
@@ -450,6 +481,21 @@ def test_a_training_loop_is_no_optimizer() -> None:
     assert told(Object(loop)) == {
         "iterations": Role("step"),
         "learning_rate": Role("optimizer"),
+    }
+
+
+def test_a_step_or_a_rate_alone_makes_no_optimizer() -> None:
+    assert not told(Object({"o": Object({"iter": count(), "x": scalar()})}))
+    assert not told(Object({"o": Object({"learning_rate": scalar(), "decay": scalar()})}))
+
+
+def test_an_optimizer_that_is_the_root() -> None:
+    _, optimizer = keras_2("")
+    assert told(optimizer) == {
+        "_iterations": Role("step"),
+        "_learning_rate": Role("optimizer"),
+        "_variables/1": Role("slot", None, "momentum"),
+        "_variables/2": Role("slot", None, "velocity"),
     }
 
 
