@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from converter import Variable
+from converter import Array, Region, Variable
 from converter.dtype import FLOAT32
 from converter.formats import bundle
 from converter.formats.stream import Output
@@ -118,7 +118,7 @@ def make(prefix: Path, shapes: Sequence[tuple[str, tuple[int, ...]]], *, data: b
     prefix.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(0).standard_normal(1 << 20, np.float32)
 
-    def load(region: tuple[slice, ...]) -> np.ndarray:  # type: ignore[type-arg]
+    def load(region: Region) -> Array:
         shape = tuple(s.stop - s.start for s in region)
         return np.resize(noise, shape)
 
