@@ -40,7 +40,8 @@ def main() -> int:
                 failures += 1
                 outcomes["FAILED"] += 1
                 if outcomes["FAILED"] <= 20:
-                    print(f"{area} {number}: {_last_line(error)}\n{error}", flush=True)
+                    text = f"{area} {number}: {_last_line(error)}\n{error}"
+                    print(text.encode("ascii", "backslashreplace").decode(), flush=True)
         seconds = time.monotonic() - began
         print(f"{area}: {dict(outcomes)} in {seconds:.0f} s", flush=True)
     return 1 if failures else 0
