@@ -494,13 +494,11 @@ def test_interrupted(root: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_an_interruption_waits_for_no_job(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = _start(root, out, 3)
+    process = _start(root, out, 600)
     _wait_until(lambda: _half_done(out), "half a result")
     process.send_signal(signal.SIGINT)
-    began = time.monotonic()
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)  # A single variable takes ten minutes.
     assert process.returncode == 130
-    assert time.monotonic() - began < 10  # 22 variables take more than a minute
     assert not out.exists()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -476,11 +475,10 @@ def test_scope() -> None:
     ],
     ids=["long", "deep", "numbered", "digits"],
 )
+@pytest.mark.usefixtures("must_end")
 def test_names_made_to_take_long(names: list[str]) -> None:
     made = variables(dict.fromkeys(names, (3,)))
-    start = time.perf_counter()
     assert list(roles(made)) == names
-    assert time.perf_counter() - start < 5
 
 
 def test_the_page_on_names_lists_every_optimizer_and_its_slots() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -595,6 +594,7 @@ def test_mutants_raise_nothing_else(junk: bytes, start: int, stop: int) -> None:
     assert {role.of for role in found.values()} <= {None, *names}
 
 
+@pytest.mark.usefixtures("must_end")
 def test_graphs_made_to_take_long() -> None:
     graph = messages.message("TrackableObjectGraph")()
     root = graph.nodes.add()
@@ -616,9 +616,7 @@ def test_graphs_made_to_take_long() -> None:
         node.children.add(node_id=number, local_name="deeper")
         node.slot_variables.add(slot_name="m")
         graph.nodes[number - 1].children.add(node_id=number, local_name="deeper")
-    start = time.perf_counter()
     object_graph.read(graph.SerializeToString(), {}, "x")
-    assert time.perf_counter() - start < 10
 
 
 # -- TensorFlow -----------------------------------------------------------------------------------
