@@ -70,9 +70,15 @@ def staging(directory: Path) -> Iterator[Path]:
         stage, lock = _locked_directory(parent)
         try:
             yield stage
+        except BaseException:
+            with contextlib.suppress(OSError):
+                _take_back(stage, parent)
+            raise
         finally:
-            shutil.rmtree(stage, ignore_errors=True)
-            os.close(lock)
+            try:
+                shutil.rmtree(stage, ignore_errors=True)
+            finally:
+                os.close(lock)
     finally:
         for path in made:
             with contextlib.suppress(OSError):
@@ -231,7 +237,7 @@ def _write_journal(stage: Path, outputs: Outputs, *, sync: bool) -> None:
 
 
 def _take_back(stage: Path, directory: Path) -> None:
-    """Undo the part of a publication that a killed run had done, or finish its last part."""
+    """Undo the part of a publication that a run had done, or finish its last part."""
     try:
         journal = json.loads((stage / _JOURNAL).read_text())
         files = [str(name) for name in journal["files"]]
@@ -240,13 +246,11 @@ def _take_back(stage: Path, directory: Path) -> None:
         commit = str(journal["commit"])
     except (OSError, ValueError, KeyError, TypeError):
         return
-    if not (stage / commit).exists():
+    if _was_moved(stage / commit, directory / commit):
         leftovers = obsolete
         for name in shared:
             if name == Path(name).name and (stage / name).exists():
                 (stage / name).replace(directory / name)
-    elif (directory / commit).exists():
-        return  # Complete: the run had just begun, or had just ended.
     else:
         leftovers = [name for name in files if _was_moved(stage / name, directory / name)]
     for name in leftovers:
