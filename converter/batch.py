@@ -14,12 +14,15 @@ import multiprocessing
 import os
 import re
 import signal
+import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 from types import FrameType
 from typing import Literal
@@ -31,13 +34,16 @@ from converter.initializer import Initializer
 from converter.location import Location, find, locate
 from converter.pipeline import run
 from converter.plan import make_plan
-from converter.publish import staging
+from converter.publish import clean, make_parents, staging
 from converter.recipe import Step
 from converter.registry import Registry, load
 from converter.strategy import Strategy, options
 from converter.target import Format, Target
 
 Status = Literal["done", "skipped", "failed"]
+
+_SECONDS_TO_CLEAN_UP = 5
+_SMALL_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,21 +155,44 @@ def run_batch(
         other = taken.setdefault(job.target.path, job)
         if other is job:
             todo.append(job)
-            job.target.directory.mkdir(parents=True, exist_ok=True)
         else:
             error = f"{other.source} has the same output, {job.target.path}; rename one"
             outcomes[job] = Outcome(job, "failed", error)
-    for outcome in (*outcomes.values(), *_in_pools(todo, settings, processes)):
-        outcomes[outcome.job] = outcome
-        report(outcome)
-    for job in jobs:
-        with contextlib.suppress(OSError):
-            job.target.directory.rmdir()
-    _write_states(outcomes.values())
+            report(outcomes[job])
+    with (
+        _directories(jobs),
+        contextlib.closing(_in_pools(todo, settings, processes)) as converted,
+    ):
+        for outcome in converted:
+            outcomes[outcome.job] = outcome
+            report(outcome)
+        _write_states(outcomes.values())
     return [outcomes[job] for job in jobs]
 
 
-def _in_pools(todo: deque[Job], settings: Settings, processes: int) -> Iterator[Outcome]:
+@contextlib.contextmanager
+def _directories(jobs: Iterable[Job]) -> Iterator[None]:
+    """Make the directories of outputs, and take away those in which nothing was published."""
+    directories = dict.fromkeys(job.target.directory for job in jobs)
+    made: list[Path] = []
+    try:
+        for directory in directories:
+            made += make_parents(directory)
+            # What a run that was killed had completed is skipped now.
+            clean(directory)
+        yield
+    finally:
+        for directory in directories:
+            # Processes may have died.
+            clean(directory)
+        for path in sorted(made, key=lambda path: len(path.parts), reverse=True):
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def _in_pools(
+    todo: deque[Job], settings: Settings, processes: int
+) -> Generator[Outcome, None, None]:
     """Yield the outcomes as they come; a process that dies takes no other job along."""
     suspects: list[Job] = []
     while todo:
@@ -172,7 +201,7 @@ def _in_pools(todo: deque[Job], settings: Settings, processes: int) -> Iterator[
             try:
                 while todo or running:
                     while todo and len(running) < processes:
-                        running[pool.submit(convert_job, todo[0], settings)] = todo[0]
+                        running[_submit(pool, todo[0], settings)] = todo[0]
                         todo.popleft()
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         yield future.result()
@@ -182,7 +211,7 @@ def _in_pools(todo: deque[Job], settings: Settings, processes: int) -> Iterator[
     for job in suspects:
         with _pool(1) as pool:
             try:
-                yield pool.submit(convert_job, job, settings).result()
+                yield _submit(pool, job, settings).result()
             except BrokenProcessPool:
                 yield Outcome(job, "failed", "its process died; is there enough memory?")
 
@@ -195,20 +224,41 @@ def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
         try:
             yield pool
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():
                 child.terminate()
+            # Leaving waits for them, and so for what they clean up.
             raise
 
 
+def _submit(pool: ProcessPoolExecutor, job: Job, settings: Settings) -> Future[Outcome]:
+    # A process that this starts inherits the mask: Ctrl-C, which a terminal sends to all, is not
+    # told in the midst of its imports.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.submit(convert_job, job, settings)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _heed_parent() -> None:
-    """Leave Ctrl-C to the parent, and clean up when it says so."""
+    """Clean up when the parent says so, and end when it is gone."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise SystemExit(1)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, stop)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    wait_for_any([parent.sentinel])
+    # Nobody will ever give this process another job, or tell it that there are no more.
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_SECONDS_TO_CLEAN_UP)
+    os._exit(1)
 
 
 def convert_job(job: Job, settings: Settings) -> Outcome:
@@ -217,7 +267,7 @@ def convert_job(job: Job, settings: Settings) -> Outcome:
         registry = _registry(settings.plugins)
         strategies = [step.build(registry) for step in settings.steps]
         record = _record(job, settings, strategies, registry)
-        if _is_recorded(job.target, record):
+        if _is_done(job.target, record, force=settings.force):
             return Outcome(job, "skipped")
         checkpoint = open_checkpoint(job.source, verify=settings.verify_source)
         plan = make_plan(checkpoint, strategies, job.target, sidecar=settings.sidecar)
@@ -259,7 +309,7 @@ def _record(
     ]
     return {
         "converter": version("ckpt-converter"),
-        "source": {file.name: _identity(file) for file in locate(job.source).files},
+        "source": {file.name: _identity(file) for file in _files(job.source)},
         "steps": steps,
         "initializers": {
             name: _identified(_path_or_text(plugin.origin))
@@ -275,14 +325,22 @@ def _path_or_text(origin: str) -> Path | str:
     return Path(origin) if origin.endswith(".py") else origin
 
 
+def _files(source: str) -> tuple[Path, ...]:
+    location = locate(source)
+    if location.kind == "safetensors":
+        # The index of several shards tells nothing of what is in them.
+        return open_checkpoint(source).files
+    return location.files
+
+
 def _identity(file: Path) -> dict[str, object]:
     """Return what tells one content of a file from another, without reading large ones.
 
     An index holds the checksums of all values, so its own checksum stands for them; of other
-    files, size and time of change have to do.
+    large files, size and time of change have to do.
     """
     stat = file.stat()
-    if file.suffix == ".index":
+    if file.suffix == ".index" or stat.st_size <= _SMALL_BYTES:
         return {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
     return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
@@ -301,14 +359,26 @@ def _identified(value: object) -> object:
     return str(value) if isinstance(value, Initializer) else value
 
 
-def _is_recorded(target: Target, record: Mapping[str, object]) -> bool:
+def _is_done(target: Target, record: Mapping[str, object], *, force: bool) -> bool:
+    """Whether the output is there, and was made as it would be made now.
+
+    Raises:
+        PlanError: it was made otherwise, and nobody says that it is to be replaced.
+    """
     try:
         known = json.loads(target.record.read_bytes())
         sizes = known.pop("files")
         there = {name: (target.directory / name).stat().st_size for name in sizes}
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return False
-    return bool(known == json.loads(json.dumps(record)) and there == sizes)
+    if known == json.loads(json.dumps(record)) and there == sizes:
+        return True
+    if not force:
+        raise PlanError(
+            f"{target.path} was made from another source or in another way, which "
+            f"{target.record.name} tells; use --force to make it again"
+        )
+    return False
 
 
 def _write_states(outcomes: Iterable[Outcome]) -> None:

@@ -87,6 +87,8 @@ def locate(path: str) -> Location:
         return _shards(match[1], int(match[3]))
     if os.path.isfile(path):
         return _of_file(path)
+    if path.endswith(".safetensors") and os.path.isfile(path + ".index.json"):
+        return _of_file(path + ".index.json")
     if counts := _shard_counts(path):
         return _shards(path, counts[-1])
     raise InputError(

@@ -74,7 +74,12 @@ def select(pattern: str, checkpoint: Checkpoint) -> list[str]:
     """
     is_meant = WORDS.get(pattern)
     if is_meant is None:
-        return matching(pattern, checkpoint)
+        try:
+            return matching(pattern, checkpoint)
+        except UsageError as error:
+            if word := did_you_mean(pattern, WORDS):
+                raise UsageError(f"{pattern!r} is no role, and fits no variable{word}") from None
+            raise error from None
     roles = checkpoint.roles()
     return [name for name in checkpoint if is_meant(roles[name]) or name == pattern]
 

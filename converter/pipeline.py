@@ -30,6 +30,7 @@ class Result:
 
     Attributes:
         plan: what was to be done.
+        output: what to open: the file, the index of its shards, or the prefix.
         files: what was written.
         nbytes: size of the files.
         seconds: how long it took.
@@ -38,6 +39,7 @@ class Result:
     """
 
     plan: Plan
+    output: Path
     files: tuple[Path, ...]
     nbytes: int
     seconds: float
@@ -135,7 +137,12 @@ def run(
     try:
         with staging(target.directory) as stage:
             checksums = target.write(
-                stage, plan.variables, plan.sidecar, meta=plan.meta, open_output=open_output
+                stage,
+                plan.variables,
+                plan.sidecar,
+                meta=plan.meta,
+                metadata=plan.source.metadata,
+                open_output=open_output,
             )
             if verify_output:
                 contents = _read_back(target, stage)
@@ -156,6 +163,7 @@ def run(
         raise ConverterError(f"{name}: {error.strerror}; nothing was published") from error
     return Result(
         plan,
+        target.opened(files),
         tuple(target.directory / name for name in files),
         sum(sizes.values()),
         time.monotonic() - began,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from converter.checkpoint import Checkpoint
@@ -204,6 +204,11 @@ def _fit(
         notes.append(
             f"{source.meta.name} is left out: it describes the old names, shapes and dtypes"
         )
+    if target is not None and target.format == "tf" and target.state and _is_beside(target, source):
+        target = replace(target, state=False)
+        notes.append(f"{target.directory / 'checkpoint'} belongs to the source and stays as it is")
+    if source.metadata.keys() - {"format"} and target is not None and target.format == "tf":
+        notes.append(f"the metadata of {source.path.name} is left out: TensorFlow has none")
     skipped = {v.name for v, _ in left_out}
     kept = [v for v in result.values() if v.name not in skipped]
     if carried:
@@ -223,6 +228,13 @@ def _fit(
         left_out=tuple(left_out),
         meta=source.meta if carried else None,
         notes=tuple(notes),
+    )
+
+
+def _is_beside(target: Target, source: Checkpoint) -> bool:
+    directories = {file.parent for file in source.files}
+    return target.directory.is_dir() and any(
+        directory.is_dir() and directory.samefile(target.directory) for directory in directories
     )
 
 

@@ -36,6 +36,8 @@ class Outputs:
         markers: names of any earlier output of this name that would be read in its place or
             beside it: that output exists as long as one of these does.
         obsolete: names of an earlier output that this one does not replace.
+        shared: those of `files` that belong to all outputs of the directory; they are replaced
+            without asking, after everything else.
     """
 
     directory: Path
@@ -43,10 +45,16 @@ class Outputs:
     commit: str
     markers: tuple[str, ...] = ()
     obsolete: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Those of `files` that nothing else has a part in."""
+        return tuple(name for name in self.files if name not in self.shared)
 
     def existing(self) -> list[Path]:
         """Return what is there already and would be replaced."""
-        names = dict.fromkeys((*self.markers, *self.files))
+        names = dict.fromkeys((*self.markers, *self.own))
         return [self.directory / n for n in names if os.path.lexists(self.directory / n)]
 
 
@@ -57,14 +65,20 @@ def staging(directory: Path) -> Iterator[Path]:
     Directories above `directory` are made, and taken away again if nothing was published.
     """
     parent = directory if directory.is_dir() else directory.parent
-    made = _make_parents(parent)
+    made = make_parents(parent)
     try:
         stage, lock = _locked_directory(parent)
         try:
             yield stage
+        except BaseException:
+            with contextlib.suppress(OSError):
+                _take_back(stage, parent)
+            raise
         finally:
-            shutil.rmtree(stage, ignore_errors=True)
-            os.close(lock)
+            try:
+                shutil.rmtree(stage, ignore_errors=True)
+            finally:
+                os.close(lock)
     finally:
         for path in made:
             with contextlib.suppress(OSError):
@@ -104,7 +118,7 @@ def publish(stage: Path, outputs: Outputs, *, force: bool = False, sync: bool = 
     if not force and (there := outputs.existing()):
         raise PlanError(f"{there[0]} exists by now; use --force")
     _write_journal(stage, outputs, sync=sync)
-    others = [name for name in outputs.files if name != outputs.commit]
+    others = [name for name in outputs.own if name != outputs.commit]
     if others or any(marker != outputs.commit for marker in outputs.markers):
         # Half of the new beside half of the old must not be readable: first the old goes.
         for marker in outputs.markers:
@@ -113,6 +127,8 @@ def publish(stage: Path, outputs: Outputs, *, force: bool = False, sync: bool = 
             _sync(directory)
     for name in (*others, outputs.commit):
         _move(stage / name, directory / name, replace=force)
+    for name in outputs.shared:
+        (stage / name).replace(directory / name)
     if sync:
         _sync(directory)
     for name in outputs.obsolete:
@@ -134,8 +150,12 @@ def _move(source: Path, target: Path, *, replace: bool) -> None:
         source.unlink()
 
 
-def _make_parents(directory: Path) -> list[Path]:
-    """Make a directory and those above it; return the new ones, innermost first."""
+def make_parents(directory: Path) -> list[Path]:
+    """Make a directory and those above it; return the new ones, innermost first.
+
+    Raises:
+        ConverterError: it cannot be made.
+    """
     missing = []
     path = directory
     while not path.exists():
@@ -202,7 +222,8 @@ def _clean(parent: Path) -> None:
 
 def _write_journal(stage: Path, outputs: Outputs, *, sync: bool) -> None:
     names: dict[str, str | Sequence[str]] = {
-        "files": outputs.files,
+        "files": outputs.own,
+        "shared": outputs.shared,
         "commit": outputs.commit,
         "obsolete": outputs.obsolete,
     }
@@ -216,18 +237,20 @@ def _write_journal(stage: Path, outputs: Outputs, *, sync: bool) -> None:
 
 
 def _take_back(stage: Path, directory: Path) -> None:
-    """Undo the part of a publication that a killed run had done, or finish its last part."""
+    """Undo the part of a publication that a run had done, or finish its last part."""
     try:
         journal = json.loads((stage / _JOURNAL).read_text())
         files = [str(name) for name in journal["files"]]
+        shared = [str(name) for name in journal["shared"]]
         obsolete = [str(name) for name in journal["obsolete"]]
         commit = str(journal["commit"])
     except (OSError, ValueError, KeyError, TypeError):
         return
-    if not (stage / commit).exists():
+    if _was_moved(stage / commit, directory / commit):
         leftovers = obsolete
-    elif (directory / commit).exists():
-        return  # Complete: the run had just begun, or had just ended.
+        for name in shared:
+            if name == Path(name).name and (stage / name).exists():
+                (stage / name).replace(directory / name)
     else:
         leftovers = [name for name in files if _was_moved(stage / name, directory / name)]
     for name in leftovers:

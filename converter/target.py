@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,6 +21,7 @@ OpenOutput = Callable[[Path], Output]
 SHARD_BYTES = 5_000_000_000
 """The size above which a safetensors directory is sharded, as huggingface_hub has it."""
 
+_STATE = "checkpoint"
 _DATA = r"\.data-\d{5,}-of-\d{5,}"
 
 
@@ -45,7 +46,7 @@ class Target:
 
     @property
     def path(self) -> Path:
-        """What `open_checkpoint` opens: the safetensors file, its index, or the prefix."""
+        """What `open_checkpoint` opens: the safetensors file, sharded or not, or the prefix."""
         suffix = "" if self.format == "tf" else ".safetensors"
         return self.directory / (self.name + suffix)
 
@@ -73,7 +74,7 @@ class Target:
         )
         family += rf"|{re.escape(self.sidecar)}(\.index|{_DATA})"
         if self.format == "tf":
-            family = rf"{name}(\.index|\.meta|{_DATA})" + ("|checkpoint" if self.state else "")
+            family = rf"{name}(\.index|\.meta|{_DATA})"
         family += rf"|{re.escape(self.record.name)}"
         try:
             names = sorted(path.name for path in self.directory.iterdir())
@@ -88,6 +89,7 @@ class Target:
         sidecar: Sequence[Variable],
         *,
         meta: Path | None,
+        metadata: Mapping[str, str],
         open_output: OpenOutput,
     ) -> dict[str, int | None]:
         """Write every file into `stage` and return the CRC-32C of each variable's bytes.
@@ -97,10 +99,13 @@ class Target:
             variables: what the output holds, under the names to store.
             sidecar: what goes into the TensorFlow checkpoint beside a safetensors output.
             meta: a graph to carry along.
+            metadata: free text for safetensors to carry along.
             open_output: makes a file.
         """
         if self.format == "safetensors":
-            layout = safetensors.layout(variables, self.name, shard_size=self.shard_size)
+            layout = safetensors.layout(
+                variables, self.name, shard_size=self.shard_size, metadata=metadata
+            )
             checksums = safetensors.write(stage, layout, open_output=open_output)
             if sidecar:
                 checksums |= bundle.write(stage / self.sidecar, sidecar, open_output=open_output)
@@ -113,9 +118,16 @@ class Target:
                 while data := source.read(1 << 20):
                     output.write(data)
         if self.state:
-            with open_output(stage / "checkpoint") as output:
-                output.write(state.state_text(self.name).encode())
+            with open_output(stage / _STATE) as output:
+                output.write(state.state_text(*self._named_before(), self.name).encode())
         return checksums
+
+    def _named_before(self) -> list[str]:
+        """Return the other checkpoints of the directory that its state file names."""
+        file = self.directory / _STATE
+        names = state.read_state(file) if file.is_file() else []
+        there = [name for name in names if (self.directory / f"{name}.index").is_file()]
+        return [n for n in there if n != self.name and not Path(n).is_absolute()]
 
     def read_back(self, stage: Path) -> list[Contents]:
         """Read what `write` has left in `stage`."""
@@ -136,7 +148,12 @@ class Target:
             self._commit(files),
             markers=tuple(n for n in there if not data.fullmatch(n)),
             obsolete=tuple(n for n in there if data.fullmatch(n) and n not in files),
+            shared=tuple(n for n in files if n == _STATE),
         )
+
+    def opened(self, files: Iterable[str]) -> Path:
+        """Return what `open_checkpoint` takes for an output of these files."""
+        return self.path if self.format == "tf" else self.directory / self._commit(files)
 
     def _commit(self, files: Iterable[str]) -> str:
         if self.format == "tf":

@@ -50,7 +50,8 @@ class Variable:
         dtype: the element type.
         shape: the size of each axis; `()` for a scalar.
         load: gives the values of a region as an array of `dtype.numpy` and of the region's
-            shape, in any memory layout. Strings are an object array of `bytes`. A variant gives
+            shape, in any memory layout, which must not change afterwards: it is written while
+            the next one loads. Strings are an object array of `bytes`. A variant gives
             its opaque bytes, uint8 of shape (n,), whatever the region.
         sources: names of the variables of the opened checkpoint that it was made from.
         stored: the bytes on disk, as long as they are exactly the value; None otherwise.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -62,6 +64,20 @@ def digest(variable: Variable) -> str | list[str]:
 def expected(record: dict[str, Any]) -> str | list[str]:
     recorded: str | list[str] = record["sha256"] or record["strings_hex"]
     return recorded
+
+
+@pytest.fixture
+def must_end() -> Iterator[None]:
+    """A watchdog for input that is made to take for ever: linear work ends in a second or two."""
+
+    def bark(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError("still at work after two minutes")
+
+    before = signal.signal(signal.SIGALRM, bark)
+    signal.alarm(120)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture

@@ -117,7 +117,8 @@ def test_safetensors_reads_our_file(case: Case, tmp_path: Path) -> None:
     import hashlib
 
     result = convert(case.path, tmp_path / "model.safetensors", sidecar=True)
-    tensors = dict(deserialize((tmp_path / "model.safetensors").read_bytes()))
+    data = (tmp_path / "model.safetensors").read_bytes()
+    tensors = dict(deserialize(data))  # type: ignore[no-untyped-call]  # the library has no types
     names = names_by_key(open_checkpoint(case.path))
     beside = {v.name for v in result.plan.sidecar}
     left = {v.name for v, _ in result.plan.left_out}

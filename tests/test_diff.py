@@ -221,7 +221,7 @@ def test_differences_and_exit_code(values: Values, tmp_path: Path) -> None:
         "at [1, 2] (6 / 6.5)",
         "only in A   step  int64 []",
         "only in B   b\\n  int64 []",
-        "different: 1 shape, 1 values, 1 only in A, 1 only in B; 0 variables equal",
+        "different: shape 1, values 1, only in A 1, only in B 1; 0 variables equal",
     ]
     result = diff(a, b, "--json")
     assert result.exit_code == 1

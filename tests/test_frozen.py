@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -248,11 +247,10 @@ def test_claims_of_size_cost_nothing(tmp_path: Path, values: bytes) -> None:
     assert peak < 8 << 20
 
 
+@pytest.mark.usefixtures("must_end")
 def test_many_nodes_are_walked_in_time(tmp_path: Path) -> None:
     nodes = [node(f"layer_{k}/add", "Add", [f"layer_{k - 1}/add", "v/read"]) for k in range(20_000)]
-    started = time.monotonic()
     assert names(read(tmp_path, *nodes, floats("v", 1), reading("v"))) == ["v"]
-    assert time.monotonic() - started < 10
 
 
 # What is refused

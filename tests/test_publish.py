@@ -172,6 +172,22 @@ def test_other_files_of_the_directory_are_left_alone(tmp_path: Path, lstm: str) 
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_state_file_names_all_outputs_but_none_beside_the_source(tmp_path: Path) -> None:
+    first, second = case("tf012_v2_gru_seqlen").path, case("tf012_v2_lstm_peephole").path
+    convert(first, tmp_path, to="tf")
+    convert(second, tmp_path, to="tf")
+    state = (tmp_path / "checkpoint").read_text()
+    assert state == (
+        'model_checkpoint_path: "peephole.ckpt-60"\n'
+        'all_model_checkpoint_paths: "gru"\n'
+        'all_model_checkpoint_paths: "peephole.ckpt-60"\n'
+    )
+    result = convert(tmp_path / "gru", tmp_path / "copy.index")
+    assert (tmp_path / "checkpoint").read_text() == state
+    assert any("belongs to the source" in note for note in result.plan.notes)
+    assert len(open_checkpoint(tmp_path / "copy")) == len(open_checkpoint(first))
+
+
 def test_source_is_never_the_output(tmp_path: Path, lstm: str) -> None:
     convert(lstm, tmp_path, to="tf")
     before = _tree(tmp_path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import random
-import time
 
 import numpy as np
 import pytest
@@ -97,12 +96,11 @@ def test_empty_variables_need_no_slices() -> None:
     assert assemble(whole((0, 4)), np.dtype("f4"), []).shape == (0, 4)
 
 
+@pytest.mark.usefixtures("must_end")
 def test_many_slices_of_many_axes_cost_linear_time() -> None:
     shape = (5_000, *[1000] * 50)
     extents = [(slice(i, i + 1), *whole(shape[1:])) for i in range(5_000)]
-    started = time.monotonic()
     check_tiling("v", shape, extents, "file")
-    assert time.monotonic() - started < 10
 
 
 def test_strings_are_assembled() -> None:

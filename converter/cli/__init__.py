@@ -63,7 +63,13 @@ class _Commands(click.Group):
         except ConverterError as error:
             raise _failure(printable(str(error)), error.exit_code) from error
         except KeyboardInterrupt:
-            raise _failure("interrupted; nothing was published", 130) from None
+            is_batch = ctx.invoked_subcommand == "batch"
+            left = (
+                "what is done stays, and a second run goes on"
+                if is_batch
+                else "nothing was published"
+            )
+            raise _failure(f"interrupted; {left}", 130) from None
 
 
 def _is_checkpoint(word: str) -> bool:

@@ -74,8 +74,13 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     target = parse_target(Path(output) / "any", name="any", to=to)
     jobs = find_jobs(Path(root), Path(output), to=target.format, shard_size=shard_size)
     if given["dry_run"]:
-        for job in jobs:
-            say(f"{job.source} -> {job.target.path}")
+        pairs = [(job.source, str(job.target.path)) for job in jobs]
+        if given["as_json"]:
+            rows = [{"source": source, "output": output} for source, output in pairs]
+            click.echo(json.dumps({"checkpoints": rows}, indent=2))
+        else:
+            for pair in pairs:
+                say(" -> ".join(pair))
         return
     settings = Settings(
         steps=steps,

@@ -91,7 +91,7 @@ def _summary(found: list[Comparison], differing: list[Comparison]) -> str:
         nbytes = sum(c.a.nbytes for c in found if c.a is not None)
         return f"equal: {count(len(found), 'variable')}, {size(nbytes)}"
     kinds = Counter("+".join(comparison.differences) for comparison in differing)
-    parts = [f"{number:,} {kind}" for kind, number in kinds.items()]
+    parts = [f"{kind} {number:,}" for kind, number in kinds.items()]
     return f"different: {', '.join(parts)}; {count(len(found) - len(differing), 'variable')} equal"
 
 

@@ -136,8 +136,9 @@ def _explained(strategy: type[Strategy], origin: str) -> Iterator[str]:
         yield "Options:"
     for option in own:
         value = f" {option.metavar}" if option.metavar else ""
+        if option.choices:
+            value = f" [{'|'.join(option.choices)}]"
         again = " (repeatable)" if option.multiple else ""
         yield f"  {option.flag}{value}{again}"
-        choices = f" [{', '.join(option.choices)}]" if option.choices else ""
-        yield f"      {option.help}{choices}"
+        yield f"      {option.help}"
         yield f"      in a recipe: {option.name}"

@@ -66,8 +66,7 @@ def result_lines(result: Result) -> Iterator[str]:
     rate = result.nbytes / max(result.seconds, 1e-9)
     how = "verified" if result.verified else "not read back"
     files = count(len(result.files), "file")
-    first = result.plan.target.path if result.plan.target else result.files[0]
-    yield f"wrote   {first} ({files}, {size(result.nbytes)}, {how}, {size(rate)}/s)"
+    yield f"wrote   {result.output} ({files}, {size(result.nbytes)}, {how}, {size(rate)}/s)"
 
 
 def as_json(plan: Plan, result: Result | None) -> dict[str, object]:

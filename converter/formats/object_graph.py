@@ -196,8 +196,8 @@ def _names(paths: Mapping[str, str], full_names: Mapping[str, str]) -> dict[str,
     names = {}
     for key, path in paths.items():
         full_name = full_names.get(key, "")
-        is_free = full_name == path or full_name not in taken
-        names[key] = full_name if counts[full_name] == 1 and is_free else path or key
+        is_free = counts[full_name] == 1 and full_name not in taken
+        names[key] = full_name if is_free else path or key
     # A path can be another's, since a local name may hold slashes. A key is nobody else's.
     repeated = _repeated(names)
     names = {key: key if name in repeated else name for key, name in names.items()}

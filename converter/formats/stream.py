@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
 import os
+import queue
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +20,10 @@ from converter.variable import Array, Stored, Variable
 
 COPY_BYTES = 512 << 10
 """Copied at a time: what is read stays in the processor's cache until it is written."""
+
+_LARGE = 64 << 10  # Smaller pieces are gathered before they are handed on.
+_AHEAD = 2  # Pieces that wait for the writer.
+_FLUSH_BYTES = 8 << 20
 
 
 def crc32c(data: bytes | Array, crc: int = 0) -> int:
@@ -65,6 +73,78 @@ def _short(path: Path, offset: int, missing: int) -> str:
     return f"{path}: the file ends at byte {offset}, where {missing} more are needed; it was cut"
 
 
+class _Writer(threading.Thread):
+    """Writes what it is handed, in order, while the one who hands it on reads the next piece.
+
+    What cannot be written is raised by the next call of `hand` or by `finish`.
+    """
+
+    def __init__(self, file: io.FileIO, *, early: bool) -> None:
+        super().__init__(daemon=True)
+        self._file = file
+        self._early = early and hasattr(os, "posix_fadvise")
+        self._queue: queue.Queue[tuple[memoryview, Callable[[], None]] | None] = queue.Queue(_AHEAD)
+        self._error: BaseException | None = None
+        self.start()
+
+    def hand(self, data: memoryview, release: Callable[[], None]) -> None:
+        """Take bytes that must not change until `release` is called."""
+        self._raise()
+        self._queue.put((data, release))
+
+    def wait(self) -> None:
+        """Return when everything so far is with the operating system."""
+        self._queue.join()
+        self._raise()
+
+    def finish(self) -> None:
+        """Write the rest and end."""
+        self._queue.put(None)
+        self.join()
+        self._raise()
+
+    def abandon(self) -> None:
+        """End without writing what is still in the queue."""
+        self._error = self._error or InterruptedError()
+        self._queue.put(None)
+        self.join()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def run(self) -> None:
+        """Write until the end is told; after an error, only empty the queue."""
+        written = flushed = 0
+        while (item := self._queue.get()) is not None:
+            data, release = item
+            try:
+                if self._error is None:
+                    written += self._write(data)
+                    if self._early and written - flushed >= _FLUSH_BYTES:
+                        # On Linux this starts to write dirty pages, and waits for nothing: the
+                        # disk works while we read, and the last fsync finds little left to do.
+                        count = written - flushed
+                        with contextlib.suppress(OSError):
+                            os.posix_fadvise(
+                                self._file.fileno(), flushed, count, os.POSIX_FADV_DONTNEED
+                            )
+                        flushed = written
+            # Whatever it is belongs to the thread that waits for the output.
+            except BaseException as error:
+                self._error = error
+            finally:
+                release()
+                self._queue.task_done()
+        self._queue.task_done()
+
+    def _write(self, data: memoryview) -> int:
+        done = 0
+        while done < len(data):
+            done += self._file.write(data[done:]) or 0
+        return done
+
+
 class Output:
     """A new file that is written from its first byte to its last.
 
@@ -95,13 +175,19 @@ class Output:
         self._checksum = checksum
         self._sync = sync
         self._progress = progress or (lambda count: None)
-        self._raw = io.FileIO(path, "x")
-        self._file = io.BufferedWriter(self._raw, COPY_BYTES)
+        self._file = io.FileIO(path, "x")
+        self._writer = _Writer(self._file, early=sync)
+        self._small = bytearray()
         self._source: tuple[Path, int] | None = None
-        self._buffer = np.empty(COPY_BYTES, np.uint8)
+        self._free: queue.SimpleQueue[Array] = queue.SimpleQueue()
+        for _ in range(_AHEAD + 2):
+            self._free.put(np.empty(COPY_BYTES, np.uint8))
 
     def write(self, data: bytes | Array) -> int:
-        """Append bytes, or the bytes of a C-ordered array, and return their CRC-32C."""
+        """Append bytes, or the bytes of a C-ordered array, and return their CRC-32C.
+
+        The array must not change before the output is closed.
+        """
         self._append(data)
         return crc32c(data)
 
@@ -137,20 +223,41 @@ class Output:
 
     def _append(self, data: bytes | Array) -> None:
         raw = data.reshape(-1).view(np.uint8).data if isinstance(data, np.ndarray) else data
-        self._file.write(raw)
-        self.position += len(raw)
-        self._progress(len(raw))
+        self._count(len(raw))
+        if len(raw) >= _LARGE:
+            self._hand_small()
+            self._writer.hand(memoryview(raw), _nothing)
+            return
+        self._small += raw
+        if len(self._small) >= COPY_BYTES:
+            self._hand_small()
+
+    def _hand_small(self) -> None:
+        if self._small:
+            self._writer.hand(memoryview(self._small), _nothing)
+            self._small = bytearray()
+
+    def _count(self, count: int) -> None:
+        self.position += count
+        self._progress(count)
 
     def _copy(self, stored: Stored) -> int:
         source = self._descriptor(stored.file)
         crc, done = 0, 0
         while done < stored.size:
-            piece = self._buffer[: min(COPY_BYTES, stored.size - done)]
+            buffer = self._free.get()
+            piece = buffer[: min(COPY_BYTES, stored.size - done)]
             count = os.preadv(source, [piece.data], stored.offset + done)
             if not count:
                 raise InputError(_short(stored.file, stored.offset + done, stored.size - done))
-            self._append(piece[:count])
             crc = crc32c(piece[:count], crc)
+            if count >= _LARGE:
+                self._hand_small()
+                self._count(count)
+                self._writer.hand(piece[:count].data, functools.partial(self._free.put, buffer))
+            else:
+                self._append(piece[:count])
+                self._free.put(buffer)
             done += count
         return crc
 
@@ -159,7 +266,8 @@ class Output:
             self._copy(stored)
             return
         source = self._descriptor(stored.file)
-        self._file.flush()
+        self._hand_small()
+        self._writer.wait()
         done = 0
         while done < stored.size:
             try:
@@ -177,8 +285,7 @@ class Output:
             if not count:
                 raise InputError(_short(stored.file, stored.offset + done, stored.size - done))
             done += count
-            self.position += count
-            self._progress(count)
+            self._count(count)
 
     def _descriptor(self, path: Path) -> int:
         # Neighbouring variables come from one file as a rule: the last one stays open.
@@ -195,9 +302,13 @@ class Output:
     def close(self) -> None:
         """Hand everything to the disk (with `sync`, wait until it is there) and close."""
         try:
-            self._file.flush()
+            self._hand_small()
+            self._writer.finish()
             if self._sync:
                 os.fsync(self._file.fileno())
+        except BaseException:
+            self._writer.abandon()
+            raise
         finally:
             self._close_source()
             self._file.close()
@@ -214,6 +325,10 @@ class Output:
         if kind is None:
             self.close()
         else:
+            self._writer.abandon()
             self._close_source()
-            # Not through the buffer: what could not be written cannot be flushed either.
-            self._raw.close()
+            self._file.close()
+
+
+def _nothing() -> None:
+    pass

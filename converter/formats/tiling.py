@@ -43,7 +43,10 @@ def check_tiling(
         fault = "overlap, and leave gaps elsewhere"
     else:
         return
-    raise InputError(f"{file}: the slices of {name} {list(shape)} {fault}; the file is damaged")
+    raise InputError(
+        f"{file}: the slices of {name} {list(shape)} {fault}; leave it out (--drop), or find a "
+        "better copy"
+    )
 
 
 def check_extent(name: str, shape: Sequence[int], extent: Region, file: Path | str) -> None:

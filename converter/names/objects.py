@@ -105,7 +105,7 @@ class _Labelled:
         alike = self._entries.get(label, [])
         if 1 < len(alike) <= _MAX_MODELS and slot.state is not None:
             model = slot.state.optimizer.rpartition("/")[0]
-            alike = [entry for entry in alike if model and entry.path.startswith(f"{model}/")]
+            alike = [entry for entry in alike if entry.path.startswith(f"{model}/")]
         return alike[0].name if len(alike) == 1 else None
 
 

@@ -262,9 +262,8 @@ _FITS = {"Adafactor": _fits_factored, "Shampoo": _fits_matrix, "ShampooW": _fits
 
 def _adafactor_names(shapes: Sequence[Shape], of: Shape) -> list[str | None]:
     """Name the slots of tensor2tensor's Adafactor: m if asked for, then vr and vc, or else v."""
-    is_factored = any(shape != of for shape in shapes)
     factors = iter(["vr", "vc"] * len(shapes))
-    whole = iter(["m"] if is_factored or len(shapes) > 1 else [])
+    whole = iter(["m"] if len(shapes) > 1 else [])
     return [next(whole, "v") if shape == of else next(factors) for shape in shapes]
 
 

@@ -1,0 +1,703 @@
+"""The command line: spellings, errors in one line, exit codes, plugins and recipes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from conftest import all_cases, case
+
+from converter import Checkpoint, Variable, convert, open_checkpoint
+from converter.cli import cli
+from converter.pipeline import run as run_plan
+from converter.plan import make_plan
+from converter.target import parse_target
+
+COMMANDS = ["ckpt", "inspect", "diff", "batch", "plugins"]
+
+TIMES = """
+from __future__ import annotations
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+from converter import Strategy, Variable, hookimpl, option
+
+@dataclass(frozen=True)
+class Times(Strategy):
+    '''Multiply what is a float, slowly.'''
+
+    name: ClassVar[str] = "times"
+    factor: float = option(2.0, help="what to multiply by")
+    seconds: float = option(0.0, help="how long each variable takes")
+
+    def convert(self, variable: Variable) -> Iterable[Variable]:
+        def slowly(values):
+            time.sleep(self.seconds)
+            return values * values.dtype.type(self.factor)
+        yield variable.map(slowly) if variable.dtype.is_float else variable
+
+@hookimpl
+def converter_strategies():
+    return [Times]
+"""
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def told(outcome: Result, exit_code: int) -> str:
+    """Return the one line of an error."""
+    assert outcome.exit_code == exit_code, outcome.output
+    assert isinstance(outcome.exception, SystemExit), outcome.exception
+    (line,) = outcome.stderr.splitlines()
+    assert line.startswith("Error: ")
+    return line.removeprefix("Error: ")
+
+
+@pytest.fixture
+def times(tmp_path: Path) -> Path:
+    file = tmp_path / "times.py"
+    file.write_text(TIMES)
+    return file
+
+
+def values(path: Path | str) -> dict[str, bytes]:
+    return {name: v.read().tobytes() for name, v in open_checkpoint(path).items()}
+
+
+# -- help, and what is shown ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [[], *([command] for command in COMMANDS)], ids=str)
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help(arguments: list[str], flag: str) -> None:
+    outcome = run(*arguments, flag)
+    assert outcome.exit_code == 0
+    assert outcome.stderr == ""
+    assert "Usage: " in outcome.stdout
+    # Every option says what it does: none stands alone on its line, with nothing below it.
+    lines = [*outcome.stdout.splitlines(), ""]
+    for line, following in itertools.pairwise(lines):
+        if re.match(r"  (-|--)\S", line):
+            assert re.search(r"\S  +\S", line.strip()) or following.startswith("      "), line
+    assert all(command in outcome.stdout for command in COMMANDS if not arguments)
+
+
+def test_version() -> None:
+    outcome = run("--version")
+    assert outcome.exit_code == 0
+    assert re.fullmatch(r"convert, version \d+\.\d+\.\d+\S*\n", outcome.stdout)
+
+
+def test_help_groups_the_options_of_strategies() -> None:
+    shown = run("ckpt", "--help").stdout
+    assert "[PATH]\n" in shown.splitlines(keepends=True)[0]
+    assert shown.count("[PATH]") == 1
+    _, groups = shown.split("Options:\n")[0], re.findall(r"^Options of (.*):$", shown, re.M)
+    assert groups == ["cast", "drop", "ema", "keep", "pad and truncate", "pad", "rename", "scale"]
+    assert shown.count("--like") == 2  # once in the help of --shape
+
+
+def test_help_brings_no_tensorflow_and_few_others() -> None:
+    code = (
+        "import sys; from converter.cli import cli\n"
+        "cli.main(['ckpt', '--help'], standalone_mode=False)\n"
+        "print([m for m in ('tensorflow', 'rich', 'google.protobuf', 'cramjam') "
+        "if m in sys.modules])"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    assert shown.splitlines()[-1] == "[]"
+
+
+def test_path_means_ckpt(lstm: str) -> None:
+    outcome = run(lstm)
+    assert outcome.exit_code == 0
+    assert outcome.stdout == run("ckpt", lstm).stdout
+    assert "nothing was written; -o OUT writes it" in outcome.stdout
+
+
+def test_current_directory_is_the_default(lstm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(lstm).parent)
+    outcome = run("ckpt", "--drop", "optimizer")
+    assert outcome.exit_code == 0
+    assert "model.ckpt-300 (TensorFlow V2): 23 variables, 83.6 kB, 50 %" in outcome.stdout
+    assert "drop    10 optimizer slots, 2 beta powers left out, 41.8 kB" in outcome.stdout
+
+
+@pytest.mark.parametrize("flags", [[], ["-n"], ["--dry-run", "--json"], ["-n", "-q"]], ids=str)
+def test_nothing_is_written_unless_asked(flags: list[str], tmp_path: Path, lstm: str) -> None:
+    output = ["-o", tmp_path / "out"] if flags else []
+    outcome = run("ckpt", lstm, *output, *flags)
+    assert outcome.exit_code == 0
+    assert list(tmp_path.iterdir()) == []
+    assert ("-q" in flags) is (outcome.stdout == "")
+
+
+def test_dry_run_refuses_what_the_run_would(tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(b"")
+    source = case("tf221_raw_dtypes").path
+    line = told(run("ckpt", source, "-n", "-o", tmp_path / "new.safetensors"), 4)
+    assert "--sidecar" in line
+    line = told(run("ckpt", source, "-n", "--sidecar", "-o", tmp_path / "x.safetensors"), 4)
+    assert line.endswith("exists; use --force to replace it, or choose another output")
+    assert run("ckpt", source, "-nf", "--sidecar", "-o", tmp_path / "x.safetensors").exit_code == 0
+    assert (tmp_path / "x.safetensors").read_bytes() == b""
+
+
+def test_quiet_is_quiet(tmp_path: Path, lstm: str) -> None:
+    outcome = run("ckpt", lstm, "-q", "-o", tmp_path / "x.safetensors")
+    assert (outcome.exit_code, outcome.output) == (0, "")
+    assert values(tmp_path / "x.safetensors") == values(lstm)
+
+
+def test_verbose_lists_everything(lstm: str) -> None:
+    shown = run("ckpt", lstm, "-v", "--drop", "slots").stdout
+    for name in open_checkpoint(lstm):
+        assert len(re.findall(rf"^\w+ +{re.escape(name)}  ", shown, re.M)) == 1, name
+    assert "drop    charlm/embedding/Adam  float32 [14, 8]: left out" in shown
+
+
+def test_json(tmp_path: Path, lstm: str) -> None:
+    output = tmp_path / "x.safetensors"
+    outcome = run("ckpt", lstm, "--json", "-o", output, "--cast", "float16", "--drop", "optimizer")
+    assert outcome.exit_code == 0
+    told_ = json.loads(outcome.stdout)
+    assert told_["source"] == lstm
+    assert told_["output"] == str(output)
+    assert (told_["format"], told_["to"]) == ("TensorFlow V2", "safetensors")
+    by_name = {variable["name"]: variable for variable in told_["variables"]}
+    assert by_name["charlm/embedding"] == {
+        "name": "charlm/embedding",
+        "dtype": "float16",
+        "shape": [14, 8],
+        "bytes": 224,
+        "role": "model",
+        "sources": ["charlm/embedding"],
+        "steps": ["cast"],
+    }
+    assert set(told_["dropped"].values()) == {"drop"}
+    assert told_["dropped"].keys() == open_checkpoint(lstm).keys() - by_name.keys()
+    assert (told_["sidecar"], told_["undecided"], told_["left_out"]) == ([], {}, {})
+    assert told_["notes"] == []
+    result = told_["result"]
+    assert result["files"] == [str(output)]
+    assert result["bytes"] == output.stat().st_size
+    assert result["verified"] is True
+    assert result["counts"] == {}
+    assert result["seconds"] > 0
+
+
+# -- errors ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "parts"),
+    [
+        (["ckpt", "LSTM", "--plugin", "pda"], 2, ["'pda'", "did you mean 'pad'?"]),
+        (
+            ["ckpt", "LSTM", "--pad-fill", "3"],
+            2,
+            ["--pad-fill is an option of pad", "--plugin pad"],
+        ),
+        (["ckpt", "LSTM", "--plugin", "pad"], 2, ["pad: no shapes are given", "--like", "--shape"]),
+        (["ckpt", "LSTM", "--cast", "flota16"], 2, ["--cast", "did you mean 'float16'?"]),
+        (["ckpt", "LSTM", "--drop", "charlm/embeding"], 2, ["charlm/embeding", "charlm/embedding"]),
+        (["ckpt", "LSTM", "--to", "safetensor"], 2, ["did you mean 'safetensors'?"]),
+        (["ckpt", "LSTM", "-o", "x.safetensors", "--to", "tf"], 2, ["the ending says"]),
+        (["ckpt", "LSTM", "-o", "x", "--shard-size", "5 apples"], 2, ["--shard-size", "5GB"]),
+        (["ckpt", "LSTM", "--recipe", "missing.toml"], 2, ["missing.toml"]),
+        (["ckpt", "LSTM", "--plugin", "./missing.py"], 2, ["./missing.py"]),
+        (["ckpt", "LSTM", "--plugin", "drop"], 2, ["drop is missing", "--drop GLOB"]),
+        (["ckpt", "LSTM", "--scale", "charlm/*"], 2, ["--scale", "GLOB=FACTOR"]),
+        (["ckpt", "LSTM", "--scale", "charlm/*=fast"], 2, ["--scale", "a number", "'fast'"]),
+        (["ckpt", "missing"], 3, ["no checkpoint at missing"]),
+        (["inspect", "missing"], 3, ["no checkpoint at missing"]),
+        (["diff", "LSTM", "missing"], 3, ["no checkpoint at missing"]),
+        (["batch", "missing", "-o", "out"], 3, ["missing: not a directory"]),
+        (["batch", "LSTM"], 2, ["batch needs ROOT and -o OUT"]),
+        (["plugins", "pda"], 2, ["did you mean 'pad'?"]),
+        (["inspekt"], 2, ["'inspekt' is no command", "did you mean 'inspect'?"]),
+        (["runs/model.ckpt-100"], 3, ["no checkpoint at runs/model.ckpt-100"]),
+        (["ckpt", "LSTM", "-o", "LSTM.index"], 4, ["belongs to the source"]),
+        (["ckpt", "LSTM", "--rename", "charlm/.*=x"], 4, ["x: both charlm/embedding", " and "]),
+        (["ckpt", "LSTM", "--drop", "*"], 4, ["no variable is left"]),
+    ],
+    ids=lambda part: " ".join(part) if isinstance(part, list) else str(part),
+)
+def test_errors_are_one_line(
+    arguments: list[str],
+    exit_code: int,
+    parts: list[str],
+    tmp_path: Path,
+    lstm: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = told(run(*(a.replace("LSTM", lstm) for a in arguments)), exit_code)
+    for part in parts:
+        assert part in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["ckpt", "--pad-fil", "3"], ["ckpt", "a", "b"], ["diff", "a"], ["--nope"], ["ckpt", "-o"]],
+    ids=" ".join,
+)
+def test_usage_of_click(arguments: list[str]) -> None:
+    outcome = run(*arguments)
+    assert outcome.exit_code == 2
+    assert outcome.stderr.splitlines()[-1].startswith("Error: ")
+    if "--pad-fil" in arguments:
+        assert "--pad-fill" in outcome.stderr
+
+
+def test_a_bug_keeps_its_traceback(tmp_path: Path, lstm: str) -> None:
+    """What goes wrong in a plugin is told; what goes wrong in us is not dressed up."""
+    (tmp_path / "bad.py").write_text(
+        TIMES.replace("time.sleep(self.seconds)", "raise ZeroDivisionError('oh')")
+    )
+    line = told(run("ckpt", lstm, "--plugin", tmp_path / "bad.py", "-o", tmp_path / "out"), 1)
+    assert "beta1_power" in line
+    assert "ZeroDivisionError: oh" in line
+    assert [file.name for file in tmp_path.iterdir()] == ["bad.py"]
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    # Not `\x1b[31m`, which click itself takes away off a terminal.
+    names = ["\x1bcreset", "a\nb", "bell\a", "\u202eleft", "b\udcff"]
+    variables = [Variable.from_array(name, np.zeros(2, np.float32)) for name in names]
+    target = parse_target(tmp_path / "odd.index", name="odd", to="tf")
+    run_plan(make_plan(Checkpoint(variables), [], target))
+    for arguments in (
+        ["ckpt", tmp_path / "odd", "-v"],
+        ["inspect", tmp_path / "odd", "-v"],
+        ["diff", tmp_path / "odd", case("tf115_v2_slash_prefix").path],
+        ["ckpt", tmp_path / "odd", "--rename", "(?s).*=one"],
+        ["ckpt", tmp_path / "odd", "-v", "--drop", "*bell*"],
+        ["ckpt", tmp_path / "odd", "-o", tmp_path / "x.safetensors"],
+        ["batch", tmp_path, "-n", "-o", tmp_path / "out"],
+    ):
+        outcome = run(*arguments)
+        assert outcome.exit_code in (0, 1, 4), outcome.output
+        assert len(outcome.stderr.splitlines()) <= 1
+        shown = outcome.output.replace("\n", "")
+        assert all(character.isprintable() for character in shown), repr(shown)
+    shown = run("inspect", tmp_path / "odd", "-v").stdout
+    assert r"\x1bcreset" in shown
+    assert r"a\nb" in shown
+    assert r"b\udcff" in shown
+
+
+# -- strategies -----------------------------------------------------------------------------------
+
+
+def test_order_is_that_of_the_command_line(lstm: str) -> None:
+    first = ["--rename", r"charlm/(.*)=\1"]
+    second = ["--plugin", "pad", "--shape", "embedding*=20,8"]
+    shown = json.loads(run("ckpt", lstm, *first, *second, "--json").stdout)
+    shapes = {variable["name"]: variable["shape"] for variable in shown["variables"]}
+    steps = {variable["name"]: variable["steps"] for variable in shown["variables"]}
+    assert shapes["embedding"] == [20, 8]
+    assert steps["embedding"] == ["rename", "pad"]
+    # The other way round there is nothing of that name yet.
+    line = told(run("ckpt", lstm, *second, *first), 2)
+    assert "'embedding*' fits none" in line
+    third = ["--plugin", "pad", "--shape", "charlm/embedding*=20,8"]
+    shown = json.loads(run("ckpt", lstm, *third, *first, "--json").stdout)
+    steps = {variable["name"]: variable["steps"] for variable in shown["variables"]}
+    assert steps["embedding"] == ["pad", "rename"]
+
+
+def test_single_file_with_flags_of_its_own(times: Path, tmp_path: Path, lstm: str) -> None:
+    output = tmp_path / "x.safetensors"
+    outcome = run("ckpt", lstm, "--plugin", times, "--times-factor", "3", "-o", output)
+    assert outcome.exit_code == 0, outcome.output
+    before, after = open_checkpoint(lstm), open_checkpoint(output)
+    for name in before:
+        factor = 3 if before[name].dtype.is_float else 1
+        np.testing.assert_array_equal(after[name].read(), before[name].read() * factor)
+    shown = run("ckpt", "--plugin", times, "--help").stdout
+    assert "Options of times:" in shown
+    assert "--times-factor NUMBER" in shown
+    assert "Multiply what is a float, slowly" in run("plugins", times).stdout
+    line = told(run("ckpt", lstm, "--plugin", f"{times}:other"), 2)
+    assert f"choose one of its strategies, {times}:times" in line
+
+
+def _distribution(site: Path, name: str, module: str, source: str) -> None:
+    """Install a plugin as pip would leave it."""
+    info = site / f"{name}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[converter]\n{name} = {module}\n")
+    (site / f"{module}.py").write_text(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import no_such_library\n", "ModuleNotFoundError: No module named 'no_such_library'"),
+        ("raise SystemExit(3)\n", "SystemExit: 3"),
+        ("x = 1\n", "it has no hook"),
+        ("def f(:\n", "SyntaxError"),
+    ],
+)
+def test_a_broken_plugin_costs_one_line(
+    source: str, reason: str, tmp_path: Path, lstm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = f"broken_{abs(hash(source))}"
+    _distribution(tmp_path / "site", "broken", module, source)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    commands: list[list[object]] = [["plugins"], ["ckpt", lstm, "-o", tmp_path / "out"]]
+    for number, arguments in enumerate(commands):
+        outcome = run(*arguments)
+        assert outcome.exit_code == 0, outcome.output
+        (line,) = outcome.stderr.splitlines()
+        assert line.startswith("Warning: plugin broken (broken 1.0): ")
+        assert reason in line
+        assert ("pad" if number == 0 else "wrote") in outcome.stdout
+    line = told(run("plugins", "broken"), 2)
+    assert reason in line
+    monkeypatch.setenv("CONVERTER_DISABLED_PLUGINS", "other, broken")
+    assert run("plugins").stderr == ""
+
+
+def test_an_installed_plugin(tmp_path: Path, lstm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _distribution(tmp_path / "site", "ckpt-times", "ckpt_times_plugin", TIMES)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    assert re.search(
+        r"^times +Multiply what is a float, slowly +\(ckpt-times 1\.0\)$",
+        run("plugins").stdout,
+        re.M,
+    )
+    shown = json.loads(run("ckpt", lstm, "--plugin", "times", "--json").stdout)
+    steps = {variable["name"]: variable["steps"] for variable in shown["variables"]}
+    assert steps["charlm/embedding"] == ["times"]
+    assert steps["global_step"] == []
+    monkeypatch.setenv("CONVERTER_DISABLED_PLUGINS", "ckpt-times")
+    assert "no plugin named 'times'" in told(run("ckpt", lstm, "--plugin", "times"), 2)
+
+
+def test_two_of_one_name(tmp_path: Path, lstm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = TIMES.replace('"times"', '"pad"')
+    _distribution(tmp_path / "site", "mypad", "ckpt_mypad_plugin", source)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    line = told(run("ckpt", lstm), 2)
+    assert "strategy 'pad' comes from both plugin mypad (mypad 1.0) and plugin pad (" in line
+    assert "CONVERTER_DISABLED_PLUGINS=" in line
+    monkeypatch.setenv("CONVERTER_DISABLED_PLUGINS", "pad")
+    assert "(mypad 1.0)" in run("plugins").stdout
+
+
+def test_built_in_plugins_can_be_disabled(lstm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVERTER_DISABLED_PLUGINS", "pad,scale")
+    shown = run("plugins").stdout
+    assert [line.split()[0] for line in shown.splitlines()] == [
+        *("cast", "drop", "ema", "keep", "rename", "truncate")
+    ]
+    assert run("ckpt", lstm, "--scale", "*=2").exit_code == 2
+
+
+# -- recipes --------------------------------------------------------------------------------------
+
+RECIPE = """
+source = "{source}"
+output = "out/"
+to = "tf"
+
+[[step]]
+plugin = "drop"
+drop = ["optimizer"]
+
+[[step]]
+plugin = "scale"
+scale = {{ "charlm/embedding" = 0.5 }}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, lstm: str) -> Path:
+    shutil.copytree(Path(lstm).parent, tmp_path / "in")
+    file = tmp_path / "recipe.toml"
+    file.write_text(RECIPE.format(source="in/model.ckpt-300"))
+    return file
+
+
+def test_a_recipe_says_it_all(recipe: Path, lstm: str) -> None:
+    outcome = run("ckpt", "--recipe", recipe)
+    assert outcome.exit_code == 0, outcome.output
+    written = open_checkpoint(recipe.parent / "out" / "model.ckpt-300")
+    assert "charlm/embedding/Adam" not in written
+    before = open_checkpoint(lstm)["charlm/embedding"].read()
+    np.testing.assert_array_equal(written["charlm/embedding"].read(), before * np.float32(0.5))
+
+
+def test_flags_win_over_the_recipe(recipe: Path, tmp_path: Path, lstm: str) -> None:
+    other = case("tf012_v2_gru_seqlen").path
+    output = tmp_path / "other.safetensors"
+    outcome = run("ckpt", other, "--recipe", recipe, "-o", output, "--to", "safetensors",
+                  "--scale", "*Bias*=3", "--drop", "slots", "--json")  # fmt: skip
+    assert outcome.exit_code == 0, outcome.output
+    shown = json.loads(outcome.stdout)
+    assert (shown["source"], shown["output"]) == (other, str(output))
+    steps = {variable["name"]: variable["steps"] for variable in shown["variables"]}
+    assert "beta1_power" not in shown["dropped"]
+    assert any(step == ["scale"] for step in steps.values())
+    assert set(shown["dropped"].values()) == {"drop"}
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plugin_file_of_a_recipe(recipe: Path, times: Path, lstm: str) -> None:
+    """Its path is relative to the recipe, and its flags are there."""
+    recipe.write_text(recipe.read_text() + '[[step]]\nplugin = "./times.py"\nfactor = 4.0\n')
+    outcome = run("ckpt", "--recipe", recipe, "--times-factor", "8", "--json")
+    assert outcome.exit_code == 0, outcome.output
+    after = open_checkpoint(recipe.parent / "out")["charlm/softmax/bias"].read()
+    before = open_checkpoint(lstm)["charlm/softmax/bias"].read()
+    np.testing.assert_array_equal(after, before * np.float32(8))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("source =", "sorce =", "a recipe has no key 'sorce'; did you mean 'source'?"),
+        ("scale = {", "scael = {", "step 2 (scale): scale has no option 'scael'; did you mean"),
+        ('"drop"\ndrop', '"dorp"\ndrop', "step 1 (dorp): no plugin named 'dorp'; did you mean"),
+        ('["optimizer"]', "[3]", "step 1 (drop): drop must be a text, got 3"),
+        ("0.5", '"half"', "step 2 (scale): scale 'charlm/embedding' must be a number, got 'half'"),
+        ('to = "tf"', 'to = "ft"', "to must be tf or safetensors, got 'ft'"),
+        ('to = "tf"', "to = ", ":4: "),
+    ],
+)
+def test_mistakes_in_a_recipe(recipe: Path, old: str, new: str, message: str) -> None:
+    text = recipe.read_text()
+    assert old in text
+    recipe.write_text(text.replace(old, new))
+    line = told(run("ckpt", "--recipe", recipe), 2)
+    assert line.startswith(str(recipe))
+    assert message in line
+    assert not (recipe.parent / "out").exists()
+
+
+# -- what a path can be ---------------------------------------------------------------------------
+
+
+def _name(path: Path | str) -> str:
+    shown = json.loads(run("inspect", path, "--json").stdout)
+    found: str = shown["path"]
+    return found
+
+
+def test_spellings_of_a_bundle(lstm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = Path(lstm).parent
+    for ending in ("", ".index", ".data-00000-of-00001", ".meta"):
+        assert _name(lstm + ending) == lstm
+    for spelling in (directory, f"{directory}/", directory / "checkpoint"):
+        assert _name(spelling) == lstm
+    monkeypatch.chdir(directory)
+    for spelling in ("model.ckpt-300", "./model.ckpt-300", ".", "checkpoint"):
+        assert _name(spelling) in ("model.ckpt-300", "./model.ckpt-300")
+
+
+def test_spellings_of_v1() -> None:
+    (plain,) = {case("tf012_v1_charlm_basiclstm").path}
+    assert _name(plain) == _name(Path(plain).parent) == _name(f"{plain}.meta") == plain
+    sharded = Path(case("tf10_v1_sharded").path).parent / "mlp.ckpt-25"
+    for ending in ("", "-00000-of-00002", "-00001-of-00002", "-?????-of-00002", ".meta"):
+        assert _name(f"{sharded}{ending}") == str(sharded)
+    assert _name(sharded.parent) == str(sharded)
+    assert len(open_checkpoint(sharded)) == 9
+
+
+def test_spellings_of_others(tmp_path: Path, lstm: str) -> None:
+    saved = Path(case("tf115_savedmodel").path)
+    prefix = str(saved / "variables" / "variables")
+    for spelling in (saved, saved / "saved_model.pb", prefix, f"{prefix}.index"):
+        assert _name(spelling) == prefix
+    frozen = case("tf115_frozen").path
+    assert _name(frozen) == _name(Path(frozen).parent) == frozen
+    single, sharded = tmp_path / "single", tmp_path / "sharded"
+    convert(lstm, single)
+    convert(lstm, sharded, shard_size=20_000)
+    assert _name(single) == _name(single / "model.safetensors")
+    assert _name(sharded) == str(sharded / "model.safetensors.index.json")
+    assert values(sharded) == values(sharded / "model.safetensors.index.json") == values(lstm)
+    some = open_checkpoint(min(sharded.glob("model-00001-of-*.safetensors")))
+    assert 0 < len(some) < 23
+
+
+def test_newest_of_several(tmp_path: Path) -> None:
+    source = Path(case("tf14_v2_rotation").path).parent
+    names = sorted(file.stem for file in source.glob("*.index"))
+    state = (source / "checkpoint").read_text()
+    current = re.search(r'^model_checkpoint_path: "(.*)"$', state, re.M)
+    assert current is not None
+    assert Path(_name(source)).name == Path(current[1]).name
+    # Moved, and the state names a place that is gone: what lies here counts.
+    moved = tmp_path / "moved"
+    shutil.copytree(source, moved)
+    for where in ("/gone/run/", "../elsewhere/", ""):
+        text = re.sub(r'"(?:.*/)?([^/]*)"', rf'"{where}\1"', state)
+        (moved / "checkpoint").write_text(text)
+        assert _name(moved) == str(moved / Path(current[1]).name)
+    # One that is not there any more: the one before it.
+    for file in moved.glob(f"{Path(current[1]).name}.*"):
+        file.unlink()
+    assert _name(moved) != str(moved / Path(current[1]).name)
+    # Without a state file: the highest step, whatever its time.
+    (moved / "checkpoint").unlink()
+    left = [name for name in names if name != Path(current[1]).name]
+    by_step = max(left, key=lambda name: int(name.rpartition("-")[2]))
+    for name in left:
+        os.utime(moved / f"{name}.index", (10**9, 10**9 + (name != by_step)))
+    assert _name(moved) == str(moved / by_step)
+
+
+def test_glob_characters_are_literal(tmp_path: Path) -> None:
+    source = Path(case("tf012_v2_gru_seqlen").path)
+    for name in ("a[b]*?.ckpt", "a[b]*?.ckpt-7", "{x}", "~", "$HOME", "%41"):
+        for ending in (".index", ".data-00000-of-00001"):
+            shutil.copy(f"{source}{ending}", tmp_path / f"{name}{ending}")
+        assert _name(tmp_path / name) == str(tmp_path / name)
+    # The pattern would fit it, but that is another checkpoint.
+    assert run("inspect", tmp_path / "a[b]*?.ckpt-*").exit_code == 3
+    v1 = Path(case("tf10_v1_sharded").path).parent
+    for number in range(2):
+        shard = f"mlp.ckpt-25-0000{number}-of-00002"
+        shutil.copy(v1 / shard, tmp_path / shard.replace("mlp", "m[l]p*"))
+    found = tmp_path / "m[l]p*.ckpt-25"
+    assert _name(found) == _name(f"{found}-?????-of-00002") == str(found)
+
+
+def test_prefix_that_ends_in_a_slash(tmp_path: Path) -> None:
+    slash = case("tf115_v2_slash_prefix")
+    prefix = f"{slash.directory}/{slash.record['prefix']}"
+    assert prefix.endswith("/")
+    expected = {"linear/kernel", "linear/bias"}
+    for spelling in (prefix, f"{prefix}.index", prefix.rstrip("/")):
+        shown = json.loads(run("inspect", spelling, "--json").stdout)
+        assert expected <= {variable["name"] for variable in shown["variables"]}
+    outcome = run("ckpt", prefix, "-o", tmp_path / "out", "--to", "tf")
+    assert outcome.exit_code == 0, outcome.output
+    assert values(tmp_path / "out") == values(prefix)
+
+
+@pytest.mark.parametrize(
+    "case_", [c for c in all_cases() if c.record["format"] == "keras"], ids=str
+)
+def test_keras_files(case_: object) -> None:
+    path = getattr(case_, "path", "")
+    assert "Keras" in told(run("ckpt", path), 3)
+
+
+# -- processes ------------------------------------------------------------------------------------
+
+
+def _start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "converter", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **environment},
+        text=True,
+    )
+
+
+def _wait_for(condition: Iterable[object], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not any(condition):
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["tf", "safetensors"])
+def test_interrupted(times: Path, to: str, tmp_path: Path, lstm: str) -> None:
+    output = tmp_path / "a" / "b"
+    process = _start("ckpt", lstm, "--plugin", times, "--times-seconds", "0.3",
+                     "-o", output, "--to", to)  # fmt: skip
+    end = time.monotonic() + 30
+    while not list(tmp_path.rglob("*.safetensors" if to == "safetensors" else "*.data-*")):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert stderr.splitlines()[-1] == "Error: interrupted; nothing was published"
+    assert "Traceback" not in stderr
+    assert "wrote" not in stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["times.py"]
+
+
+@pytest.mark.slow
+def test_progress_is_plain_lines_off_a_terminal(times: Path, tmp_path: Path, lstm: str) -> None:
+    process = _start("ckpt", lstm, "--plugin", times, "--times-seconds", "0.1",
+                     "-o", tmp_path / "x.safetensors")  # fmt: skip
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0
+    lines = stderr.splitlines()
+    assert lines
+    for line in lines:
+        assert re.fullmatch(
+            r"model\.ckpt-300: [\d.]+ k?B of 167 kB \(\d+ %\), [\d.]+ k?B/s, \d+ s left", line
+        )
+    assert "\x1b" not in stdout + stderr
+    assert "\r" not in stdout + stderr
+
+
+@pytest.mark.slow
+def test_progress_is_one_line_on_a_terminal(times: Path, tmp_path: Path, lstm: str) -> None:
+    import pty
+
+    parent, child = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "converter", "ckpt", lstm, "--plugin", str(times),
+         "--times-seconds", "0.1", "-o", str(tmp_path / "x.safetensors")],
+        stdout=subprocess.DEVNULL, stderr=child, env={**os.environ, "NO_COLOR": "1"},
+    )  # fmt: skip
+    os.close(child)
+    shown = b""
+    while True:
+        try:
+            data = os.read(parent, 4096)
+        except OSError:
+            break
+        if not data:
+            break
+        shown += data
+    os.close(parent)
+    assert process.wait(timeout=60) == 0
+    assert shown.count(b"\r\x1b[K") > 3
+    assert b"\n" not in shown
+    assert shown.endswith(b"\r\x1b[K")
+    assert b"\x1b[1m" not in shown
+    assert b"\x1b[3" not in shown
+
+
+def test_fast_work_shows_no_progress(tmp_path: Path, lstm: str) -> None:
+    assert run("ckpt", lstm, "-o", tmp_path / "out").stderr == ""
+
+
+@pytest.mark.slow
+def test_the_reader_of_our_output_goes_away(lstm: str) -> None:
+    command = f"{sys.executable} -m converter ckpt {lstm} -v | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert done.stdout.startswith("read ")
+    assert done.stderr == ""

@@ -1,0 +1,530 @@
+"""From variables to files and back: whatever they are, however a strategy lays them out."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from conftest import case
+from converter_plugins.cast import Cast
+from converter_plugins.drop import Drop
+from converter_plugins.keep import Keep
+from converter_plugins.rename import Rename
+from converter_plugins.scale import Scale
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from converter import (
+    Array,
+    Checkpoint,
+    ConverterError,
+    InputError,
+    PlanError,
+    Region,
+    Strategy,
+    Variable,
+    convert,
+    open_checkpoint,
+)
+from converter.cli import report
+from converter.dtype import BY_NAME, DType
+from converter.pipeline import run
+from converter.plan import make_plan
+from converter.target import parse_target
+from converter.variable import regions
+
+DTYPES = [dtype for dtype in BY_NAME.values() if dtype.numpy is not None]
+SHAPES: list[tuple[int, ...]] = [
+    *((), (0,), (1,), (7,), (1, 9), (9, 1), (2, 0, 3), (3, 4), (2, 3, 4), (1, 1, 1, 2)),
+]
+LAYOUTS: dict[str, Callable[[Array], Array]] = {
+    "C": lambda values: values.copy(order="C"),
+    "Fortran": lambda values: values.copy(order="F"),
+    "transposed": lambda values: values.T.copy(order="C").T,
+    "reversed": lambda values: np.flip(np.flip(values).copy()) if values.ndim else values,
+    "sliced": lambda values: np.repeat(values, 2, axis=-1)[..., ::2] if values.ndim else values,
+    "offset": lambda values: np.concatenate([values[:1], values])[1:] if values.ndim else values,
+}
+NAMES = (
+    st.text(min_size=1, max_size=12)
+    | st.sampled_from(["a/b", "a//b", "/a", "a/", ".", "..", "../x", "*", "[a-z]", "a?b", "a\n"])
+    | st.sampled_from(["ß", "変数", "x" * 3000, "\0", "\x1b[31m", "a:0", "C:\\x", "__metadata__"])
+    | st.binary(min_size=1, max_size=6).map(lambda raw: raw.decode("utf-8", "surrogateescape"))
+)
+
+
+def values_of(dtype: DType, shape: tuple[int, ...], seed: int) -> Array:
+    count = math.prod(shape)
+    rng = np.random.default_rng(seed)
+    if dtype.name == "string":
+        flat = np.empty(count, object)
+        flat[:] = [rng.bytes(int(n)) for n in rng.integers(0, 200, count)]
+        return flat.reshape(shape)
+    assert dtype.numpy is not None
+    if dtype.name == "bool":
+        return rng.integers(0, 2, shape).astype(bool)
+    if dtype.name in ("int4", "uint4", "int2", "uint2", "float4_e2m1fn"):
+        return rng.integers(0, 2, shape).astype(dtype.numpy)
+    return np.frombuffer(rng.bytes(count * dtype.itemsize), dtype.numpy).reshape(shape)
+
+
+@st.composite
+def variables(draw: st.DrawFn) -> Variable:
+    dtype = draw(st.sampled_from(DTYPES))
+    shape = draw(st.sampled_from(SHAPES))
+    layout = LAYOUTS[draw(st.sampled_from(sorted(LAYOUTS)))]
+    values = layout(values_of(dtype, shape, draw(st.integers(0, 999))))
+    name = draw(NAMES)
+    return Variable(name, dtype, shape, lambda region: values[region or ...])
+
+
+def bits(variable: Variable) -> tuple[str, tuple[int, ...], object]:
+    """Return all that there is to compare of a variable; NaN is equal to itself."""
+    values = variable.read()
+    held = values.tolist() if variable.dtype.name == "string" else values.tobytes()
+    return variable.dtype.name, variable.shape, held
+
+
+def everything(checkpoint: Iterable[Variable]) -> dict[str, object]:
+    return {variable.name: bits(variable) for variable in checkpoint}
+
+
+def write(
+    variables_: Iterable[Variable], output: Path, to: str, shard_size: int | None = None
+) -> None:
+    target = parse_target(output, name="model", to=to, shard_size=shard_size)
+    plan = make_plan(Checkpoint(variables_), [], target, sidecar=True)
+    run(plan, sync=False)
+
+
+def read_all(output: Path) -> dict[str, object]:
+    """Return what is in an output and in the checkpoint beside it."""
+    found: dict[str, object] = {}
+    for path in (output, output / "model.sidecar"):
+        if path == output or Path(f"{path}.index").exists():
+            part = everything(open_checkpoint(path).values())
+            assert not set(part) & set(found)
+            found |= part
+    return found
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    found=st.lists(variables(), min_size=1, max_size=6, unique_by=lambda v: v.name),
+    to=st.sampled_from(["tf", "safetensors"]),
+    shard_size=st.sampled_from([None, 1, 100]),
+)
+def test_any_variables_come_back(found: list[Variable], to: str, shard_size: int | None) -> None:
+    # safetensors alone would hold nothing.
+    found.append(Variable.from_array("always held", np.arange(3, dtype=np.int16)))
+    with TemporaryDirectory() as directory:
+        output = Path(directory, "out")
+        try:
+            write(found, output, to, shard_size)
+        except PlanError as error:
+            # Surrogates that stand for no byte are no name for TensorFlow, or its sidecar.
+            if all(_is_encodable(v.name) for v in found) or output.exists():
+                raise
+            assert any(repr(v.name) in str(error) for v in found)  # noqa: PT017
+            return
+        assert read_all(output) == everything(found)
+        if shard_size == 1 and to == "tf":
+            shards = [file for file in output.iterdir() if ".data-" in file.name]
+            assert len(shards) >= sum(v.nbytes > 0 for v in found)
+
+
+def _is_encodable(name: str) -> bool:
+    try:
+        name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("to", ["tf", "safetensors"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_of_what_a_strategy_gives(layout: str, to: str, tmp_path: Path) -> None:
+    meant = {}
+    for number, (dtype, shape) in enumerate(itertools.product(DTYPES, SHAPES)):
+        values = LAYOUTS[layout](values_of(dtype, shape, number))
+        load = functools.partial(_part, values)
+        meant[f"v{number}"] = Variable(f"v{number}", dtype, shape, load)
+    write(meant.values(), tmp_path / "out", to)
+    assert read_all(tmp_path / "out") == {
+        name: (v.dtype.name, v.shape, _plain(v)) for name, v in meant.items()
+    }
+
+
+def _part(values: Array, region: Region) -> Array:
+    part: Array = values[region or ...]
+    return part
+
+
+def _plain(variable: Variable) -> object:
+    """Return the values without `Variable.read`, which is what is tested."""
+    values = variable.load(tuple(slice(0, size) for size in variable.shape))
+    return values.tolist() if variable.dtype.name == "string" else values.tobytes("C")
+
+
+@pytest.mark.parametrize("max_items", [1, 5, 24, 10_000])
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 50), (50, 1), (3, 1, 17), (0, 5), (5, 4, 3, 2)])
+def test_regions_tile_in_c_order(shape: tuple[int, ...], max_items: int) -> None:
+    numbers = np.arange(math.prod(shape)).reshape(shape)
+    parts = [numbers[region or ...].ravel() for region in regions(shape, max_items)]
+    assert all(0 < part.size <= max_items for part in parts)
+    assert np.concatenate([*parts, np.empty(0, int)]).tolist() == numbers.ravel().tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    found=st.lists(variables(), min_size=1, max_size=5, unique_by=lambda v: v.name),
+    shard_size=st.sampled_from([None, 60]),
+)
+def test_there_and_back_gives_the_same_files(found: list[Variable], shard_size: int | None) -> None:
+    found = [v for v in found if v.dtype.safetensors and v.name.isascii()]
+    found = [v for v in found if v.name != "__metadata__"]
+    found.append(Variable.from_array("always held", np.arange(3, dtype=np.int16)))
+    with TemporaryDirectory() as directory:
+        a, b, c = (Path(directory, name) for name in "abc")
+        write(found, a, "tf", shard_size)
+        convert(a, b, shard_size=shard_size, sync=False)
+        convert(b, c, to="tf", shard_size=shard_size, sync=False)
+        assert _files(a) == _files(c)
+
+
+def _files(directory: Path) -> dict[str, bytes]:
+    return {f.name: f.read_bytes() for f in directory.iterdir() if f.name != "checkpoint"}
+
+
+# -- what an output cannot hold -------------------------------------------------------------------
+
+
+UNHELD = {"string", "complex128", "int4", "uint4"}
+
+
+def test_nothing_is_lost_silently(tmp_path: Path) -> None:
+    source = case("tf221_raw_dtypes").path
+    with pytest.raises(PlanError, match="--drop") as caught:
+        convert(source, tmp_path / "out")
+    assert caught.value.exit_code == 4
+    assert "(and 3 more)" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sidecar_holds_exactly_the_rest(tmp_path: Path) -> None:
+    source = case("tf221_raw_dtypes").path
+    convert(source, tmp_path / "out", sidecar=True)
+    held = everything(open_checkpoint(tmp_path / "out").values())
+    beside = everything(open_checkpoint(tmp_path / "out" / "model.sidecar").values())
+    assert set(beside) == UNHELD
+    assert held | beside == everything(open_checkpoint(source).values())
+    # The sidecar is no checkpoint of its own for those who look for one in the directory.
+    assert set(open_checkpoint(tmp_path / "out")) == set(held)
+
+
+def test_dropping_decides(tmp_path: Path) -> None:
+    source = case("tf221_raw_dtypes").path
+    result = convert(source, tmp_path / "out", [Drop(tuple(UNHELD))])
+    assert result.plan.dropped == dict.fromkeys(UNHELD, "drop")
+    assert set(open_checkpoint(tmp_path / "out")) == set(open_checkpoint(source)) - UNHELD
+    assert {file.name for file in result.files} == {"model.safetensors"}
+
+
+def test_tensorflow_holds_everything(tmp_path: Path) -> None:
+    source = case("tf221_raw_dtypes").path
+    convert(source, tmp_path / "out", to="tf")
+    assert read_all(tmp_path / "out") == everything(open_checkpoint(source).values())
+
+
+def test_empty_names_are_no_names_for_tensorflow(tmp_path: Path) -> None:
+    variable = Variable.from_array("", np.arange(3))
+    target = parse_target(tmp_path / "out", name="model", to="tf")
+    plan = make_plan(Checkpoint([variable]), [], target)
+    with pytest.raises(PlanError, match="no empty names"):
+        run(plan)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_left_is_refused(tmp_path: Path, lstm: str) -> None:
+    with pytest.raises(PlanError, match="no variable is left"):
+        convert(lstm, tmp_path / "out", [Drop(("*",))])
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- what goes along ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("strategies", "is_carried"),
+    [
+        ([], True),
+        ([Scale({"charlm/*": 0.5})], True),
+        ([Rename({"global_step": "step"})], False),
+        ([Cast("float16")], False),
+        ([Drop(("step",))], False),
+        ([Rename({"global_step": "s"}), Rename({"s": "global_step"})], True),
+    ],
+    ids=["copy", "scale", "rename", "cast", "drop", "there and back"],
+)
+def test_graph_goes_along_while_it_fits(
+    strategies: list[Strategy], is_carried: bool, tmp_path: Path
+) -> None:
+    source = Path(case("tf14_v2_charlm_lstm_ema").path)
+    result = convert(source, tmp_path / "out", strategies, to="tf")
+    written = {file.name for file in (tmp_path / "out").iterdir()}
+    assert (f"{source.name}.meta" in written) is is_carried
+    assert set(result.files) == set((tmp_path / "out").iterdir())
+    if is_carried:
+        meta = (tmp_path / "out" / f"{source.name}.meta").read_bytes()
+        assert meta == source.with_name(f"{source.name}.meta").read_bytes()
+        assert result.plan.notes == ()
+    else:
+        (note,) = result.plan.notes
+        assert note.startswith(f"{source.name}.meta is left out")
+
+
+def test_graph_is_of_no_use_to_safetensors(tmp_path: Path, lstm: str) -> None:
+    result = convert(lstm, tmp_path / "out")
+    assert [file.name for file in result.files] == ["model.safetensors"]
+    assert result.plan.meta is None
+
+
+def test_object_checkpoint_keeps_its_keys_and_graph(tmp_path: Path) -> None:
+    source = case("tf221_obj_module").path
+    convert(source, tmp_path / "out", [Scale({"net/*": 0.5, "momentum/*": 0.5})], to="tf")
+    from converter.formats import bundle
+
+    before = bundle.read(Path(f"{source}.index")).variables
+    after = bundle.read(tmp_path / "out" / "tower-30.index").variables
+    assert [v.name for v in after] == [v.name for v in before]
+    graphs = [
+        next(v for v in found if v.name == "_CHECKPOINTABLE_OBJECT_GRAPH").read().item()
+        for found in (before, after)
+    ]
+    assert graphs[0] == graphs[1]
+    scaled = {v.name: v.read() for v in after}
+    key = "net/layers/0/w/.ATTRIBUTES/VARIABLE_VALUE"
+    original = next(v for v in before if v.name == key).read()
+    np.testing.assert_array_equal(scaled[key], original * np.float32(0.5))
+
+
+def test_object_checkpoint_becomes_name_based(tmp_path: Path) -> None:
+    source = open_checkpoint(case("tf221_obj_tfkeras_charlm").path)
+    result = convert(source.path, tmp_path / "out", [Drop(("optimizer",))], to="tf")
+    assert any("graph" in reason for _, reason in result.plan.left_out)
+    written = open_checkpoint(tmp_path / "out")
+    assert written.object_graph is None
+    assert not any(".ATTRIBUTES" in name for name in written)
+    kept = {name for name, role in source.roles().items() if not role.is_optimizer_state}
+    kept -= {name for name, role in source.roles().items() if role.kind == "object_graph"}
+    assert set(written) == kept
+
+
+# -- what is wrong --------------------------------------------------------------------------------
+
+
+def test_flipped_byte(tmp_path: Path) -> None:
+    source = case("bad_flipped_data_byte").path
+    for to in ("tf", "safetensors"):
+        with pytest.raises(InputError, match="checksum") as caught:
+            convert(source, tmp_path / "out", to=to)
+        assert caught.value.exit_code == 3
+        assert list(tmp_path.iterdir()) == []
+        # The bytes that are there are copied as they are, and recorded with their own checksums.
+        convert(source, tmp_path / "out", to=to, verify_source=False)
+        damaged = everything(open_checkpoint(source, verify=False).values())
+        assert everything(open_checkpoint(tmp_path / "out").values()) == damaged
+        shutil.rmtree(tmp_path / "out")
+
+
+@dataclass(frozen=True)
+class Does(Strategy):
+    """Do what a function does."""
+
+    name: ClassVar[str] = "does"
+    apply_: Callable[[Checkpoint], Any]
+
+    def apply(self, checkpoint: Checkpoint) -> Iterable[Variable]:
+        given: Iterable[Variable] = self.apply_(checkpoint)
+        return given
+
+
+def _spoils(directory: Path, ending: str, change: Callable[[Path], None]) -> Does:
+    """Return a strategy that does something to the file that is being written.
+
+    A strategy runs in the middle of the writing: as good a place as any for a disk to fail in.
+    """
+
+    def apply(checkpoint: Checkpoint) -> Iterator[Variable]:
+        big = np.arange(1 << 19, dtype=np.float32)
+        yield Variable("a", BY_NAME["float32"], big.shape, lambda region: big[region])
+
+        def load(region: Region) -> Array:
+            for file in directory.rglob(f"*{ending}"):
+                # What was handed on is written by a thread, while the next piece is loaded.
+                while file.stat().st_size < big.nbytes // 2:
+                    time.sleep(0.01)
+                change(file)
+            return np.zeros(2, np.float32)
+
+        yield Variable("b", BY_NAME["float32"], (2,), load)
+
+    return Does(apply)
+
+
+def _flip(file: Path) -> None:
+    with file.open("r+b") as opened:
+        opened.seek(4096)
+        byte = opened.read(1)[0]
+        opened.seek(4096)
+        opened.write(bytes([byte ^ 1]))
+
+
+def _zero(file: Path) -> None:
+    with file.open("r+b") as opened:
+        opened.write(bytes(4))
+
+
+@pytest.mark.parametrize(
+    ("to", "ending", "change", "message"),
+    [
+        ("tf", ".data-00000-of-00001", _flip, "a has other values than were meant"),
+        ("safetensors", ".safetensors", _flip, "a has other values than were meant"),
+        ("safetensors", ".safetensors", _zero, "cannot be read back"),
+    ],
+)
+def test_output_is_not_trusted(
+    to: str, ending: str, change: Callable[[Path], None], message: str, tmp_path: Path, lstm: str
+) -> None:
+    output = tmp_path / "out"
+    with pytest.raises(ConverterError, match=message) as caught:
+        convert(lstm, output, [_spoils(tmp_path, ending, change)], to=to)
+    assert caught.value.exit_code == 1
+    assert "nothing was published" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def _wrong_shape(checkpoint: Checkpoint) -> Iterator[Variable]:
+    for variable in checkpoint.values():
+        yield variable.derive(lambda region: np.zeros((3, 5), np.float32), shape=(2, 5))
+
+
+def _wrong_dtype(checkpoint: Checkpoint) -> Iterator[Variable]:
+    for variable in checkpoint.values():
+        yield variable.map(lambda values: values.astype(np.float64))
+
+
+def _two_alike(checkpoint: Checkpoint) -> Iterator[Variable]:
+    for variable in checkpoint.values():
+        yield variable.rename("same")
+
+
+def _loads_a_list(checkpoint: Checkpoint) -> Iterator[Variable]:
+    for variable in checkpoint.values():
+        yield variable.derive(lambda region: [1.0, 2.0])  # type: ignore[arg-type, return-value]
+
+
+def _raises(checkpoint: Checkpoint) -> Iterator[Variable]:
+    yield from list(checkpoint.values())[:1]
+    raise KeyError("no such thing")
+
+
+def _raises_later(checkpoint: Checkpoint) -> Iterator[Variable]:
+    def load(region: Region) -> Array:
+        return np.ones(3) @ np.ones(4)
+
+    for variable in checkpoint.values():
+        yield variable.derive(load)
+
+
+@pytest.mark.parametrize(
+    ("apply", "parts"),
+    [
+        (_wrong_shape, ["float32 [3, 5] was loaded where the plan says float32 [2, 5]"]),
+        (_wrong_dtype, ["charlm/embedding: float64 ", "where the plan says float32"]),
+        (_loads_a_list, ["float64 [2] was loaded"]),
+        (
+            _two_alike,
+            ["same: two variables", "charlm/embedding", "charlm/rnn/lstm_cell/bias"],
+        ),
+        (_raises, ["does", "KeyError", "no such thing"]),
+        (_raises_later, ["charlm/embedding", "ValueError"]),
+        (lambda checkpoint: list(checkpoint), ["does", "str", "Variable is expected"]),
+        (lambda checkpoint: None, ["does", "TypeError"]),
+        (lambda checkpoint: [None], ["does", "NoneType"]),
+    ],
+    ids=["shape", "dtype", "list", "alike", "raises", "raises later", "names", "nothing", "none"],
+)
+def test_what_a_strategy_does_wrong_is_told(
+    apply: Callable[[Checkpoint], Any], parts: list[str], tmp_path: Path, lstm: str
+) -> None:
+    keep = Keep(("charlm/embedding", "charlm/rnn/lstm_cell/bias"))
+    for to in ("tf", "safetensors"):
+        with pytest.raises(ConverterError) as caught:
+            convert(lstm, tmp_path / "out", [keep, Does(apply)], to=to)
+        for part in parts:
+            assert part in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_variables_of_another_checkpoint(tmp_path: Path, lstm: str) -> None:
+    """A strategy may take variables from elsewhere, and the next one may drop them again."""
+    other = open_checkpoint(case("tf012_v2_gru_seqlen").path)
+
+    def merge(checkpoint: Checkpoint) -> Iterator[Variable]:
+        yield from checkpoint.values()
+        yield from (v for v in other.values() if v.name not in checkpoint)
+
+    foreign = sorted(set(other) - set(open_checkpoint(lstm)))
+    result = convert(lstm, tmp_path / "out", [Does(merge), Drop((foreign[0],))], to="tf")
+    assert set(open_checkpoint(tmp_path / "out")) == {*open_checkpoint(lstm), *foreign[1:]}
+    assert list(report.plan_lines(result.plan))
+
+
+def test_progress_ends_where_it_should(tmp_path: Path, lstm: str) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def progress(done: int, total: int) -> None:
+        seen.append((done, total))
+
+    for to, verify in itertools.product(("tf", "safetensors"), (True, False)):
+        seen.clear()
+        output = tmp_path / f"{to}{verify}"
+        result = convert(lstm, output, to=to, verify_output=verify, progress=progress)
+        total = result.plan.nbytes * (2 if verify else 1)
+        assert seen[-1] == (total, total)
+        assert sorted(seen) == seen
+        assert result.verified is verify
+
+
+def test_counts_are_those_of_one_pass(tmp_path: Path) -> None:
+    """Strings are compared by reading twice; nothing else is counted twice."""
+    values = np.array([1e300, 1.0, -1e300])
+    source = tmp_path / "source"
+    write([Variable.from_array("v", values)], source, "tf")
+    result = convert(source, tmp_path / "out", [Cast("float32")])
+    assert result.counts == {"v": {"overflowed to infinity": 2}}
+    assert open_checkpoint(tmp_path / "out")["v"].read().tolist() == [np.inf, 1.0, -np.inf]
+
+
+def test_output_named_like_the_source(tmp_path: Path) -> None:
+    """Odd prefixes survive: blanks, brackets, a slash at the end."""
+    odd = case("tf115_v2_odd_names").path
+    convert(odd, tmp_path / "out", to="tf")
+    name = Path(odd).name
+    assert (tmp_path / "out" / f"{name}.index").exists()
+    assert set(open_checkpoint(tmp_path / "out" / name)) == set(open_checkpoint(odd))
+    slash = case("tf115_v2_slash_prefix").path
+    convert(slash, tmp_path / "slash", to="tf")
+    assert set(open_checkpoint(tmp_path / "slash")) == set(open_checkpoint(slash))
