@@ -25,7 +25,7 @@ from converter.pipeline import run as run_plan
 from converter.plan import make_plan
 from converter.target import parse_target
 
-COMMANDS = ["ckpt", "inspect", "diff", "batch", "plugins"]
+COMMANDS = ["ckpt", "inspect", "diff", "prove", "batch", "plugins"]
 
 TIMES = """
 from __future__ import annotations
@@ -108,7 +108,9 @@ def test_help_groups_the_options_of_strategies() -> None:
     assert "[PATH]\n" in shown.splitlines(keepends=True)[0]
     assert shown.count("[PATH]") == 1
     _, groups = shown.split("Options:\n")[0], re.findall(r"^Options of (.*):$", shown, re.M)
-    assert groups == ["cast", "drop", "ema", "keep", "pad and truncate", "pad", "rename", "scale"]
+    assert groups == [
+        *("cast", "drop", "ema", "keep", "pad and truncate", "pad", "reinit", "rename", "scale")
+    ]
     assert shown.count("--like") == 2  # once in the help of --shape
 
 
@@ -409,8 +411,9 @@ def test_two_of_one_name(tmp_path: Path, lstm: str, monkeypatch: pytest.MonkeyPa
 def test_built_in_plugins_can_be_disabled(lstm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVERTER_DISABLED_PLUGINS", "pad,scale")
     shown = run("plugins").stdout
-    assert [line.split()[0] for line in shown.splitlines()] == [
-        *("cast", "drop", "ema", "keep", "rename", "truncate")
+    strategies, _, _ = shown.partition("\n\n")
+    assert [line.split()[0] for line in strategies.splitlines()] == [
+        *("cast", "drop", "ema", "keep", "reinit", "rename", "truncate")
     ]
     assert run("ckpt", lstm, "--scale", "*=2").exit_code == 2
 
