@@ -148,10 +148,12 @@ def load(choices: Iterable[str] = ()) -> Registry:
         found += [(Plugin(path), strategy) for strategy in strategies]
     plugins: dict[str, Plugin] = {}
     for plugin, strategy in found:
-        if strategy.name in plugins:
-            raise _conflict(f"strategy {strategy.name!r}", plugins[strategy.name], plugin)
+        other = plugins.get(strategy.name)
+        # A file that somebody names takes the place of what is installed.
+        if other is not None and (plugin.distribution or not other.distribution):
+            raise _conflict(f"strategy {strategy.name!r}", other, plugin)
         plugins[strategy.name] = plugin
-    strategies_by_name = dict(sorted((strategy.name, strategy) for _, strategy in found))
+    strategies_by_name = dict(sorted({s.name: s for _, s in found}.items()))
     _check_flags(strategies_by_name, plugins)
     return Registry(strategies_by_name, plugins, tuple(broken), files)
 

@@ -130,9 +130,14 @@ def steps_of(ctx: click.Context, recipe: Recipe | None) -> tuple[Step, ...]:
     values = dict(ctx.params)
     flags = {id(f.click_option): f for f in _flags(ctx.command, ctx)}
     plugins = iter(values["plugin"])
+    named: set[str] = set()
     for parameter in ctx.meta["converter.order"]:
         if parameter.name == "plugin":
-            chosen.setdefault(_resolved(ctx, next(plugins)), {})
+            name = _registry(ctx).get(next(plugins)).name
+            if name in named:
+                raise UsageError(f"--plugin {name} is given twice; a recipe can have it twice")
+            named.add(name)
+            chosen.setdefault(name, {})
         elif (flag := flags.get(id(parameter))) and flag.option.selects:
             chosen.setdefault(flag.owners[0], {})
     given_steps = [step.named(_registry(ctx)) for step in recipe.steps] if recipe else []
@@ -148,10 +153,6 @@ def steps_of(ctx: click.Context, recipe: Recipe | None) -> tuple[Step, ...]:
         for taker in takers:
             chosen.setdefault(taker, {})[flag.option.name] = flag.option.parse(given)
     return merge(given_steps, list(chosen.items()))
-
-
-def _resolved(ctx: click.Context, plugin: str) -> str:
-    return _registry(ctx).get(plugin).name
 
 
 def plugins_of(ctx: click.Context) -> tuple[str, ...]:
