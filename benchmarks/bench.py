@@ -1,8 +1,9 @@
 """Measures the speed and memory of conversions: one run, one table, contenders taking turns.
 
-    python benchmarks/bench.py --disk DIR --tmpfs DIR [--rounds 5] [--quick]
+    python benchmarks/bench.py --disk DIR --tmpfs DIR [--rounds 5] [--gib 2] [--only PART]
 
 DIR are empty directories on a real disk and in a tmpfs; 20 GB on the disk, 8 GB in the tmpfs.
+`--gib` is the size of the checkpoint that is converted; PART is starts, disk, tmpfs or memory.
 Needs the test dependencies (TensorFlow and safetensors are contenders). Every contender is a
 process of its own and ends with an fsync of its output; ratios are of medians.
 """
@@ -24,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from converter import Array, Region, Variable
-from converter.dtype import FLOAT32
+from converter.dtype import BY_NAME
 from converter.formats import bundle
 from converter.formats.stream import Output
 
@@ -44,7 +45,6 @@ print(time.perf_counter() - began)
 """
 LISTING = """
 import sys, time
-sys.path.insert(0, "")
 if sys.argv[1] == "tensorflow":
     import tensorflow as tf
     call = lambda: tf.train.list_variables(sys.argv[2])
@@ -122,7 +122,7 @@ def make(prefix: Path, shapes: Sequence[tuple[str, tuple[int, ...]]], *, data: b
         shape = tuple(s.stop - s.start for s in region)
         return np.resize(noise, shape)
 
-    variables = [Variable(name, FLOAT32, shape, load) for name, shape in shapes]
+    variables = [Variable(name, BY_NAME["float32"], shape, load) for name, shape in shapes]
     bundle.write(prefix, variables, open_output=Output)
     if not data:
         for file in prefix.parent.glob(f"{prefix.name}.data-*"):

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
@@ -29,21 +29,21 @@ from typing import Literal
 
 from converter.checkpoint import open_checkpoint
 from converter.errors import ConverterError, InputError, PlanError
-from converter.formats import state
 from converter.initializer import Initializer
 from converter.location import Location, find, locate
 from converter.pipeline import run
 from converter.plan import make_plan
-from converter.publish import clean, make_parents, staging
+from converter.publish import STATE, clean, make_parents, staged_bytes, staging
 from converter.recipe import Step
 from converter.registry import Registry, load
 from converter.strategy import Strategy, options
-from converter.target import Format, Target
+from converter.target import Format, Target, state_with
 
 Status = Literal["done", "skipped", "failed"]
 
 _SECONDS_TO_CLEAN_UP = 5
 _SMALL_BYTES = 1 << 20
+_SECONDS_BETWEEN_LOOKS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,10 @@ class Outcome:
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
+Watch = Callable[[Sequence[Job]], None]
+"""Called now and then with the jobs that are running."""
+
+
 def find_jobs(
     root: Path, output: Path, *, to: Format = "safetensors", shard_size: int | None = None
 ) -> list[Job]:
@@ -136,6 +140,7 @@ def run_batch(
     *,
     processes: int = 1,
     report: Callable[[Outcome], None] = lambda outcome: None,
+    watch: Watch = lambda jobs: None,
 ) -> list[Outcome]:
     """Convert all jobs and go on after failures.
 
@@ -144,6 +149,7 @@ def run_batch(
         settings: how.
         processes: how many at a time, each in a process of its own.
         report: called with each outcome as it comes.
+        watch: called now and then with the jobs that are running.
 
     Returns:
         The outcomes in the order of the jobs.
@@ -161,13 +167,18 @@ def run_batch(
             report(outcomes[job])
     with (
         _directories(jobs),
-        contextlib.closing(_in_pools(todo, settings, processes)) as converted,
+        contextlib.closing(_in_pools(todo, settings, processes, watch)) as converted,
     ):
         for outcome in converted:
             outcomes[outcome.job] = outcome
             report(outcome)
         _write_states(outcomes.values())
     return [outcomes[job] for job in jobs]
+
+
+def bytes_so_far(jobs: Iterable[Job]) -> int:
+    """Return how much of running jobs has been written."""
+    return sum(staged_bytes(directory) for directory in {job.target.directory for job in jobs})
 
 
 @contextlib.contextmanager
@@ -191,7 +202,7 @@ def _directories(jobs: Iterable[Job]) -> Iterator[None]:
 
 
 def _in_pools(
-    todo: deque[Job], settings: Settings, processes: int
+    todo: deque[Job], settings: Settings, processes: int, watch: Watch
 ) -> Generator[Outcome, None, None]:
     """Yield the outcomes as they come; a process that dies takes no other job along."""
     suspects: list[Job] = []
@@ -203,7 +214,9 @@ def _in_pools(
                     while todo and len(running) < processes:
                         running[_submit(pool, todo[0], settings)] = todo[0]
                         todo.popleft()
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    done = wait(running, _SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED).done
+                    watch([job for future, job in running.items() if future not in done])
+                    for future in done:
                         yield future.result()
                         del running[future]
             except BrokenProcessPool:
@@ -264,6 +277,9 @@ def _end_with_parent() -> None:
 def convert_job(job: Job, settings: Settings) -> Outcome:
     """Convert one checkpoint, unless its output is there and was made the same way."""
     try:
+        # The state file is written at the end, for all checkpoints of the directory.
+        if (obstacle := replace(job.target, state=True).obstacle()) is not None:
+            return Outcome(job, "failed", obstacle)
         registry = _registry(settings.plugins)
         strategies = [step.build(registry) for step in settings.steps]
         record = _record(job, settings, strategies, registry)
@@ -390,9 +406,12 @@ def _write_states(outcomes: Iterable[Outcome]) -> None:
             groups.setdefault(target.directory, []).append(target.name)
     for directory, names in groups.items():
         with staging(directory) as stage:
-            text = state.state_text(*sorted(names, key=_natural))
-            (stage / "checkpoint").write_text(text)
-            (stage / "checkpoint").replace(directory / "checkpoint")
+            text = state_with(directory, sorted(names, key=_natural))
+            try:
+                (stage / STATE).write_text(text)
+                (stage / STATE).replace(directory / STATE)
+            except OSError as error:
+                raise ConverterError(f"{directory / STATE}: {error.strerror}") from error
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -11,17 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from converter.dtype import STRING
 from converter.errors import InputError, PlanError
-from converter.formats import Contents
+from converter.formats import OBJECT_GRAPH_KEY, Contents
 from converter.variable import Region, Variable
 
 if TYPE_CHECKING:
     from converter.location import Location
     from converter.names import Role
 
-OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
-"""The key under which TensorFlow 2 stores what its keys mean."""
-
-_STEP = re.compile(r"(?s).*-(\d+)")
+_STEP = re.compile(r"(?s)(?!.*-of-\d+\Z).*-(\d+)")
 
 
 class Checkpoint(Mapping[str, Variable]):
@@ -182,7 +179,8 @@ def _inherited(parent: Checkpoint, derived: Mapping[str, Variable]) -> dict[str,
             # An average that took the place of its variable is what that was.
             role = before.get(role.of, MODEL)
         if role.of is not None:
-            role = replace(role, of=renamed.get(role.of, role.of))
+            # None where that variable has gone, whatever has taken its name.
+            role = replace(role, of=renamed.get(role.of))
         result[name] = role
     return result
 
@@ -205,7 +203,7 @@ def open_checkpoint(path: str | os.PathLike[str], *, verify: bool = True) -> Che
     location = locate(os.fspath(path))
     contents = _read(location, verify=verify)
     by_key = {variable.name: variable for variable in contents.variables}
-    graph = by_key.get(OBJECT_GRAPH)
+    graph = by_key.get(OBJECT_GRAPH_KEY)
     if graph is None or graph.dtype is not STRING or graph.shape != ():
         return _opened(location, contents, contents.variables, {})
     return _open_objects(location, contents, by_key, graph.read().item())
@@ -267,9 +265,28 @@ def _read(location: Location, *, verify: bool) -> Contents:
 
         return slices.read(location.files, verify=verify)
     if location.kind == "safetensors":
-        from converter.formats import safetensors
-
-        return safetensors.read(location.files[0], verify=verify)
+        return _read_safetensors(location.files[0], verify=verify)
     from converter.formats import frozen
 
     return frozen.read(location.files[0])
+
+
+def _read_safetensors(path: Path, *, verify: bool) -> Contents:
+    """Read a safetensors output, with the TensorFlow checkpoint of what it could not hold."""
+    from converter.formats import bundle, safetensors
+
+    contents = safetensors.read(path)
+    name = path.name.removesuffix(".index.json").removesuffix(".safetensors")
+    index = path.with_name(f"{name}.sidecar.index")
+    if not index.is_file():
+        return contents
+    beside = bundle.read(index, verify=verify)
+    names = {variable.name for variable in beside.variables}
+    return Contents(
+        f"{contents.format} with a sidecar",
+        (*contents.variables, *beside.variables),
+        (*contents.files, *beside.files),
+        beside.partitions,
+        lambda wanted: beside.check(name for name in wanted if name in names),
+        contents.metadata,
+    )

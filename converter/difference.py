@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from converter.dtype import STRING, VARIANT, DType
+from converter.rounding import subtract
 from converter.variable import Array, Variable, regions, whole
 
 _BLOCK_ITEMS = 1 << 18  # where they differ, the arithmetic takes several times eight bytes for each
@@ -115,8 +116,9 @@ def _compare_blocks(
         return 0, 0, None
     if not (a.dtype.is_number and b.dtype.is_number):
         return places.size, int(places[0]), None
-    common = np.result_type(a.dtype.wide, b.dtype.wide)
-    distances = _distances(a_values[places].astype(common), b_values[places].astype(common))
+    distances = _distances(
+        a_values[places].astype(a.dtype.wide), b_values[places].astype(b.dtype.wide)
+    )
     return places.size, int(places[distances.argmax()]), float(distances.max())
 
 
@@ -138,19 +140,20 @@ def _bits_differ(a: Array, b: Array) -> Array:
 
 
 def _values_differ(a: Array, b: Array) -> Array:
-    equal: Array = (a == b) | (np.isnan(a) & np.isnan(b))
-    return ~equal
+    differs: Array
+    if a.dtype != b.dtype and (a.dtype.kind in "iu" or b.dtype.kind in "iu"):
+        # numpy would compare in float64, where 2**53 and 2**53 + 1 are equal.
+        with np.errstate(invalid="ignore"):
+            differs = subtract(a, b) != 0
+    else:
+        differs = (a != b) & ~(np.isnan(a) & np.isnan(b))
+    return differs
 
 
 def _distances(a: Array, b: Array) -> Array:
-    """Return the absolute differences of elements of one wide type, as float64 without NaN."""
-    distances: Array
-    if a.dtype.kind in "iu":
-        # Modulo 2**64, where the difference of the larger and the smaller always fits.
-        distances = np.maximum(a, b).view(np.uint64) - np.minimum(a, b).view(np.uint64)
-        return distances.astype(np.float64)
+    """Return the absolute differences of elements of wide types, as float64 without NaN."""
     with np.errstate(over="ignore", invalid="ignore"):
-        distances = np.abs(a - b)
+        distances: Array = np.abs(subtract(a, b))
     distances[np.isnan(distances)] = np.inf
     distances[np.isnan(a) & np.isnan(b)] = 0
     return distances

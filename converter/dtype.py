@@ -104,4 +104,3 @@ BY_NUMPY = {d.numpy: d for d in reversed(_DTYPES) if d.numpy is not None and d.n
 
 STRING = BY_NAME["string"]
 VARIANT = BY_NAME["variant"]
-FLOAT32 = BY_NAME["float32"]

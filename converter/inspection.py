@@ -10,6 +10,7 @@ from typing import get_args
 
 from converter.checkpoint import Checkpoint
 from converter.names import Kind, Role
+from converter.names.evidence import MAX_DEPTH
 from converter.variable import Variable
 
 _MODEL_KINDS = ("model", "batch_statistic")
@@ -116,8 +117,9 @@ def _labels(scopes: Iterable[str], separator: str, limit: int) -> dict[str, str]
     """Return the name of the group of each scope, for at most `limit` groups if possible."""
     scopes = list(scopes)
     labels = {scope: scope for scope in scopes}
-    for depth in range(max((s.count(separator) + 1 for s in scopes), default=0), 0, -1):
-        cut = {scope: separator.join(scope.split(separator)[:depth]) for scope in scopes}
+    deepest = max((scope.count(separator) + 1 for scope in scopes), default=0)
+    for depth in (deepest, *range(min(deepest - 1, MAX_DEPTH), 0, -1)):
+        cut = {scope: separator.join(scope.split(separator, depth)[:depth]) for scope in scopes}
         merged = _merge_numbers(dict.fromkeys(cut.values()))
         for labels in (cut, {scope: merged[cut[scope]] for scope in scopes}):
             if len(set(labels.values())) <= limit:

@@ -16,9 +16,13 @@ Kind = Literal["bundle", "v1", "safetensors", "frozen"]
 
 _DATA_FILE = re.compile(r"(?s)(.*)\.data-\d{5,}-of-\d{5,}")
 _V1_SHARD = re.compile(r"(?s)(.*)-([\d?]{5,})-of-(\d{5,})")
-_STEP = re.compile(r"(?s).*-(\d+)")
-# What a save that died leaves behind: it looks like a checkpoint and is none.
-_UNFINISHED = re.compile(r"\.tempstate\d+|_temp(_[0-9a-f]+)?(/|$)|^\.ckpt-converter-")
+_STEP = re.compile(r"(?s)(?!.*-of-\d+\Z).*-(\d+)")
+# What a save that died leaves behind looks like a checkpoint and is none: files of TensorFlow's
+# writer, the pieces that it was about to merge, and directories of ours.
+_TEMPORARY = re.compile(r".*\.tempstate\d+")
+_PIECE = re.compile(r"part-\d{5}-of-\d{5}\..*")
+_MERGING = re.compile(r".*_temp(_[0-9a-f]{32})?")
+_OURS = ".ckpt-converter-"
 _TABLE_MAGIC = bytes.fromhex("57fb808b247547db")
 _INDEX_JSON = ".safetensors.index.json"
 _SIDECAR = ".sidecar.index"
@@ -73,6 +77,8 @@ def locate(path: str) -> Location:
     Raises:
         InputError: there is none, with what was looked for.
     """
+    if "\0" in path:
+        raise InputError(f"{path!r}: no path can hold a NUL character")
     if os.path.isfile(path + ".index"):
         return _bundle(path)
     if os.path.isdir(path):
@@ -106,9 +112,37 @@ def find(root: Path, *, deep: bool = True) -> Iterator[Location]:
         root: the directory.
         deep: False to stay in `root` itself.
     """
-    for directory, below, files in os.walk(root):
-        below[:] = sorted(d for d in below if deep and not _UNFINISHED.search(d))
-        yield from _all_in(directory, sorted(files))
+    unreadable: list[str] = []
+    for directory, below, files in os.walk(root, onerror=lambda e: unreadable.append(e.filename)):
+        below[:] = sorted(d for d in below if deep and not d.startswith(_OURS))
+        found = list(_all_in(directory, sorted(files)))
+        yield from found
+        if deep:
+            yield from _broken_in(directory, files, found)
+    for directory in unreadable:
+        # Opening it tells what is wrong: nothing below the root is passed over in silence.
+        yield _bundle(os.path.join(directory, ""))
+
+
+def _broken_in(
+    directory: str, files: Iterable[str], found: Iterable[Location]
+) -> Iterator[Location]:
+    """Yield what must have been a checkpoint and is none: opening it tells what is wrong.
+
+    Data without their index, and what the state file names and no reader knows.
+    """
+    known = {location.path for location in found}
+    lost: dict[str, str] = {}
+    for name in sorted(files):
+        if (match := _DATA_FILE.fullmatch(name)) and match[1] + ".index" not in files:
+            lost.setdefault(match[1], os.path.join(directory, name))
+    if "checkpoint" in files:
+        for stored in state.read_state(Path(directory, "checkpoint")):
+            base = os.path.basename(stored)
+            if base in files and os.path.join(directory, base) not in known:
+                lost.setdefault(base, os.path.join(directory, base))
+    for path in lost.values():
+        yield Location("v1", (Path(path),), path)
 
 
 def _bundle(prefix: str) -> Location:
@@ -126,7 +160,10 @@ def _of_data_file(path: str, prefix: str) -> Location:
 def _of_file(path: str) -> Location:
     if path.endswith((".safetensors", _INDEX_JSON)):
         return Location("safetensors", (Path(path),), path)
-    head, tail = _ends(path)
+    try:
+        head, tail = _read_ends(path)
+    except OSError as error:
+        raise InputError(f"{path}: the file cannot be read ({error.strerror})") from None
     if tail.endswith(_TABLE_MAGIC):
         return Location("v1", (Path(path),), path)
     if os.path.basename(path) == "checkpoint" and b"model_checkpoint_path" in head:
@@ -202,7 +239,7 @@ def _in_directory(path: str) -> Location:
             raise InputError(f"{path}: a SavedModel without variables (no {prefix}.index)")
         return _bundle(prefix)
     state_file = Path(path, "checkpoint")
-    if state_file.is_file() and (named := _named_by_state(path, state_file)):
+    if os.path.isfile(state_file) and (named := _named_by_state(path, state_file)):
         return named
     found = list(_all_in(path, sorted(_listing(path))))
     if not found:
@@ -229,6 +266,8 @@ def _named_by_state(directory: str, state_file: Path) -> Location | None:
     of the original of a copy. A path that leaves the directory is not followed.
     """
     for stored in reversed(state.read_state(state_file)):
+        if "\0" in stored:
+            continue
         candidates = [os.path.join(directory, os.path.basename(stored))]
         if not os.path.isabs(stored) and ".." not in Path(stored).parts:
             candidates.insert(0, os.path.join(directory, stored))
@@ -247,12 +286,19 @@ def _named_by_state(directory: str, state_file: Path) -> Location | None:
 def _all_in(directory: str, files: Iterable[str]) -> Iterator[Location]:
     """Yield the checkpoints whose files lie in `directory` itself."""
     sharded_v1: dict[tuple[str, int], None] = {}
-    names = [n for n in files if not _UNFINISHED.search(os.path.join(directory, n))]
+    merging = _MERGING.fullmatch(os.path.basename(os.path.abspath(directory)))
+    # Pipes and devices would be waited for.
+    names = {
+        n: None
+        for n in files
+        if not (_TEMPORARY.fullmatch(n) or (merging and _PIECE.fullmatch(n)))
+        and os.path.isfile(os.path.join(directory, n))
+    }
     for name in names:
         path = os.path.join(directory, name)
         if name.endswith(".index"):
             owner = name.removesuffix(_SIDECAR)
-            if owner == name or not {f"{owner}.safetensors", owner + _INDEX_JSON} & set(names):
+            if owner == name or not {f"{owner}.safetensors", owner + _INDEX_JSON} & names.keys():
                 yield _bundle(path.removesuffix(".index"))
         elif name.endswith(_INDEX_JSON):
             yield Location("safetensors", (Path(path),), path)
@@ -276,22 +322,29 @@ def _all_in(directory: str, files: Iterable[str]) -> Iterator[Location]:
 
 
 def _ends(path: str) -> tuple[bytes, bytes]:
-    """Return the first 64 and the last 8 bytes of a file; nothing of what cannot be read."""
+    """Return the first 64 and the last 8 bytes of a file; nothing of what is unreadable."""
     try:
-        with open(path, "rb") as file:
-            head = file.read(64)
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 8))
-            return head, file.read(8)
+        return _read_ends(path)
     except OSError:
         return b"", b""
 
 
+def _read_ends(path: str) -> tuple[bytes, bytes]:
+    with open(path, "rb") as file:
+        head = file.read(64)
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 8))
+        return head, file.read(8)
+
+
 def _listing(directory: str) -> list[str]:
+    """Return the names of the files in a directory; nothing where it does not exist."""
     try:
         with os.scandir(directory) as entries:
             return [entry.name for entry in entries if entry.is_file()]
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise InputError(f"{directory}: {error.strerror}") from error
 
 
 def _nearby(directory: str) -> str:
@@ -302,5 +355,8 @@ def _nearby(directory: str) -> str:
             places += sorted(entry.path for entry in entries if entry.is_dir())[:50]
     except OSError:
         return ""
-    found = [loc.path for d in places for loc in _all_in(d, sorted(_listing(d))[:200])][:3]
+    try:
+        found = [loc.path for d in places for loc in _all_in(d, sorted(_listing(d))[:200])][:3]
+    except InputError:
+        return ""
     return f"; there is {', '.join(found)}" if found else ""

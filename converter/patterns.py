@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 V = TypeVar("V")
 
+# Nobody mistypes a longer scope; to keep all that a deep name stands in takes quadratic space.
+_MAX_LENGTH = 1000
+
 WORDS: Mapping[str, Callable[[Role], bool]] = {
     "model": lambda role: role.kind in ("model", "batch_statistic"),
     "batch_statistics": lambda role: role.kind == "batch_statistic",
@@ -87,8 +90,11 @@ def select(pattern: str, checkpoint: Checkpoint) -> list[str]:
 def nearest(pattern: str, names: Iterable[str]) -> str:
     """Return `; did you mean ...?` with the nearest name or scope (`encoder/*`)."""
     known = dict.fromkeys(names)
+    # Of what is longer, not half is like the pattern.
+    longest = min(3 * len(pattern), _MAX_LENGTH)
     for name in list(known):
-        while "/" in name:
-            name = name.rpartition("/")[0]
-            known[f"{name}/*"] = None
+        scope = name[:longest]
+        while "/" in scope:
+            scope = scope.rpartition("/")[0]
+            known[f"{scope}/*"] = None
     return did_you_mean(pattern, known)

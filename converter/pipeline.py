@@ -122,6 +122,8 @@ def run(
     target = plan.target
     if target is None:
         raise ConverterError(f"{plan.source.path}: the plan has no target")
+    for variable in (*plan.variables, *plan.sidecar):
+        variable.counts.clear()  # An earlier run of the same plan has left its own.
     clean(target.directory)
     plan.refuse(force=force)
     began = time.monotonic()

@@ -10,7 +10,7 @@ from converter.checkpoint import Checkpoint
 from converter.errors import ConverterError, PlanError, UsageError
 from converter.strategy import Strategy
 from converter.target import Target
-from converter.variable import Variable
+from converter.variable import Stored, Variable
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +95,19 @@ def _refuse_target(target: Target, source: Checkpoint, *, force: bool) -> None:
     directory = target.directory
     if directory.exists() and not directory.is_dir():
         raise PlanError(f"{directory} is a file, and a directory is needed; choose another output")
+    if (obstacle := target.obstacle()) is not None:
+        raise PlanError(obstacle)
+    if target.path.resolve() == source.path.resolve():
+        # Also where no file is shared: a V2 checkpoint hides a V1 file of its name.
+        raise PlanError(
+            f"{target.path} belongs to the source, which is never written; choose another"
+        )
     existing = target.existing()
-    own = {(s.st_dev, s.st_ino) for f in source.files if f.exists() for s in [f.stat()]}
+    files = (*source.files, source.meta) if source.meta else source.files
+    own = {(s.st_dev, s.st_ino) for f in files if f.exists() for s in [f.stat()]}
     for path in existing:
-        if ((stat := path.stat()).st_dev, stat.st_ino) in own:
+        stat = path.stat() if path.exists() else path.lstat()
+        if (stat.st_dev, stat.st_ino) in own:
             raise PlanError(f"{path} belongs to the source, which is never written; choose another")
     if existing and not force:
         raise PlanError(
@@ -129,8 +138,9 @@ def make_plan(
     dropped: dict[str, str] = {}
     notes: list[str] = []
     for strategy in strategies:
-        after = result.derive(_applied(strategy, result))
-        notes += [f"{strategy.name}: {note}" for note in strategy.notes(result)]
+        variables, noted = _applied(strategy, result)
+        notes += [f"{strategy.name}: {note}" for note in noted]
+        after = result.derive(variables)
         touched = _touched(strategy.name, touched, result, after)
         held = {s for v in after.values() for s in v.sources}
         for name in result:
@@ -144,9 +154,11 @@ def make_plan(
     return _fit(source, result, changes, dropped, notes, target, sidecar=sidecar)
 
 
-def _applied(strategy: Strategy, checkpoint: Checkpoint) -> list[Variable]:
+def _applied(strategy: Strategy, checkpoint: Checkpoint) -> tuple[list[Variable], list[str]]:
+    """Return what a strategy makes of a checkpoint, and what it says about that."""
     try:
         variables = list(strategy.apply(checkpoint))
+        notes = list(strategy.notes(checkpoint))
     except UsageError as error:
         raise UsageError(f"{strategy.name}: {error}") from None
     except ConverterError:
@@ -156,13 +168,27 @@ def _applied(strategy: Strategy, checkpoint: Checkpoint) -> list[Variable]:
         raise ConverterError(
             f"{strategy.name}: the strategy raised {type(error).__name__}: {error}"
         ) from error
+    known: dict[Stored, set[object]] = {}
+    for old in checkpoint.values():
+        if old.stored is not None:
+            known.setdefault(old.stored, set()).add(_value(old))
     for variable in variables:
         if not isinstance(variable, Variable):
             raise ConverterError(
                 f"{strategy.name}: apply gave {type(variable).__name__}, where a Variable is "
                 "expected; this is a bug of the strategy"
             )
-    return variables
+        # The bytes on disk are written in place of the values, whatever `load` gives.
+        if variable.stored in known and _value(variable) not in known[variable.stored]:
+            raise ConverterError(
+                f"{strategy.name}: {variable.name} is another value, but still `stored` as the "
+                "old one; this is a bug of the strategy: it must use derive() or map()"
+            )
+    return variables, notes
+
+
+def _value(variable: Variable) -> object:
+    return id(variable.load), variable.dtype.name, variable.shape
 
 
 def _touched(
@@ -198,7 +224,9 @@ def _fit(
     carried = target is not None and target.format == "tf" and same
     left_out = []
     if graph and target is not None and not carried:
-        reason = "names or shapes changed" if target.format == "tf" else "safetensors is name-based"
+        reason = "safetensors is name-based"
+        if target.format == "tf":
+            reason = "its variables changed; TensorFlow 2 finds those of the output by name only"
         left_out = [(result[n], f"the object graph: {reason}") for n in graph]
     if source.meta is not None and target is not None and target.format == "tf" and not same:
         notes.append(

@@ -124,7 +124,7 @@ def _recipe(table: Mapping[str, object], path: Path) -> Recipe:
             raise UsageError(f"{path}: a recipe has no key {key!r}{near}")
         types, words = _KEYS[key]
         # By identity: a bool is an int to isinstance.
-        if type(value) not in types:
+        if type(value) not in types or not _is_possible(value):
             raise UsageError(f"{path}: {key} must be {words}, got {reprlib.repr(value)}")
         values[key] = value
     to = values.get("to")
@@ -136,6 +136,12 @@ def _recipe(table: Mapping[str, object], path: Path) -> Recipe:
             # Not a Path: that would lose a `/` at the end, which says "a directory".
             values[key] = os.path.join(path.parent, str(values[key]))  # noqa: PTH118
     return Recipe(**values)  # type: ignore[arg-type]  # checked against _KEYS
+
+
+def _is_possible(value: object) -> bool:
+    if isinstance(value, str):
+        return "\0" not in value
+    return isinstance(value, bool) or not isinstance(value, int) or value > 0
 
 
 _KEYS: Mapping[str, tuple[tuple[type, ...], str]] = {

@@ -198,8 +198,10 @@ def _unique(
 ) -> dict[str, tuple[type[T], Plugin]]:
     by_name: dict[str, tuple[type[T], Plugin]] = {}
     for plugin, name, given in found:
-        if name in by_name:
-            raise _conflict(f"{what} {name!r}", by_name[name][1], plugin)
+        other = by_name[name][1] if name in by_name else None
+        # A file that somebody names takes the place of what is installed.
+        if other is not None and (plugin.distribution or not other.distribution):
+            raise _conflict(f"{what} {name!r}", other, plugin)
         by_name[name] = given, plugin
     return by_name
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from converter.errors import UsageError, did_you_mean
+from converter.errors import InputError, PlanError, UsageError, did_you_mean
 from converter.formats import Contents, bundle, safetensors, state
 from converter.formats.stream import Output
-from converter.publish import Outputs
+from converter.publish import DATA, STATE, Outputs, family
 from converter.variable import Variable
 
 Format = Literal["safetensors", "tf"]
@@ -20,9 +20,6 @@ OpenOutput = Callable[[Path], Output]
 
 SHARD_BYTES = 5_000_000_000
 """The size above which a safetensors directory is sharded, as huggingface_hub has it."""
-
-_STATE = "checkpoint"
-_DATA = r"\.data-\d{5,}-of-\d{5,}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +65,19 @@ class Target:
 
     def existing(self) -> list[Path]:
         """Return the files that an earlier output of this name has left."""
-        name = re.escape(self.name)
-        family = (
-            rf"{name}(\.safetensors|\.safetensors\.index\.json|-\d{{5}}-of-\d{{5}}\.safetensors)"
-        )
-        family += rf"|{re.escape(self.sidecar)}(\.index|{_DATA})"
-        if self.format == "tf":
-            family = rf"{name}(\.index|\.meta|{_DATA})"
-        family += rf"|{re.escape(self.record.name)}"
+        pattern = family(self._commit(()))
         try:
             names = sorted(path.name for path in self.directory.iterdir())
         except OSError:
             return []
-        return [self.directory / n for n in names if re.fullmatch(family, n)]
+        return [self.directory / n for n in names if pattern and pattern.fullmatch(n)]
+
+    def obstacle(self) -> str | None:
+        """Return what lies in the way and is never replaced, or None."""
+        for path in self.existing():
+            if path.is_dir() and not path.is_symlink():
+                return f"{path} is a directory; move it away, or choose another output"
+        return state_obstacle(self.directory) if self.format == "tf" and self.state else None
 
     def write(
         self,
@@ -118,16 +115,9 @@ class Target:
                 while data := source.read(1 << 20):
                     output.write(data)
         if self.state:
-            with open_output(stage / _STATE) as output:
-                output.write(state.state_text(*self._named_before(), self.name).encode())
+            with open_output(stage / STATE) as output:
+                output.write(state_with(self.directory, [self.name]).encode())
         return checksums
-
-    def _named_before(self) -> list[str]:
-        """Return the other checkpoints of the directory that its state file names."""
-        file = self.directory / _STATE
-        names = state.read_state(file) if file.is_file() else []
-        there = [name for name in names if (self.directory / f"{name}.index").is_file()]
-        return [n for n in there if n != self.name and not Path(n).is_absolute()]
 
     def read_back(self, stage: Path) -> list[Contents]:
         """Read what `write` has left in `stage`."""
@@ -138,17 +128,23 @@ class Target:
         return contents + ([bundle.read(sidecar)] if sidecar.exists() else [])
 
     def outputs(self, files: Iterable[str]) -> Outputs:
-        """Return how `files`, as written, take the place of what exists."""
+        """Return how `files`, as written, take the place of what exists.
+
+        Raises:
+            PlanError: something of it is never replaced.
+        """
+        if (obstacle := self.obstacle()) is not None:
+            raise PlanError(obstacle)
         files = tuple(files)
         there = [path.name for path in self.existing()]
-        data = re.compile(rf".*({_DATA}|-\d{{5}}-of-\d{{5}}\.safetensors)", re.DOTALL)
+        data = re.compile(rf".*({DATA}|-\d{{5}}-of-\d{{5}}\.safetensors)", re.DOTALL)
         return Outputs(
             self.directory,
             files,
             self._commit(files),
             markers=tuple(n for n in there if not data.fullmatch(n)),
             obsolete=tuple(n for n in there if data.fullmatch(n) and n not in files),
-            shared=tuple(n for n in files if n == _STATE),
+            shared=tuple(n for n in files if n == STATE),
         )
 
     def opened(self, files: Iterable[str]) -> Path:
@@ -160,6 +156,54 @@ class Target:
             return f"{self.name}.index"
         index = f"{self.name}.safetensors.index.json"
         return index if index in files else f"{self.name}.safetensors"
+
+
+def state_obstacle(directory: Path) -> str | None:
+    """Return why the state file of a directory cannot be replaced, or None."""
+    file = directory / STATE
+    if not os.path.lexists(file):
+        return None
+    try:
+        if file.is_file() and (file.stat().st_size == 0 or state.read_state(file)):
+            return None
+    except (InputError, OSError):
+        pass
+    return f"{file} is no state file of TensorFlow's; move it away, or choose another directory"
+
+
+def state_with(directory: Path, names: Sequence[str]) -> str:
+    """Return a state file that adds `names` to those that it has and that are still there.
+
+    The last one becomes the current one.
+    """
+    file = directory / STATE
+    before = dict.fromkeys(
+        _name_in(directory, path) for path in (state.read_state(file) if file.is_file() else [])
+    )
+    kept = [n for n in before if n not in names and _is_checkpoint(directory, n)]
+    return state.state_text(*kept, *names)
+
+
+def _name_in(directory: Path, path: str) -> str:
+    """Return a path without the directory, where TensorFlow has written it absolute."""
+    parent, name = os.path.split(path)
+    if Path(path).is_absolute() and os.path.realpath(parent) == os.path.realpath(directory):
+        return name
+    return path
+
+
+def _is_checkpoint(directory: Path, name: str) -> bool:
+    if not name or "\0" in name or Path(name).is_absolute():
+        return False
+    path = directory / name
+    if path.is_file() or Path(f"{path}.index").is_file():
+        return True
+    # A sharded V1 checkpoint is named `NAME-?????-of-00002`, or just `NAME`.
+    shards = re.escape(path.name).replace(r"\?", r"\d") + r"(-\d{5}-of-\d{5})?"
+    try:
+        return any(re.fullmatch(shards, other.name) for other in path.parent.iterdir())
+    except OSError:
+        return False
 
 
 def parse_target(
@@ -184,6 +228,8 @@ def parse_target(
     Raises:
         UsageError: `to` is unknown, or contradicts the ending of `output`.
     """
+    if shard_size is not None and shard_size <= 0:
+        raise UsageError(f"shard_size must be a positive number of bytes, got {shard_size}")
     text = os.fspath(output)
     endings: dict[str, Format] = {".safetensors": "safetensors", ".index": "tf"}
     said = next((f for ending, f in endings.items() if text.endswith(ending)), None)

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 
@@ -18,7 +20,7 @@ from converter.checkpoint import Checkpoint
 from converter.dtype import BY_NAME, DType
 from converter.errors import ConverterError
 from converter.strategy import Strategy, build, options, values_of
-from converter.variable import Array, Region, Variable, regions, whole
+from converter.variable import Array, Region, Stored, Variable, regions, whole
 
 NAME = "scope/variable"
 """The name of the variable in the checkpoints of `check_strategy`."""
@@ -37,8 +39,9 @@ def check_strategy(strategy: Strategy | Callable[[Checkpoint], Strategy]) -> Non
     """Check that a strategy keeps the contract, on variables of many shapes, dtypes and layouts.
 
     Planning reads nothing; what is read has the planned shape and dtype; two runs give the same;
-    the input is not modified; a region holds what the whole holds there; the options survive
-    their way through a recipe. A strategy may refuse a variable, but not all of them.
+    the input is not modified; a region holds what the whole holds there; what is still `stored`
+    somewhere has the values of those bytes; the options survive their way through a recipe. A
+    strategy may refuse a variable, but not all of them.
 
     Args:
         strategy: the strategy, or what makes it for a checkpoint of one variable called `NAME`,
@@ -49,15 +52,17 @@ def check_strategy(strategy: Strategy | Callable[[Checkpoint], Strategy]) -> Non
     """
     refusals = []
     checked = 0
-    for dtype, shape, layout in itertools.product(DTYPES, SHAPES, LAYOUTS):
-        values = _values(BY_NAME[dtype], shape, layout)
-        where = f"a {layout} {dtype} variable of shape {list(shape)}"
-        try:
-            _check_one(strategy, values, BY_NAME[dtype], where)
-        except ConverterError as error:
-            refusals.append(f"{where}: {error}")
-        else:
-            checked += 1
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "stored"
+        for dtype, shape, layout in itertools.product(DTYPES, SHAPES, LAYOUTS):
+            values = _values(BY_NAME[dtype], shape, layout)
+            where = f"a {layout} {dtype} variable of shape {list(shape)}"
+            try:
+                _check_one(strategy, values, BY_NAME[dtype], file, where)
+            except ConverterError as error:
+                refusals.append(f"{where}: {error}")
+            else:
+                checked += 1
     if not checked:
         raise AssertionError(f"every variable was refused; {refusals[0]}")
 
@@ -75,7 +80,11 @@ def _values(dtype: DType, shape: tuple[int, ...], layout: str) -> Array:
 
 
 def _check_one(
-    strategy: Strategy | Callable[[Checkpoint], Strategy], values: Array, dtype: DType, where: str
+    strategy: Strategy | Callable[[Checkpoint], Strategy],
+    values: Array,
+    dtype: DType,
+    file: Path,
+    where: str,
 ) -> None:
     before = values.copy()
     loaded: list[Region] = []
@@ -84,7 +93,8 @@ def _check_one(
         loaded.append(region)
         return values[region or ...]
 
-    checkpoint = Checkpoint([Variable(NAME, dtype, values.shape, load, (NAME,))])
+    stored = None if dtype.name == "string" else Stored(file, 0, file.write_bytes(values.tobytes()))
+    checkpoint = Checkpoint([Variable(NAME, dtype, values.shape, load, (NAME,), stored)])
     made = strategy if isinstance(strategy, Strategy) else strategy(checkpoint)
     _check_options(made)
     results = []
@@ -115,7 +125,20 @@ def _read(variable: Variable, where: str) -> Array:
                 )
     except ConverterError as error:
         raise AssertionError(f"{where}: refused only while values were read: {error}") from error
+    # Strings are stored with their lengths.
+    stored = variable.stored if variable.dtype.itemsize else None
+    if stored is not None and _bytes_of(stored) != values.tobytes():
+        raise AssertionError(
+            f"{where}: {variable.name} is still `stored` as bytes that are not its values, and "
+            "these would be written; make it with derive() or map()"
+        )
     return values
+
+
+def _bytes_of(stored: Stored) -> bytes:
+    with stored.file.open("rb") as file:
+        file.seek(stored.offset)
+        return file.read(stored.size)
 
 
 def _regions(variable: Variable) -> Iterator[Region]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,6 +42,13 @@ class Stored(NamedTuple):
     crc32c: int | None = None
 
 
+class Counts(dict[str, int]):
+    """Numbers of events by what happened; of what did not happen, 0."""
+
+    def __missing__(self, what: str) -> int:
+        return 0
+
+
 @dataclass(frozen=True, slots=True)
 class Variable:
     """A named array whose values are loaded when they are asked for, region by region.
@@ -65,7 +73,7 @@ class Variable:
     load: Callable[[Region], Array]
     sources: tuple[str, ...] = ()
     stored: Stored | None = None
-    counts: dict[str, int] = field(default_factory=dict, compare=False, repr=False)
+    counts: Counts = field(default_factory=Counts, compare=False, repr=False)
 
     @classmethod
     def from_array(cls, name: str, array: npt.ArrayLike, *, dtype: DType | None = None) -> Variable:
@@ -151,7 +159,8 @@ class Variable:
         return replace(
             self,
             load=load,
-            shape=self.shape if shape is None else tuple(shape),
+            # Sizes may be numpy's, which JSON cannot write.
+            shape=self.shape if shape is None else tuple(map(operator.index, shape)),
             dtype=dtype or self.dtype,
             stored=None,
         )

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import TIMES
 
 from converter import Variable
 
@@ -84,3 +85,10 @@ def must_end() -> Iterator[None]:
 def lstm() -> str:
     """A character language model by TensorFlow 1.4: LSTM, Adam slots, moving averages."""
     return case("tf14_v2_charlm_lstm_ema").path
+
+
+@pytest.fixture
+def times(tmp_path: Path) -> Path:
+    file = tmp_path / "times.py"
+    file.write_text(TIMES)
+    return file

@@ -12,7 +12,8 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
-from fuzzing import AREAS, Mutant, check
+from fuzzing import check
+from mutants import AREAS, Mutant
 
 
 def main() -> int:

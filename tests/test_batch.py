@@ -6,43 +6,36 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from command_line import TIMES, tree, values
 from conftest import case
 from converter_plugins.scale import Scale
-from test_cli import TIMES
+from fleet import DONE, VALID, copy_case, make_fleet, times_of
 
 from converter import convert, open_checkpoint
+from converter.batch import Job, Outcome, Settings, find_jobs, run_batch
+from converter.cli import batch as command
 from converter.cli import cli
+from converter.publish import staging
 
-# By the directory below ROOT: the case, and what is written for it, without an ending.
-VALID = {
-    "a/lstm": ("tf14_v2_charlm_lstm_ema", ["model.ckpt-300"]),
-    "a/rotation": (
-        "tf14_v2_rotation",
-        ["model.ckpt-12", "model.ckpt-16", "model.ckpt-20"],
-    ),
-    "b/frozen": ("tf115_frozen", ["frozen.pb"]),
-    "b/saved": ("tf115_savedmodel", ["export/variables/variables"]),
-    "b/sharded": ("tf10_v1_sharded", ["mlp.ckpt-25"]),
-    "b/slash": ("tf115_v2_slash_prefix", ["experiment/model"]),
-}
 DAMAGED = {
     "a/flipped": ("bad_flipped_data_byte", "checksum"),
-    "b/cut": ("bad_v1_truncated", None),
+    "b/cut": ("bad_v1_truncated", "whose end is missing"),
     "b/missing": ("bad_missing_shard", "the file is missing"),
     "strings": ("tf221_raw_dtypes", "--sidecar"),
 }
-DONE = sorted(f"{directory}/{name}" for directory, (_, names) in VALID.items() for name in names)
-FAILED = ["a/flipped/gru", "b/missing/sharded.ckpt-25", "b/v1/mlp.ckpt-25", "strings/raw"]
+FAILED = [
+    "a/flipped/gru",
+    "b/cut/sliced-20",
+    "b/missing/sharded.ckpt-25",
+    "b/v1/mlp.ckpt-25",
+    "strings/raw",
+]
 
 
 def batch(*arguments: object) -> Result:
@@ -51,44 +44,18 @@ def batch(*arguments: object) -> Result:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A tree of good checkpoints, without their graphs."""
-    for directory, (name, _) in VALID.items():
-        _copy(name, tmp_path / "in" / directory)
-    return tmp_path / "in"
+    return make_fleet(tmp_path / "in")
 
 
 @pytest.fixture
 def mixed(root: Path) -> Path:
     """With damaged ones among them, and some that safetensors cannot hold."""
     for directory, (name, _) in DAMAGED.items():
-        _copy(name, root / directory)
-    _copy("tf10_v1_sharded", root / "b" / "v1")
+        copy_case(name, root / directory)
+    copy_case("tf10_v1_sharded", root / "b" / "v1")
     (root / "b" / "v1" / "mlp.ckpt-25-00001-of-00002").unlink()
     (root / "notes.txt").write_text("mine")
     return root
-
-
-def _copy(name: str, target: Path) -> None:
-    shutil.copytree(
-        case(name).directory, target, ignore=shutil.ignore_patterns("*.npz", "case.json", "*.meta")
-    )
-
-
-def tree(directory: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(directory)): path.read_bytes()
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-    }
-
-
-def times_of(directory: Path) -> dict[Path, int]:
-    files = (path for path in directory.rglob("*") if path.is_file())
-    return {path: path.stat().st_mtime_ns for path in files}
-
-
-def values(path: Path | str) -> dict[str, bytes]:
-    return {name: v.read().tobytes() for name, v in open_checkpoint(path).items()}
 
 
 def test_good_and_bad(mixed: Path, tmp_path: Path) -> None:
@@ -116,17 +83,16 @@ def test_good_and_bad(mixed: Path, tmp_path: Path) -> None:
     for directory, (_, message) in DAMAGED.items():
         for path, error in failed.items():
             if path.startswith(str(mixed / directory)):
-                assert message is not None
                 assert message in error
     assert "mlp.ckpt-25-00001-of-00002 is missing" in failed[str(mixed / "b/v1/mlp.ckpt-25")]
     total = sum(len(data) for name, data in tree(out).items() if name.endswith(".safetensors"))
     assert re.fullmatch(r"done    8 checkpoints, [\d.]+ kB in [\d.]+ s, [\d.]+ k?B/s", lines[-3])
     assert f"{total / 1000:.0f} kB" in lines[-3]
-    assert lines[-2:] == ["skipped 0 checkpoints", "failed  4 checkpoints"]
-    told = outcome.stderr.splitlines()
-    assert len(told) == 12
-    assert re.match(r"\[1/12\] (done|failed) ", told[0])
-    assert told[-1].startswith("[12/12] ")
+    assert lines[-2:] == ["skipped 0 checkpoints", "failed  5 checkpoints"]
+    told = [line for line in outcome.stderr.splitlines() if " running, " not in line]
+    assert len(told) == 13
+    assert re.match(r"\[1/13\] (done|failed) ", told[0])
+    assert told[-1].startswith("[13/13] ")
 
 
 def test_second_run_skips(mixed: Path, tmp_path: Path) -> None:
@@ -162,7 +128,7 @@ def test_second_run_skips(mixed: Path, tmp_path: Path) -> None:
 
 def _copy_over(name: str, target: Path) -> None:
     shutil.rmtree(target)
-    _copy(name, target)
+    copy_case(name, target)
 
 
 def _touch_template(root: Path) -> None:
@@ -190,16 +156,20 @@ def _change_shard(root: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "change", "again"),
     [
-        ([], None, ["--cast", "float16"]),
-        (["--scale", "hidden/*=2"], None, ["--scale", "hidden/*=3"]),
-        (["--recipe", "recipe.toml"], _touch_template, None),
-        (["--plugin", "times.py"], _change_plugin, None),
-        ([], _change_source, None),
-        ([], _change_shard, None),
-        ([], None, ["--shard-size", "300B"]),
-        ([], None, ["--sidecar"]),
+        pytest.param([], None, ["--cast", "float16"], id="step"),
+        pytest.param(["--plugin", "times.py"], _change_plugin, None, id="plugin"),
+        *(
+            pytest.param(*values, id=name, marks=pytest.mark.slow)
+            for name, *values in (
+                ("value", ["--scale", "hidden/*=2"], None, ["--scale", "hidden/*=3"]),
+                ("template", ["--recipe", "recipe.toml"], _touch_template, None),
+                ("source", [], _change_source, None),
+                ("shard", [], _change_shard, None),
+                ("size", [], None, ["--shard-size", "300B"]),
+                ("sidecar", [], None, ["--sidecar"]),
+            )
+        ),
     ],
-    ids=["step", "value", "template", "plugin", "source", "shard", "size", "sidecar"],
 )
 def test_what_would_be_made_otherwise_is_told(
     flags: list[str],
@@ -294,6 +264,30 @@ def test_to_tensorflow(root: Path, tmp_path: Path) -> None:
     assert (out / "a" / "rotation" / "checkpoint").read_text() == state
     changed = {path for path, time_ in times_of(out).items() if before.get(path) != time_}
     assert {path.name for path in changed} == {"checkpoint"}
+
+
+def test_state_file_of_outputs(tmp_path: Path) -> None:
+    """It keeps what it named before; and what is no state file is told, and not replaced."""
+    root, out = tmp_path / "in", tmp_path / "out"
+    for name in ("here", "there", "elsewhere"):
+        copy_case("tf012_v2_gru_seqlen", root / name)
+        (out / name).mkdir(parents=True)
+    (out / "here" / "old.index").write_text("")
+    (out / "here" / "checkpoint").write_text('model_checkpoint_path: "old"')
+    (out / "there" / "checkpoint").write_text("my notes")
+    (out / "elsewhere" / "checkpoint").mkdir()
+    outcome = batch(root, "-o", out, "--to", "tf", "-j1")
+    assert outcome.exit_code == 5
+    assert "failed  2 checkpoints" in outcome.stdout
+    assert f"{out / 'there' / 'checkpoint'} is no state file" in outcome.stdout
+    assert f"{out / 'elsewhere' / 'checkpoint'} is no state file" in outcome.stdout
+    assert [path.name for path in (out / "there").iterdir()] == ["checkpoint"]
+    assert (out / "there" / "checkpoint").read_text() == "my notes"
+    assert (out / "here" / "checkpoint").read_text().splitlines() == [
+        'model_checkpoint_path: "gru"',
+        'all_model_checkpoint_paths: "old"',
+        'all_model_checkpoint_paths: "gru"',
+    ]
 
 
 def test_sidecars_are_no_checkpoints_of_their_own(mixed: Path, tmp_path: Path) -> None:
@@ -406,171 +400,37 @@ def test_counts_are_shown(root: Path, tmp_path: Path) -> None:
     )
 
 
-# -- runs that end early --------------------------------------------------------------------------
+def test_bytes_of_running_jobs(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = find_jobs(root, tmp_path / "out")
+    looks: list[Sequence[Job]] = []
+    run_batch(jobs[:1], Settings(sync=False), watch=looks.append)
+    assert looks
+    assert all(job == jobs[0] for running in looks for job in running)
+    clock = iter([100.0, 100.5, 102.0, 103.0, 113.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    progress = command._Progress([Outcome(jobs[1], "done", nbytes=1000)], 8)
+    with staging(jobs[0].target.directory) as stage:
+        (stage / "half").write_bytes(bytes(3000))
+        for _ in range(4):
+            progress(jobs[:1])
+    monkeypatch.undo()
+    assert capsys.readouterr().err.splitlines() == [
+        "[1/8] 1 running, 4.0 kB written, 2.0 kB/s",
+        "[1/8] 1 running, 4.0 kB written, 308 B/s",
+    ]
 
 
-def _start(root: Path, out: Path, seconds: float) -> subprocess.Popen[str]:
-    plugin = root.parent / "times.py"
-    plugin.write_text(TIMES)
-    command = ["batch", root, "-o", out, "--jobs", 2, "--to", "tf"]
-    command += ["--plugin", plugin, "--times-seconds", seconds]
-    return subprocess.Popen(
-        [sys.executable, "-m", "converter", *map(str, command)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def _wait_until(condition: Callable[[], object], what: str) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end, f"waited in vain: {what}"
-        time.sleep(0.01)
-
-
-def _workers(parent: int) -> list[int]:
-    try:
-        found = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-        return [int(pid) for pid in found if b"spawn_main" in _command(int(pid))]
-    except OSError:
-        return []
-
-
-def _command(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
-
-
-def _half_done(out: Path) -> list[Path]:
-    return [path for path in out.rglob(".ckpt-converter-*/*.data-*") if path.exists()]
-
-
-def _check_result(root: Path, out: Path, again: subprocess.Popen[str]) -> None:
-    """The second run has finished what the first one began, and nothing else is there."""
-    _, stderr = again.communicate(timeout=120)
-    assert again.returncode == 0, stderr
-    assert not list(out.rglob(".*"))
-    fresh = root.parent / "fresh"
-    process = _start(root, fresh, 0)
-    process.communicate(timeout=120)
-    records = {name for name in tree(out) if name.endswith(".conversion.json")}
-    assert len(records) == 8
-    found, expected = tree(out), tree(fresh)
-    assert found.keys() == expected.keys()
-    # The records tell how long each variable took, which differs.
-    assert {n: d for n, d in found.items() if n not in records} == {
-        n: d for n, d in expected.items() if n not in records
-    }
-
-
-@pytest.mark.slow
-def test_interrupted(root: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    process = _start(root, out, 0.02)
-    _wait_until(lambda: list(out.rglob("*.conversion.json")), "a result")
-    _wait_until(lambda: _half_done(out), "half a result")
-    workers = _workers(process.pid)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert stderr.splitlines()[-1].startswith("Error: interrupted; what is done stays")
-    assert "Traceback" not in stderr
-    assert not any(b"spawn_main" in _command(pid) for pid in workers)
-    assert not list(out.rglob(".*"))
-    for index in out.rglob("*.index"):
-        checkpoint = open_checkpoint(str(index))
-        assert all(variable.read().size for variable in checkpoint.values())
-    assert not any(path.is_dir() and not any(path.iterdir()) for path in out.rglob("*"))
-    done = times_of(out)
-    again = _start(root, out, 0.02)
-    _check_result(root, out, again)
-    now = times_of(out)
-    assert all(now[path] == time_ for path, time_ in done.items() if path.suffix == ".index")
-
-
-@pytest.mark.slow
-def test_an_interruption_waits_for_no_job(root: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    process = _start(root, out, 600)
-    _wait_until(lambda: _half_done(out), "half a result")
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=300)  # A single variable takes ten minutes.
-    assert process.returncode == 130
-    assert not out.exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seconds", [0.1, 0.2, 0.6])
-def test_interrupted_from_a_terminal(seconds: float, root: Path, tmp_path: Path) -> None:
-    """It sends the signal to all processes, to those that have just been started too."""
-    out = tmp_path / "out"
-    process = _start(root, out, 0.1)
-    _wait_until(lambda: len(_workers(process.pid)) == 2, "the workers")
-    time.sleep(seconds)
-    for worker in _workers(process.pid):
-        os.kill(worker, signal.SIGINT)
-    time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Error" not in stderr.replace("Error: interrupted; what is done stays", "")
-    assert "Traceback" not in stderr
-    assert not list(out.rglob(".*"))
-
-
-@pytest.mark.slow
-def test_killed(root: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    process = _start(root, out, 0.02)
-    _wait_until(lambda: _half_done(out), "half a result")
-    workers = _workers(process.pid)
-    assert workers
-    process.kill()
-    process.communicate(timeout=60)
-    _wait_until(
-        lambda: not any(b"spawn_main" in _command(pid) for pid in workers), "the workers' end"
-    )
-    _check_result(root, out, _start(root, out, 0.02))
-
-
-@pytest.mark.slow
-def test_a_killed_worker_takes_nothing_along(root: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    process = _start(root, out, 0.02)
-    _wait_until(lambda: _half_done(out), "half a result")
-    os.kill(_workers(process.pid)[0], signal.SIGKILL)
-    _check_result(root, out, process)
-
-
-@pytest.mark.slow
-def test_a_job_that_always_dies(root: Path, tmp_path: Path) -> None:
-    """It is told as what failed; the others are done."""
-    plugin = tmp_path / "deadly.py"
-    plugin.write_text(
-        TIMES.replace("time.sleep(self.seconds)", "import os, signal").replace(
-            "return values * values.dtype.type(self.factor)",
-            "variable.name == 'charlm/embedding' and os.kill(os.getpid(), signal.SIGKILL)\n"
-            "            return values",
-        )
-    )
-    out = tmp_path / "out"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "converter", "batch", str(root), "-o", str(out)),
-            *("-j2", "--json", "--plugin", str(plugin)),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 5, done.stderr
-    shown = json.loads(done.stdout)["checkpoints"]
-    (failed,) = [one for one in shown if one["status"] == "failed"]
-    assert failed["source"] == str(root / "a/lstm/model.ckpt-300")
-    assert failed["error"] == "its process died; is there enough memory?"
-    # What another process had just finished when this one took the pool down is found done.
-    assert sum(one["status"] in ("done", "skipped") for one in shown) == 7
-    assert not list(out.rglob(".*"))
+def test_what_must_have_been_a_checkpoint_is_told(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    for name, pattern in (("bad_v1_truncated", "*"), ("tf012_v2_gru_seqlen", "gru.data*")):
+        (root / name).mkdir(parents=True)
+        for file in case(name).directory.glob(pattern):
+            if file.name not in ("case.json", "io.npz"):
+                shutil.copy(file, root / name)
+    outcome = CliRunner().invoke(cli, ["batch", str(root), "-o", str(tmp_path / "out"), "-q"])
+    assert outcome.exit_code == 5
+    assert "sliced-20: looks like a TensorFlow V1 checkpoint whose end is missing" in outcome.stdout
+    assert "gru.index, which is missing" in outcome.stdout
+    assert "failed  2 checkpoints" in outcome.stdout

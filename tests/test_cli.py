@@ -1,82 +1,26 @@
-"""The command line: spellings, errors in one line, exit codes, plugins and recipes."""
+"""The command line: errors in one line, exit codes, plugins and recipes."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
-from conftest import all_cases, case
+from command_line import TIMES, run, told, values
+from conftest import case
 
-from converter import Checkpoint, Variable, convert, open_checkpoint
-from converter.cli import cli
+from converter import Checkpoint, Variable, open_checkpoint
 from converter.pipeline import run as run_plan
 from converter.plan import make_plan
 from converter.target import parse_target
 
 COMMANDS = ["ckpt", "inspect", "diff", "prove", "batch", "plugins"]
-
-TIMES = """
-from __future__ import annotations
-import time
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import ClassVar
-from converter import Strategy, Variable, hookimpl, option
-
-@dataclass(frozen=True)
-class Times(Strategy):
-    '''Multiply what is a float, slowly.'''
-
-    name: ClassVar[str] = "times"
-    factor: float = option(2.0, help="what to multiply by")
-    seconds: float = option(0.0, help="how long each variable takes")
-
-    def convert(self, variable: Variable) -> Iterable[Variable]:
-        def slowly(values):
-            time.sleep(self.seconds)
-            return values * values.dtype.type(self.factor)
-        yield variable.map(slowly) if variable.dtype.is_float else variable
-
-@hookimpl
-def converter_strategies():
-    return [Times]
-"""
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
-
-
-def told(outcome: Result, exit_code: int) -> str:
-    """Return the one line of an error."""
-    assert outcome.exit_code == exit_code, outcome.output
-    assert isinstance(outcome.exception, SystemExit), outcome.exception
-    (line,) = outcome.stderr.splitlines()
-    assert line.startswith("Error: ")
-    return line.removeprefix("Error: ")
-
-
-@pytest.fixture
-def times(tmp_path: Path) -> Path:
-    file = tmp_path / "times.py"
-    file.write_text(TIMES)
-    return file
-
-
-def values(path: Path | str) -> dict[str, bytes]:
-    return {name: v.read().tobytes() for name, v in open_checkpoint(path).items()}
 
 
 # -- help, and what is shown ----------------------------------------------------------------------
@@ -487,6 +431,11 @@ def test_a_plugin_file_of_a_recipe(recipe: Path, times: Path, lstm: str) -> None
         ("0.5", '"half"', "step 2 (scale): scale 'charlm/embedding' must be a number, got 'half'"),
         ('to = "tf"', 'to = "ft"', "to must be tf or safetensors, got 'ft'"),
         ('to = "tf"', "to = ", ":4: "),
+        (
+            "source =",
+            "shard_size = -5\nsource =",
+            "shard_size must be a size such as '5GB', got -5",
+        ),
     ],
 )
 def test_mistakes_in_a_recipe(recipe: Path, old: str, new: str, message: str) -> None:
@@ -497,210 +446,3 @@ def test_mistakes_in_a_recipe(recipe: Path, old: str, new: str, message: str) ->
     assert line.startswith(str(recipe))
     assert message in line
     assert not (recipe.parent / "out").exists()
-
-
-# -- what a path can be ---------------------------------------------------------------------------
-
-
-def _name(path: Path | str) -> str:
-    shown = json.loads(run("inspect", path, "--json").stdout)
-    found: str = shown["path"]
-    return found
-
-
-def test_spellings_of_a_bundle(lstm: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    directory = Path(lstm).parent
-    for ending in ("", ".index", ".data-00000-of-00001", ".meta"):
-        assert _name(lstm + ending) == lstm
-    for spelling in (directory, f"{directory}/", directory / "checkpoint"):
-        assert _name(spelling) == lstm
-    monkeypatch.chdir(directory)
-    for spelling in ("model.ckpt-300", "./model.ckpt-300", ".", "checkpoint"):
-        assert _name(spelling) in ("model.ckpt-300", "./model.ckpt-300")
-
-
-def test_spellings_of_v1() -> None:
-    (plain,) = {case("tf012_v1_charlm_basiclstm").path}
-    assert _name(plain) == _name(Path(plain).parent) == _name(f"{plain}.meta") == plain
-    sharded = Path(case("tf10_v1_sharded").path).parent / "mlp.ckpt-25"
-    for ending in ("", "-00000-of-00002", "-00001-of-00002", "-?????-of-00002", ".meta"):
-        assert _name(f"{sharded}{ending}") == str(sharded)
-    assert _name(sharded.parent) == str(sharded)
-    assert len(open_checkpoint(sharded)) == 9
-
-
-def test_spellings_of_others(tmp_path: Path, lstm: str) -> None:
-    saved = Path(case("tf115_savedmodel").path)
-    prefix = str(saved / "variables" / "variables")
-    for spelling in (saved, saved / "saved_model.pb", prefix, f"{prefix}.index"):
-        assert _name(spelling) == prefix
-    frozen = case("tf115_frozen").path
-    assert _name(frozen) == _name(Path(frozen).parent) == frozen
-    single, sharded = tmp_path / "single", tmp_path / "sharded"
-    convert(lstm, single)
-    convert(lstm, sharded, shard_size=20_000)
-    assert _name(single) == _name(single / "model.safetensors")
-    assert _name(sharded) == str(sharded / "model.safetensors.index.json")
-    assert values(sharded) == values(sharded / "model.safetensors.index.json") == values(lstm)
-    some = open_checkpoint(min(sharded.glob("model-00001-of-*.safetensors")))
-    assert 0 < len(some) < 23
-
-
-def test_newest_of_several(tmp_path: Path) -> None:
-    source = Path(case("tf14_v2_rotation").path).parent
-    names = sorted(file.stem for file in source.glob("*.index"))
-    state = (source / "checkpoint").read_text()
-    current = re.search(r'^model_checkpoint_path: "(.*)"$', state, re.M)
-    assert current is not None
-    assert Path(_name(source)).name == Path(current[1]).name
-    # Moved, and the state names a place that is gone: what lies here counts.
-    moved = tmp_path / "moved"
-    shutil.copytree(source, moved)
-    for where in ("/gone/run/", "../elsewhere/", ""):
-        text = re.sub(r'"(?:.*/)?([^/]*)"', rf'"{where}\1"', state)
-        (moved / "checkpoint").write_text(text)
-        assert _name(moved) == str(moved / Path(current[1]).name)
-    # One that is not there any more: the one before it.
-    for file in moved.glob(f"{Path(current[1]).name}.*"):
-        file.unlink()
-    assert _name(moved) != str(moved / Path(current[1]).name)
-    # Without a state file: the highest step, whatever its time.
-    (moved / "checkpoint").unlink()
-    left = [name for name in names if name != Path(current[1]).name]
-    by_step = max(left, key=lambda name: int(name.rpartition("-")[2]))
-    for name in left:
-        os.utime(moved / f"{name}.index", (10**9, 10**9 + (name != by_step)))
-    assert _name(moved) == str(moved / by_step)
-
-
-def test_glob_characters_are_literal(tmp_path: Path) -> None:
-    source = Path(case("tf012_v2_gru_seqlen").path)
-    for name in ("a[b]*?.ckpt", "a[b]*?.ckpt-7", "{x}", "~", "$HOME", "%41"):
-        for ending in (".index", ".data-00000-of-00001"):
-            shutil.copy(f"{source}{ending}", tmp_path / f"{name}{ending}")
-        assert _name(tmp_path / name) == str(tmp_path / name)
-    # The pattern would fit it, but that is another checkpoint.
-    assert run("inspect", tmp_path / "a[b]*?.ckpt-*").exit_code == 3
-    v1 = Path(case("tf10_v1_sharded").path).parent
-    for number in range(2):
-        shard = f"mlp.ckpt-25-0000{number}-of-00002"
-        shutil.copy(v1 / shard, tmp_path / shard.replace("mlp", "m[l]p*"))
-    found = tmp_path / "m[l]p*.ckpt-25"
-    assert _name(found) == _name(f"{found}-?????-of-00002") == str(found)
-
-
-def test_prefix_that_ends_in_a_slash(tmp_path: Path) -> None:
-    slash = case("tf115_v2_slash_prefix")
-    prefix = f"{slash.directory}/{slash.record['prefix']}"
-    assert prefix.endswith("/")
-    expected = {"linear/kernel", "linear/bias"}
-    for spelling in (prefix, f"{prefix}.index", prefix.rstrip("/")):
-        shown = json.loads(run("inspect", spelling, "--json").stdout)
-        assert expected <= {variable["name"] for variable in shown["variables"]}
-    outcome = run("ckpt", prefix, "-o", tmp_path / "out", "--to", "tf")
-    assert outcome.exit_code == 0, outcome.output
-    assert values(tmp_path / "out") == values(prefix)
-
-
-@pytest.mark.parametrize(
-    "case_", [c for c in all_cases() if c.record["format"] == "keras"], ids=str
-)
-def test_keras_files(case_: object) -> None:
-    path = getattr(case_, "path", "")
-    assert "Keras" in told(run("ckpt", path), 3)
-
-
-# -- processes ------------------------------------------------------------------------------------
-
-
-def _start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "converter", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, **environment},
-        text=True,
-    )
-
-
-def _wait_for(condition: Iterable[object], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not any(condition):
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.02)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("to", ["tf", "safetensors"])
-def test_interrupted(times: Path, to: str, tmp_path: Path, lstm: str) -> None:
-    output = tmp_path / "a" / "b"
-    process = _start("ckpt", lstm, "--plugin", times, "--times-seconds", "0.3",
-                     "-o", output, "--to", to)  # fmt: skip
-    end = time.monotonic() + 30
-    while not list(tmp_path.rglob("*.safetensors" if to == "safetensors" else "*.data-*")):
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert stderr.splitlines()[-1] == "Error: interrupted; nothing was published"
-    assert "Traceback" not in stderr
-    assert "wrote" not in stdout
-    assert [path.name for path in tmp_path.iterdir()] == ["times.py"]
-
-
-@pytest.mark.slow
-def test_progress_is_plain_lines_off_a_terminal(times: Path, tmp_path: Path, lstm: str) -> None:
-    process = _start("ckpt", lstm, "--plugin", times, "--times-seconds", "0.1",
-                     "-o", tmp_path / "x.safetensors")  # fmt: skip
-    stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == 0
-    lines = stderr.splitlines()
-    assert lines
-    for line in lines:
-        assert re.fullmatch(
-            r"model\.ckpt-300: [\d.]+ k?B of 167 kB \(\d+ %\), [\d.]+ k?B/s, \d+ s left", line
-        )
-    assert "\x1b" not in stdout + stderr
-    assert "\r" not in stdout + stderr
-
-
-@pytest.mark.slow
-def test_progress_is_one_line_on_a_terminal(times: Path, tmp_path: Path, lstm: str) -> None:
-    import pty
-
-    parent, child = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "converter", "ckpt", lstm, "--plugin", str(times),
-         "--times-seconds", "0.1", "-o", str(tmp_path / "x.safetensors")],
-        stdout=subprocess.DEVNULL, stderr=child, env={**os.environ, "NO_COLOR": "1"},
-    )  # fmt: skip
-    os.close(child)
-    shown = b""
-    while True:
-        try:
-            data = os.read(parent, 4096)
-        except OSError:
-            break
-        if not data:
-            break
-        shown += data
-    os.close(parent)
-    assert process.wait(timeout=60) == 0
-    assert shown.count(b"\r\x1b[K") > 3
-    assert b"\n" not in shown
-    assert shown.endswith(b"\r\x1b[K")
-    assert b"\x1b[1m" not in shown
-    assert b"\x1b[3" not in shown
-
-
-def test_fast_work_shows_no_progress(tmp_path: Path, lstm: str) -> None:
-    assert run("ckpt", lstm, "-o", tmp_path / "out").stderr == ""
-
-
-@pytest.mark.slow
-def test_the_reader_of_our_output_goes_away(lstm: str) -> None:
-    command = f"{sys.executable} -m converter ckpt {lstm} -v | head -1"
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
-    assert done.stdout.startswith("read ")
-    assert done.stderr == ""

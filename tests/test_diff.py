@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 
 import ml_dtypes
@@ -101,6 +102,49 @@ def test_integers_differ_exactly() -> None:
     assert compared(np.array([2**60], "i8"), np.array([2**60 + 1], "i8")).largest == 1
     assert compared(np.array([0], "u8"), np.array([2**64 - 1], "u8")).largest == 2.0**64
     assert compared(np.array([-128], "i1"), np.array([127], "i1")).largest == 255
+
+
+@pytest.mark.parametrize(
+    ("integer", "dtype", "number"),
+    [
+        (2**53 + 1, "i8", 2.0**53),
+        (-(2**53) - 1, "i8", -(2.0**53)),
+        (2**63 - 1, "i8", 2.0**63),
+        (2**64 - 1, "u8", 2.0**64),
+        (2**60, "i8", 2.0**60),
+        (-(2**63), "i8", -(2.0**63)),
+        (-1, "i8", -1 + 2.0**-53),
+        (3, "i8", math.nan),
+        (3, "u8", -math.inf),
+    ],
+)
+@pytest.mark.parametrize("other", ["f8", "c16"])
+def test_integers_and_floats_differ_exactly(
+    integer: int, dtype: str, number: float, other: str
+) -> None:
+    a, b = np.array([integer], dtype), np.array([number], other)
+    for found in (compared(a, b), compared(b, a)):
+        assert found.differing == (integer != number)
+        if integer == number:
+            assert found.largest is None
+        elif math.isfinite(number):
+            assert found.largest == float(abs(integer - Fraction(number)))
+        else:
+            assert found.largest == math.inf
+
+
+def test_integers_of_two_signs_differ_exactly() -> None:
+    found = compared(np.array([2**63 - 1], "i8"), np.array([2**63], "u8"))
+    assert (found.differing, found.largest) == (1, 1)
+    assert compared(np.array([2**63 - 1], "i8"), np.array([2**63 - 1], "u8")).differing == 0
+    assert compared(np.array([-1], "i8"), np.array([2**64 - 1], "u8")).largest == 2.0**64
+
+
+@given(st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False))
+def test_any_integer_and_float_are_equal_as_python_has_it(integer: int, number: float) -> None:
+    for near in (number, float(integer), float(np.nextafter(float(integer), 0))):
+        found = compared(np.array([integer], "i8"), np.array([near], "f8"))
+        assert found.differing == (integer != near)
 
 
 def test_the_largest_difference_of_all_blocks() -> None:

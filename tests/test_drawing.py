@@ -27,7 +27,7 @@ from converter import (
     option,
 )
 from converter.drawing import PIECE, Block, Drawing, Values, _pieces
-from converter.dtype import BY_NAME, FLOAT32
+from converter.dtype import BY_NAME
 from converter.initializers import Constant, Match, Normal, Orthogonal, Template, Uniform
 from converter.variable import regions, shape_of, whole
 
@@ -157,7 +157,9 @@ def test_planning_draws_nothing() -> None:
 
 def test_memory_is_bounded() -> None:
     shape = (1, 20_000_000)
-    old = Values(Variable("w", FLOAT32, shape, lambda r: np.ones(shape_of(r), "f4")), whole(shape))
+    old = Values(
+        Variable("w", BY_NAME["float32"], shape, lambda r: np.ones(shape_of(r), "f4")), whole(shape)
+    )
     blocks = [
         Block("a", (slice(0, 1), slice(0, 1 << 24)), Normal(), 1, 1),
         Block("b", (slice(0, 1), slice(1 << 24, shape[1])), Match(), 1, 1, old),

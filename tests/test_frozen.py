@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from test_slices import DTYPES, mutated, random_values, same
 from wire_writer import Array, const, field, node, numbers, shape_proto, varint
 
-from converter.dtype import BY_NAME, FLOAT32, STRING, DType
+from converter.dtype import BY_NAME, STRING, DType
 from converter.errors import InputError
 from converter.formats import Contents, frozen
 from converter.variable import Variable
 
+FLOAT32 = BY_NAME["float32"]
 INT32 = BY_NAME["int32"]
 
 
@@ -71,9 +72,8 @@ def test_reads_of_tensorflow_1_tell_the_variables(tmp_path: Path) -> None:
         reading("scale"),
         scalar("global_step", 7),
         reading("global_step"),
-        floats("mean_pixel", 1, 2, 3),
-        node("copy", "Identity", ["mean_pixel"]),
-        node("add", "Add", ["mean_pixel", "dense/kernel/read"]),
+        scalar("keep_prob", 0.5),
+        node("Mul", "Mul", ["dense/kernel/read", "keep_prob"]),
     )
     assert names(contents) == ["dense/kernel", "scale", "global_step"]
     assert contents.variables[1].read().tolist() == 2.0
@@ -100,8 +100,6 @@ def test_reads_of_resource_variables_tell_the_variables(tmp_path: Path) -> None:
         floats("captured", 1, 2),
         scalar("maximum_iterations", -1),
         node("loop", "While", ["maximum_iterations", "captured:0"]),
-        floats("mean", 1, 2),
-        node("sub", "Sub", ["x", "mean"]),
     )
     assert names(contents) == [
         "dense/MatMul/ReadVariableOp/resource",
@@ -118,9 +116,26 @@ def test_folded_reads_are_variables(tmp_path: Path) -> None:
         floats("a/read", 1),
         floats("a/MatMul/ReadVariableOp", 1),
         floats("b/read/_12__cf__12", 1),
-        floats("spread", 1),
+        scalar("c/read", 3),
+        scalar("spread", 1),
     )
-    assert names(contents) == ["a/read", "a/MatMul/ReadVariableOp", "b/read/_12__cf__12"]
+    assert names(contents) == ["a/read", "a/MatMul/ReadVariableOp", "b/read/_12__cf__12", "c/read"]
+
+
+def test_reads_that_are_left_do_not_hide_the_variables_that_lost_theirs(tmp_path: Path) -> None:
+    contents = read(
+        tmp_path,
+        floats("dense/kernel", 1, 2),
+        reading("dense/kernel"),
+        floats("out/kernel", 1, 2),
+        node("out/MatMul", "MatMul", ["dense/kernel/read", "out/kernel"]),
+        floats("out/bias", 1),
+        node("out/BiasAdd", "BiasAdd", ["out/MatMul", "out/bias"]),
+        const("out/quantised", BY_NAME["qint8"], (2,), field(4, b"\1\2")),
+        const("shape", INT32, (2,), content(np.array([3, 4], "i4"))),
+        scalar("out/epsilon", 0.5),
+    )
+    assert names(contents) == ["dense/kernel", "out/kernel", "out/bias", "out/quantised"]
 
 
 def test_without_reads_all_float_arrays_count(tmp_path: Path) -> None:
@@ -372,7 +387,7 @@ def test_what_tensorflow_freezes_is_read(tmp_path: Path) -> None:
         path = tmp_path / "graph.pb"
         path.write_bytes(frozen_graph.SerializeToString())
         found = {variable.name: variable.read() for variable in frozen.read(path).variables}
-        assert sorted(found) == ["m/kernel", "m/step", "m/table"]
+        assert sorted(found) == ["m/kernel", "m/mean", "m/step", "m/table", "m/zeros"]
         np.testing.assert_array_equal(found["m/kernel"], kernel)
         np.testing.assert_array_equal(found["m/table"], np.eye(10, 4, dtype="f4"))
         assert found["m/step"].tolist() == -3

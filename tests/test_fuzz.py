@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from fuzzing import AREAS, Mutant, check
+from fuzzing import check
+from mutants import AREAS, Mutant
 
 FEW, MANY = 40, 500
 

@@ -26,7 +26,7 @@ from converter import (
     option,
 )
 from converter.drawing import LARGEST_WHOLE, Block, Drawing, Values, fans
-from converter.dtype import FLOAT32
+from converter.dtype import BY_NAME
 from converter.initializer import arguments, parse_initializer, signature
 from converter.initializers import BUILT_IN, CUT_STD, Identity, Orthogonal
 from converter.strategy import build, options, values_of
@@ -224,7 +224,7 @@ def test_what_a_block_cannot_be(text: str, shape: Shape, error: str) -> None:
 @pytest.mark.parametrize("initializer", [Orthogonal(), Identity()])
 def test_what_needs_a_whole_block_has_a_limit(initializer: Initializer) -> None:
     shape = (LARGEST_WHOLE // 1000 + 1, 1000)
-    variable = Variable("w", FLOAT32, shape, lambda region: np.zeros(0, np.float32))
+    variable = Variable("w", BY_NAME["float32"], shape, lambda region: np.zeros(0, np.float32))
     block = Block("", whole(shape), initializer, 1, 1)
     with pytest.raises(PlanError, match=r"^w: \w+ needs a block as a whole, and \[16778, 1000\] h"):
         Drawing(0).redraw(variable, [block])

@@ -100,6 +100,16 @@ def test_merged_numbers(numbers: list[str], label: str) -> None:
     assert [s.name for s in summary.scopes] == [f"a_{label}/b"]
 
 
+@pytest.mark.usefixtures("must_end")
+def test_deep_scopes_are_merged_in_time() -> None:
+    deep = [f"{first}/" + "b/" * 20_000 + "w" for first in range(50)]
+    assert [scope.name.partition("/")[0] for scope in summarise(zeros(*deep)).scopes] == ["{0..49}"]
+    few = summarise(zeros(*deep[:2])).scopes
+    assert [scope.name for scope in few] == [name.rpartition("/")[0] for name in deep[:2]]
+    different = ["x" * k + "/b" * 20_000 + "/w" for k in range(1, 51)]
+    assert len(summarise(zeros(*different)).scopes) == 50
+
+
 def test_scopes_of_names_with_dots() -> None:
     summary = summarise(zeros("encoder.layer.0.weight", "encoder.layer.0.bias", "head.weight"))
     assert [s.name for s in summary.scopes] == ["encoder.layer.0", "head"]
@@ -266,6 +276,19 @@ def test_large_checkpoints_by_scope(tmp_path: Path) -> None:
     assert row.split() == ["net/layer_{0..49}", "100", "200", "800", "B", "float32"]
     assert "net/layer_7/kernel" not in stdout
     assert all(name in inspect(path, "-v").stdout for name in names)
+
+
+def test_slices_of_large_checkpoints_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"v{i}" for i in range(70)]
+    halves = ((slice(0, 1),), (slice(1, 2),))
+    arrays = [variable(name, np.zeros(2, "f4")) for name in names]
+    for partitions, text in [
+        ({"v3": halves, "v5": halves}, "70 variables, 2 of them in 4 slices, 560 B"),
+        ({}, "70 variables, 560 B"),
+    ]:
+        checkpoint = Checkpoint(arrays, partitions=partitions)
+        monkeypatch.setattr("converter.cli.inspect.open_checkpoint", lambda *_, **__: checkpoint)  # noqa: B023
+        assert inspect("c").stdout.splitlines()[0].endswith(text)
 
 
 def test_mixed_floats_are_pointed_out(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ Here the process goes on, and cleans up after itself; test_publish.py kills it.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterator
@@ -13,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import tree, values
 from conftest import case
-from test_cli import values
 
 from converter import ConverterError, InputError, convert
 
@@ -55,14 +54,6 @@ def _found(path: Path) -> dict[str, bytes] | None:
         return None
 
 
-def _tree(directory: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(directory)): path.read_bytes()
-        for path in directory.rglob("*")
-        if path.is_file()
-    }
-
-
 @pytest.fixture(params=["out/model.safetensors", "out sharded", "out tf", "out tf sharded"])
 def kind(request: pytest.FixtureRequest) -> tuple[str, str, int | None]:
     output, *words = str(request.param).split()
@@ -95,7 +86,7 @@ def test_at_any_change(
     old, new = values(old_source), values(new_source)
     fresh = tmp_path / "fresh"
     convert(new_source, fresh / output, to=to, shard_size=shard_size, sync=False)
-    expected = _tree(fresh)
+    expected = tree(fresh)
     steps = 0
     while True:
         place = tmp_path / str(steps)
@@ -113,16 +104,21 @@ def test_at_any_change(
         with monkeypatch.context() as patched:
             for name in CHANGES:
                 patched.setattr(os, name, stepper.wrap(getattr(os, name)))
-            with contextlib.suppress(KeyboardInterrupt, ConverterError):
+            raised: BaseException | None = None
+            try:
                 convert(new_source, target, to=to, shard_size=shard_size, force=force)
+            except (KeyboardInterrupt, ConverterError) as caught:
+                raised = caught
         found = _found(target)
-        assert found in ([new, None, old] if force else [new, None]), steps
+        assert found in ([new, old] if force else [new, None]), steps
+        if isinstance(raised, ConverterError):
+            assert found != new, f"{raised}: at {steps}"
         if not stepper.raised:
-            assert _tree(place) == expected
+            assert tree(place) == expected
             break
         # What was not there is not in the way of the next run, which needs no --force.
         again = force or found == new
         convert(new_source, target, to=to, shard_size=shard_size, force=again, sync=False)
-        assert _tree(place) == expected, steps
+        assert tree(place) == expected, steps
         steps += 1
     assert steps > 8

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from converter import Array, Checkpoint, Region, Variable, shape_of
-from converter.dtype import FLOAT32
+from converter.dtype import BY_NAME
 from converter.pipeline import run
 from converter.plan import make_plan
 from converter.target import parse_target
@@ -43,7 +43,7 @@ def source(
     count = MEGABYTES * 250_000
     shape = (1, count) if request.param == "[1, n]" else (count // 3, 3)
     directory = tmp_path_factory.mktemp("large")
-    large = Variable("large", FLOAT32, shape, _values)
+    large = Variable("large", BY_NAME["float32"], shape, _values)
     small = Variable.from_array("small", np.zeros(3, np.float32))
     target = parse_target(directory, name="source", to="tf")
     run(make_plan(Checkpoint([large, small]), [], target), sync=False, verify_output=False)

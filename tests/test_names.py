@@ -115,6 +115,10 @@ LOOKALIKES: dict[str, dict[str, Any]] = {
     "debiased what": {"biased": (3,), "local_step": (), "w/biased": (3,)},
     "averages of nothing": {"mean/w": (3,), "x/EMA": (3,)},
     "no bookkeeping": {"save_counter": (), "x/save_counter": ((), INT), "OBJECT_CONFIG_JSON": ()},
+    "parts of complex numbers": dict.fromkeys(["w", "w/real", "w/imag", "b", "b/real"], (3,)),
+    "targets": dict.fromkeys(["w", "w/target", "b", "b/target", "b/g", "w/g"], (3,)),
+    "heads": dict.fromkeys([f"{w}{head}" for w in "ab" for head in ["", "/h", "/h_1"]], (3,)),
+    "one below each": dict.fromkeys(["a", "a/foo", "b", "b/foo"], (3,)),
     "odd names": {"": (3,), "/": (3,), "//Adam": (4,)},
 }
 
@@ -249,10 +253,7 @@ def test_a_name_that_somebody_gave_the_optimizer() -> None:
         assert {found[name].kind for name in names} == {"slot"}
         return {suffix: found[f"w/{suffix}"].slot for suffix in suffixes}
 
-    assert slots("foo", "foo_1") == {"foo": None, "foo_1": None}
     assert slots("foo", "foo_1", beta1_power=(), beta2_power=()) == {"foo": "m", "foo_1": "v"}
-    assert slots("foo") == {"foo": None}
-    assert slots("foo", beta1_power=(), beta2_power=()) == {"foo": None}
     assert slots("D_AdamOptimizer", "D_AdamOptimizer_1") == {
         "D_AdamOptimizer": "m",
         "D_AdamOptimizer_1": "v",
@@ -260,16 +261,60 @@ def test_a_name_that_somebody_gave_the_optimizer() -> None:
     assert slots("my_momentum") == {"my_momentum": "momentum"}
     two = ("RMSPropOptimizer", "RMSPropOptimizer_1")
     assert slots(*two, beta1_power=()) == dict(zip(two, ["rms", "momentum"], strict=True))
-    # Beta powers that another optimizer accounts for say nothing of this one.
-    others = {"beta1_power": (), "beta2_power": (), "w/Adam": (3, 4), "w/Adam_1": (3, 4)}
-    assert slots("foo", "foo_1", **others) == {"foo": None, "foo_1": None}
 
 
-def test_a_self_named_optimizer_of_some_of_the_variables() -> None:
-    names = {"a": (3,), "b": (3,), "c": (3,), "d": (3,)}
-    assert told(names | {"a/my_adam": (3,), "b/my_adam": (3,)})["a/my_adam"].slot == "m"
-    assert told(names | {"a/foo": (3,), "a/foo_1": (3,), "b/foo": (3,), "b/foo_1": (3,)})
-    assert not told(names | {"a/foo": (3,), "b/foo": (3,)})
+def below(names: str, *suffixes: str) -> dict[str, Any]:
+    return {f"{name}/{suffix}": (3,) for name in names for suffix in suffixes}
+
+
+POWERS: dict[str, Any] = {"beta1_power": (), "beta2_power": ()}
+
+
+def test_self_named_optimizers_of_several_sets_of_variables() -> None:
+    pairs = {"a": (3,), **below("a", "D", "D_1"), "b": (3,), **below("b", "G", "G_1")}
+    assert not set(told(pairs | {"c": (3,)} | POWERS)) - set(POWERS)
+    a = dict.fromkeys(["a", "b", "c", "d"], (3,))
+    two = POWERS | {"G/beta1_power_1": (), "G/beta2_power_1": ()}
+    found = told(a | below("ab", "D", "D_1") | below("cd", "G", "G_1") | two)
+    assert [(role.of, role.slot, role.optimizer) for role in found.values()][:8] == [
+        *(("a", "m", "D"), ("a", "v", "D"), ("b", "m", "D"), ("b", "v", "D")),
+        *(("c", "m", "G"), ("c", "v", "G"), ("d", "m", "G"), ("d", "v", "G")),
+    ]
+    assert told(a | below("ab", "my_adam"))["a/my_adam"].slot == "m"
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        below("ab", "foo", "foo_1"),
+        below("ab", "foo") | POWERS,
+        below("ab", "foo", "foo_1", "foo_2") | POWERS,
+        below("ab", "foo", "foo_1", "bar", "bar_1") | POWERS,
+        below("a", "foo", "foo_1") | POWERS,
+        below("ab", "foo", "foo_1", "real") | POWERS,
+        below("ab", "foo", "foo_1", "Adam", "Adam_1") | POWERS,
+        below("ab", "foo", "foo_1", "my_adam", "my_adam_1") | POWERS,
+        below("ab", "foo", "foo_1", "Momentum") | {"global_step": ((), INT)},
+        below("ab", "foo", "foo_1") | {"beta2_power": ()},
+    ],
+    ids=[
+        "no beta powers",
+        "one slot",
+        "three slots",
+        "more pairs than beta powers",
+        "some variables only",
+        "variables without slots",
+        "the beta powers are Adam's",
+        "the beta powers are those of my_adam",
+        "another optimizer",
+        "half of the beta powers",
+    ],
+)
+def test_what_lies_below_variables_is_kept_unless_beta_powers_explain_it(
+    state: dict[str, Any],
+) -> None:
+    found = told({"a": (3,), "b": (3,)} | state)
+    assert not [name for name in found if "/foo" in name or "/bar" in name]
 
 
 def test_averages() -> None:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from converter import InputError, Variable
 from converter.dtype import BY_NAME, STRING
+from converter.formats import OBJECT_GRAPH_KEY as KEY
 from converter.formats import bundle, messages, object_graph
-from converter.formats.object_graph import KEY, Objects
+from converter.formats.object_graph import Objects
 from converter.names import Role
 from converter.names.by_name import roles
 from converter.names.objects import object_roles

@@ -712,7 +712,14 @@ def test_many_are_drawn_once_and_again_when_the_initializer_changes(
     shutil.copytree(Path(lstm).parent, fleet / "a")
     own = tmp_path / "sparse.py"
     own.write_text(OWN)
-    arguments: list[str | Path] = ["batch", fleet, "--plugin", own, "--reinit", "model=sparse(share=0.5)"]
+    arguments: list[str | Path] = [
+        "batch",
+        fleet,
+        "--plugin",
+        own,
+        "--reinit",
+        "model=sparse(share=0.5)",
+    ]
     done = run(*arguments, "-o", tmp_path / "out")
     assert done.exit_code == 0, done.output
     assert "done    1 checkpoint," in done.output

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import zipfile
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,34 @@ def error(strategy: Strategy, arrays: Mapping[str, Any]) -> str:
     return f"{type(caught.value).__name__}: {caught.value}"
 
 
+SHORT_FLOATS = [d.name for d in BY_NAME.values() if d.is_float and d.itemsize < 4]
+SHORT_FLOATS.remove("float4_e2m1fn")
+
+
+@functools.cache
+def finite(dtype: str) -> Array:
+    """Return all finite numbers of a short float dtype as sorted float64."""
+    found = BY_NAME[dtype]
+    assert found.numpy is not None
+    bits = np.arange(1 << 8 * found.itemsize).astype(f"u{found.itemsize}")
+    with np.errstate(invalid="ignore"):
+        values = bits.view(found.numpy).astype("f8")
+    return np.unique(values[np.isfinite(values)])
+
+
+def nearest(value: float, grid: Array, dtype: str) -> float:
+    """Return the number of the grid that is nearest, of two the one whose last bit is 0."""
+    place = int(np.clip(np.searchsorted(grid, float(value)), 1, len(grid) - 2))
+    around = [float(number) for number in grid[place - 1 : place + 2]]
+    found = BY_NAME[dtype]
+
+    def order(number: float) -> tuple[Fraction, int]:
+        bits = np.array(number).astype(found.numpy).view(f"u{found.itemsize}")
+        return abs(Fraction(number) - Fraction(value)), int(bits) & 1
+
+    return min(around, key=order)
+
+
 class TestCast:
     def test_floats_are_rounded_to_nearest_and_integers_stay(self) -> None:
         result = apply(
@@ -57,6 +87,66 @@ class TestCast:
             result["w"], np.array([0.33325195, -2, 2048], "f2"), strict=True
         )
         np.testing.assert_array_equal(result["step"], np.array(7, "i8"), strict=True)
+
+    @pytest.mark.parametrize("dtype", SHORT_FLOATS)
+    @given(data=st.data())
+    def test_rounding_is_exact(self, dtype: str, data: st.DataObject) -> None:
+        grid = finite(dtype)
+        place = data.draw(st.integers(1, len(grid) - 1))
+        tie = (grid[place - 1] + grid[place]) / 2
+        value = data.draw(
+            st.one_of(
+                st.sampled_from([tie, np.nextafter(tie, -np.inf), np.nextafter(tie, np.inf)]),
+                st.integers(1, 52).map(lambda bits: tie * (1 + 2.0**-bits)),
+                st.floats(grid[0], grid[-1]),
+            ).filter(lambda value: abs(value) <= grid[-1])
+        )
+        (rounded,) = Cast(cast=dtype).apply(checkpoint({"w": np.array([value], "f8")}))
+        assert float(rounded.read()[0]) == nearest(value, grid, dtype)
+
+    @pytest.mark.parametrize("dtype", SHORT_FLOATS)
+    def test_the_range_ends_half_a_step_beyond_the_last(self, dtype: str) -> None:
+        grid = finite(dtype)
+        end = grid[-1] + (grid[-1] - grid[-2]) / 2
+        values = np.array(
+            [np.nextafter(end, 0), np.nextafter(end, np.inf), 1e300, np.nan, 0.0, -0.0, -1e-300]
+        )
+        (rounded,) = Cast(cast=dtype).apply(checkpoint({"w": values}))
+        result = rounded.read().astype("f8")
+        assert (result[0], *np.isfinite(result[1:4])) == (grid[-1], False, False, False)
+        assert result[4:].tolist() == [0, 0, 0]
+        assert sum(rounded.counts.values()) == 2
+
+    @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+    @pytest.mark.parametrize("source", ["i8", "u8", "i4", "u4"])
+    def test_integers_are_rounded_to_nearest(self, source: str, dtype: str) -> None:
+        bits = np.arange(1, np.iinfo(source).bits - 1, dtype=source)
+        one = np.ones((), source)
+        powers = one << bits
+        # Ties of bfloat16 and of float16, and what lies beside them.
+        ties = np.concatenate([powers + (powers >> one * 8), powers + (powers >> one * 11)])
+        values = np.concatenate([ties, ties + one, ties - one, np.zeros(1, source)])
+        if source.startswith("i"):
+            values = np.concatenate([values, -values])
+        (rounded,) = Cast(cast=dtype, only=("n",)).apply(checkpoint({"n": values}))
+        grid = finite(dtype)
+        for value, found in zip(values.tolist(), rounded.read().astype("f8"), strict=True):
+            if abs(value) <= grid[-1]:
+                assert found == nearest(value, grid, dtype)
+
+    def test_integers_that_floats_round_are_counted(self) -> None:
+        values = np.array([16777217, 16777216, 2049, 70000, -(2**63), 2**63 - 1, 0], "i8")
+        for dtype, counts in {
+            "float64": {"rounded to another integer": 1},
+            "float32": {"rounded to another integer": 2},
+            "float16": {"overflowed to infinity": 5, "rounded to another integer": 1},
+        }.items():
+            (cast,) = Cast(cast=dtype, only=("n",)).apply(checkpoint({"n": values}))
+            cast.read()
+            assert cast.counts == counts
+        (small,) = Cast(cast="float32", only=("n",)).apply(checkpoint({"n": values.astype("i2")}))
+        small.read()
+        assert small.counts == {}
 
     def test_overflows_are_counted(self) -> None:
         source = checkpoint({"w": np.array([1e6, -1e6, 65504, np.inf, np.nan], "f4")})
@@ -181,6 +271,15 @@ class TestScale:
         result = apply(Scale(scale={"*": factor}), {"w": array})
         exact = [np.float32(float(value) * factor) for value in array]
         np.testing.assert_array_equal(result["w"], np.array(exact, "f4"), strict=True)
+
+    @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+    def test_products_in_float64_are_rounded_to_nearest(self, dtype: str) -> None:
+        grid = finite(dtype)
+        values = grid[np.abs(grid) < grid[-1] / 2][:: len(grid) // 3000]
+        source = checkpoint({"w": values.astype(BY_NAME[dtype].numpy)})
+        (scaled,) = Scale(scale={"*": 1.1}).apply(source)
+        for value, found in zip(values, scaled.read().astype("f8"), strict=True):
+            assert found == nearest(float(value) * 1.1, grid, dtype)
 
     def test_overflows_are_counted(self) -> None:
         for array, factor in ((np.array([60000, 1], "f2"), 2), (np.array([1e300, 1], "f8"), 1e10)):

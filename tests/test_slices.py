@@ -28,7 +28,7 @@ from wire_writer import (
     write_items,
 )
 
-from converter.dtype import BY_NAME, FLOAT32, STRING, DType
+from converter.dtype import BY_NAME, STRING, DType
 from converter.errors import InputError
 from converter.formats import Contents, repeated, slices
 from converter.formats.crc import crc32c_between
@@ -36,6 +36,7 @@ from converter.formats.stream import crc32c
 from converter.variable import Region, whole
 
 DTYPES = [dtype for dtype in BY_NAME.values() if dtype.itemsize] + [STRING]
+FLOAT32 = BY_NAME["float32"]
 INT32 = BY_NAME["int32"]
 
 
@@ -408,6 +409,27 @@ def test_a_damaged_list_is_told(tmp_path: Path, value: bytes, message: str) -> N
     path = write_items(tmp_path / "c", [(b"", value)])
     with pytest.raises(InputError, match=f"^{path}: .*{message}"):
         one(path)()
+
+
+@pytest.mark.usefixtures("must_end")
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_many_missing_entries_are_told_in_time(tmp_path: Path, is_damaged: bool) -> None:
+    count = 15_000
+    shape = (1 << 20,)
+    metas = [meta(b"v%05d" % k, FLOAT32, shape, [full(shape)]) for k in range(count)]
+    others = {slice_key(b"u%05d" % k, full(shape)): b"" for k in range(count)}
+    # All in one block, in which the missing ones are looked for.
+    items = [*v1_items(metas, others), (b"\xff", b"")]
+    path = write_items(tmp_path / "c", items, block_size=1 << 30)
+    if is_damaged:
+        data = bytearray(path.read_bytes())
+        data[-50_000:-49_800] = b"\xff" * 200
+        path.write_bytes(data)
+    contents = slices.read([path], verify=not is_damaged)
+    assert len(contents.variables) == count
+    for variable in contents.variables[:2]:
+        with pytest.raises(InputError, match="ends early" if is_damaged else "no entry for it"):
+            variable.read()
 
 
 def test_a_table_without_list_is_no_checkpoint(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -348,10 +348,11 @@ class TestContract:
             (lambda v: v.map(_spoil), "the values of the source were modified"),
             (lambda v: v.map(_Counter()), "a second run gave another result|only .* is read"),
             (lambda v: _plus(v, next(_NUMBERS)), "a second run gave another result"),
-            (lambda v: v.derive(v.load, shape=np.array(v.shape)), "is no name and shape"),
+            (lambda v: replace(v, shape=tuple(np.array(v.shape))), "is no name and shape"),
             (lambda v: v.map(lambda x: x - x.sum(dtype=x.dtype)), "when only .* is read"),
+            (lambda v: replace(v, load=lambda r: v.load(r) * 2), "is still `stored` as bytes that"),
         ],
-        ids=["shape", "dtype", "early", "in-place", "random", "different", "type", "not local"],
+        ids=["shape", "dtype", "early", "in-place", "random", "other", "type", "apart", "stored"],
     )
     def test_a_bad_one_does_not(self, convert: Any, message: str) -> None:
         @dataclass(frozen=True)

@@ -47,6 +47,12 @@ class _Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(_COMMANDS.items()))
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own = {spelling for parameter in self.get_params(ctx) for spelling in parameter.opts}
+        if args and args[0].startswith("-") and args[0] not in own:
+            args = ["ckpt", *args]
+        return super().parse_args(ctx, args)
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -62,6 +68,11 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except ConverterError as error:
             raise _failure(printable(str(error)), error.exit_code) from error
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            message = f"{error.filename or 'the system'}: {error.strerror}"
+            raise _failure(printable(message), 1) from error
         except KeyboardInterrupt:
             is_batch = ctx.invoked_subcommand == "batch"
             left = (

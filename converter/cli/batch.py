@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from converter.cli.text import count, parse_size, say, size
 from converter.errors import UsageError
 
 if TYPE_CHECKING:
-    from converter.batch import Outcome
+    from converter.batch import Job, Outcome
 
 
 @click.command(cls=StrategyCommand)
@@ -53,7 +54,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     \b
     convert batch old-models/ -o new-models/ --drop optimizer --jobs 8
     """
-    from converter.batch import Settings, find_jobs, processes_by_default, run_batch
+    from converter.batch import Settings, Watch, find_jobs, processes_by_default, run_batch
     from converter.recipe import read_recipe
     from converter.target import parse_target
 
@@ -65,9 +66,9 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     if not root or not output:
         raise UsageError("batch needs ROOT and -o OUT (or source and output in the recipe)")
     to = given["to"] or (recipe and recipe.to) or "safetensors"
-    shard_size = given["shard_size"] or (recipe and recipe.shard_size) or None
-    if isinstance(shard_size, str):
-        shard_size = parse_size(shard_size)
+    shard_size = given["shard_size"] or (recipe.shard_size if recipe else None)
+    if shard_size is not None:
+        shard_size = parse_size(str(shard_size))
     sidecar = given["sidecar"]
     if sidecar is None:
         sidecar = bool(recipe and recipe.sidecar)
@@ -94,9 +95,12 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     began = time.monotonic()
     finished: list[Outcome] = []
 
+    progress = _Progress(finished, len(jobs))
+
     def tell(outcome: Outcome) -> None:
         finished.append(outcome)
         if not given["quiet"]:
+            progress.clear()
             error = f": {outcome.error}" if outcome.error else ""
             say(
                 f"[{len(finished)}/{len(jobs)}] {outcome.status} {outcome.job.source}{error}",
@@ -104,7 +108,11 @@ def command(ctx: click.Context, /, **given: Any) -> None:
             )
 
     processes = given["jobs"] or processes_by_default()
-    outcomes = run_batch(jobs, settings, processes=processes, report=tell)
+    watch: Watch = (lambda running: None) if given["quiet"] else progress
+    try:
+        outcomes = run_batch(jobs, settings, processes=processes, report=tell, watch=watch)
+    finally:
+        progress.clear()
     seconds = time.monotonic() - began
     if given["as_json"]:
         click.echo(json.dumps(_as_json(outcomes, seconds), indent=2))
@@ -113,6 +121,39 @@ def command(ctx: click.Context, /, **given: Any) -> None:
             say(line)
     if any(outcome.status == "failed" for outcome in outcomes):
         ctx.exit(5)
+
+
+class _Progress:
+    """Shows what is written while no job ends, at intervals as those of one conversion."""
+
+    def __init__(self, finished: Sequence[Outcome], jobs: int) -> None:
+        self._finished = finished
+        self._jobs = jobs
+        self._terminal = sys.stderr.isatty()
+        self._began = time.monotonic()
+        self._next = self._began + 1
+        self._drawn = False
+
+    def __call__(self, running: Sequence[Job]) -> None:
+        from converter.batch import bytes_so_far
+
+        now = time.monotonic()
+        if now < self._next or not running:
+            return
+        self._next = now + (1 if self._terminal else 10)
+        nbytes = bytes_so_far(running) + sum(outcome.nbytes for outcome in self._finished)
+        line = (
+            f"[{len(self._finished)}/{self._jobs}] {len(running)} running, {size(nbytes)} "
+            f"written, {size(nbytes / (now - self._began))}/s"
+        )
+        self._drawn = self._terminal
+        click.echo(f"\r\x1b[K{line}" if self._terminal else line, nl=not self._terminal, err=True)
+
+    def clear(self) -> None:
+        """Clear the line."""
+        if self._drawn:
+            click.echo("\r\x1b[K", nl=False, err=True)
+            self._drawn = False
 
 
 def _summary(outcomes: Sequence[Outcome], seconds: float) -> Iterator[str]:

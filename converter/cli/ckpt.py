@@ -9,6 +9,7 @@ import click
 from converter.cli.question import question_options, wants_proof
 from converter.cli.steps import StrategyCommand, steps_of, strategies_of
 from converter.cli.text import Progress, parse_size, say
+from converter.errors import UsageError
 
 if TYPE_CHECKING:
     from converter.plan import Plan
@@ -117,18 +118,20 @@ def _planned(ctx: click.Context, given: dict[str, Any]) -> Plan:
     steps = steps_of(ctx, recipe)
     strategies = strategies_of(ctx, steps)
     source = given["path"] or (recipe and recipe.source) or "."
+    if given["output"] == "":
+        raise UsageError("-o is empty: is a variable of the shell unset?")
     output = given["output"] or (recipe and recipe.output)
     to = given["to"] or (recipe.to if recipe else None)
-    shard_size = given["shard_size"] or (recipe and recipe.shard_size)
+    shard_size = given["shard_size"] or (recipe.shard_size if recipe else None)
     sidecar = given["sidecar"]
     if sidecar is None:
         sidecar = bool(recipe and recipe.sidecar)
-    if isinstance(shard_size, str):
-        shard_size = parse_size(shard_size)
+    if shard_size is not None:
+        shard_size = parse_size(str(shard_size))
     checkpoint = open_checkpoint(source, verify=not given["no_verify_source"])
     target = None
     if output:
-        target = parse_target(output, name=checkpoint.name, to=to, shard_size=shard_size or None)
+        target = parse_target(output, name=checkpoint.name, to=to, shard_size=shard_size)
     elif to not in (None, "safetensors", "tf"):
         parse_target("", name="", to=to)
     return make_plan(checkpoint, strategies, target, sidecar=sidecar)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 import click
 
@@ -39,7 +40,7 @@ def command(ctx: click.Context, a: str, b: str, no_verify_source: bool, as_json:
     verify = not no_verify_source
     first, second = open_checkpoint(a, verify=verify), open_checkpoint(b, verify=verify)
     with counting("compared", _common_bytes(first, second)) as add:
-        found = list(compare(first, second, progress=add))
+        found = list(compare(_shown(first, second), _shown(second, first), progress=add))
     differing = [comparison for comparison in found if comparison.differences]
     if as_json:
         click.echo(json_text(_as_json(first, second, found)))
@@ -53,6 +54,14 @@ def command(ctx: click.Context, a: str, b: str, no_verify_source: bool, as_json:
         ctx.exit(1)
 
 
+def _shown(one: Checkpoint, other: Checkpoint) -> Mapping[str, Variable]:
+    """Return what is to be compared: not an object graph that only one of the two formats has."""
+    if (one.object_graph is None) == (other.object_graph is None):
+        return one
+    roles = one.roles()
+    return {name: v for name, v in one.items() if roles[name].kind != "object_graph"}
+
+
 def _common_bytes(a: Checkpoint, b: Checkpoint) -> int:
     return sum(v.nbytes + b[name].nbytes for name, v in a.items() if name in b)
 
@@ -61,8 +70,8 @@ def _line(found: Comparison) -> str:
     label = "+".join(found.differences)
     if found.a is None or found.b is None:
         held = found.a or found.b
-        return f"{label:<12}{found.name}  {_described(held)}" if held else ""
-    text = f"{label:<12}{found.name}  {_described(found.a)}"
+        return f"{label:<11} {found.name}  {_described(held)}" if held else ""
+    text = f"{label:<11} {found.name}  {_described(found.a)}"
     if found.differences != ("values",):
         text += f" / {_described(found.b)}"
     if not found.differing:

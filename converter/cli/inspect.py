@@ -135,7 +135,11 @@ def _headline(checkpoint: Checkpoint, total: Total) -> str:
     shards = [file for file in checkpoint.files if not file.name.endswith((".index", ".json"))]
     if len(shards) > 1:
         facts.append(count(len(shards), "shard"))
-    facts += [count(total.variables, "variable"), size(total.nbytes)]
+    facts.append(count(total.variables, "variable"))
+    if checkpoint.partitions:
+        slices = sum(map(len, checkpoint.partitions.values()))
+        facts.append(f"{len(checkpoint.partitions):,} of them in {count(slices, 'slice')}")
+    facts.append(size(total.nbytes))
     return f"{checkpoint.path}  {', '.join(facts)}"
 
 

@@ -131,11 +131,17 @@ def steps_of(ctx: click.Context, recipe: Recipe | None) -> tuple[Step, ...]:
     flags = {id(f.click_option): f for f in _flags(ctx.command, ctx)}
     plugins = iter(values["plugin"])
     registry = _registry(ctx)
+    named: set[str] = set()
     for parameter in ctx.meta["converter.order"]:
         if parameter.name == "plugin":
             # A file that has initializers only is loaded, and there is nothing to apply.
-            if not registry.brings_no_strategy(choice := next(plugins)):
-                chosen.setdefault(registry.get(choice).name, {})
+            if registry.brings_no_strategy(choice := next(plugins)):
+                continue
+            name = registry.get(choice).name
+            if name in named:
+                raise UsageError(f"--plugin {name} is given twice; a recipe can have it twice")
+            named.add(name)
+            chosen.setdefault(name, {})
         elif (flag := flags.get(id(parameter))) and flag.option.selects:
             chosen.setdefault(flag.owners[0], {})
     given_steps = [

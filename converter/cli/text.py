@@ -65,7 +65,7 @@ class Progress:
     """
 
     def __init__(self, what: str) -> None:
-        self._what = what
+        self._what = printable(what)
         self._terminal = sys.stderr.isatty()
         self._began = time.monotonic()
         self._next = self._began + 1

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from converter.variable import Region, Variable
 
+OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
+"""The key under which TensorFlow 2 stores what its keys mean: the object graph, a string scalar."""
+
 
 def _nothing_to_check(names: Iterable[str]) -> None:
     pass

@@ -1,13 +1,13 @@
 """The variables of a frozen TensorFlow graph: a binary GraphDef whose variables are constants.
 
-Freezing leaves a constant in the place of each variable, and an Identity in the place of what
-read it: `NAME/read` of TensorFlow 1, `.../ReadVariableOp` of resource variables. By these the
-variables are told from the shapes, axes and scalars that are constants of the graph too. Lookups
-of resource variables leave a Gather, and control flow that was not lowered leaves a call; a
-constant there counts where it is a float array.
+Freezing leaves a constant in the place of each variable. Every array of floats, complex or
+quantised numbers counts as one, whatever reads it: optimisers remove what stood in between, and of
+some variables only. Normalisation means and the like count too; better one too many than one lost.
 
-A graph that was optimised has lost its Identities. Where not one is left, every float array
-counts, and if there is none, every constant.
+Scalars, integers, strings and booleans are shapes, axes and factors mostly. They count where what
+read a variable is still there: an Identity `NAME/read` of TensorFlow 1, `.../ReadVariableOp` of
+resource variables, or a constant that one of these was folded into. Where nothing counts, every
+constant does.
 
 References:
     tensorflow/core/framework: graph.proto, node_def.proto, attr_value.proto;
@@ -30,17 +30,6 @@ from converter.formats.wire import BYTES, VARINT, Field, Source
 from converter.variable import Array, Region, Stored, Variable
 
 _PASSING = {"Identity", "Enter", "RefEnter", "Switch", "RefSwitch", "_SwitchN"}
-_LOOKUPS = {"Gather", "GatherV2", "GatherNd"}
-_CALLS = {
-    "PartitionedCall",
-    "StatefulPartitionedCall",
-    "If",
-    "StatelessIf",
-    "Case",
-    "StatelessCase",
-    "While",
-    "StatelessWhile",
-}
 _VARIABLES = {"Variable", "VariableV2", "VarHandleOp", "AutoReloadVariable"}
 
 _READ = re.compile(r"(^|/)ReadVariableOp(_\d+)?$")
@@ -64,14 +53,12 @@ class _Graph:
         constants: the value of each constant, by name.
         passing: what passes its first input on: that input, by the name of the node.
         reads: what is read as a variable.
-        arguments: what is looked up in, or handed to a function.
         variables: the nodes that are variables still.
     """
 
     constants: dict[str, Field] = field(default_factory=dict)
     passing: dict[str, str] = field(default_factory=dict)
     reads: list[str] = field(default_factory=list)
-    arguments: list[str] = field(default_factory=list)
     variables: list[str] = field(default_factory=list)
 
 
@@ -158,10 +145,6 @@ def _add_node(graph: _Graph, node: Field) -> None:
         graph.constants[name] = _tensor(node, name, attributes)
     elif op in _VARIABLES:
         graph.variables.append(name)
-    elif op in _CALLS:
-        graph.arguments += inputs
-    elif op in _LOOKUPS:
-        graph.arguments += inputs[:1]
     elif op in _PASSING and inputs:
         graph.passing[name] = inputs[0]
         if op == "Identity" and (name == f"{inputs[0]}/read" or _READ.search(name)):
@@ -187,16 +170,11 @@ def _choose(path: Path, graph: _Graph) -> dict[str, TensorProto]:
             f"{path}: the graph is not frozen: its {len(graph.variables)} variables, "
             f"{graph.variables[0]} among them, have their values in a checkpoint; open that"
         )
-    arguments = _trace(graph, graph.arguments) if reads else set(graph.constants)
-    chosen: dict[str, TensorProto] = {}
-    for name, message in graph.constants.items():
-        if name in reads or name in arguments:
-            proto = walk(message)
-            if name in reads or _is_float_array(proto):
-                chosen[name] = proto
     if not graph.constants:
         raise InputError(f"{path}: the graph has no constants, so no variables")
-    return chosen or {name: walk(message) for name, message in graph.constants.items()}
+    protos = {name: walk(message) for name, message in graph.constants.items()}
+    chosen = {n: proto for n, proto in protos.items() if n in reads or _is_float_array(proto)}
+    return chosen or protos
 
 
 def _is_float_array(proto: TensorProto) -> bool:

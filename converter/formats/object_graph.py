@@ -21,9 +21,6 @@ from converter.errors import InputError
 from converter.formats import messages
 from converter.variable import Variable
 
-KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
-"""The key of the graph, a string scalar."""
-
 MAX_BYTES = 64 << 20
 """A larger graph is refused: 100,000 variables take half of that, and parsing takes 40 times it."""
 
@@ -117,7 +114,7 @@ def read(data: bytes, variables: Mapping[str, Variable], subject: str) -> Object
     """Return what the keys of a checkpoint are.
 
     Args:
-        data: the object graph, which is the value of `KEY`.
+        data: the object graph, which is the value of `OBJECT_GRAPH_KEY`.
         variables: everything that the checkpoint stores, by key.
         subject: begins the message of every error: the file.
 

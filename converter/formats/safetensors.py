@@ -50,12 +50,8 @@ _TENSOR = re.compile(rf"\{{{_FIELD},{_FIELD},{_FIELD}\}}".replace("S", r"[ \t\r\
 # --- reading ---
 
 
-def read(path: Path, *, verify: bool = True) -> Contents:
+def read(path: Path) -> Contents:
     """Read the header of a `.safetensors` file, or of all shards that an `.index.json` names.
-
-    Args:
-        path: the file, or the index.
-        verify: of no effect: the format has no checksums.
 
     Raises:
         InputError: the file, the index or a shard is missing, or is not as the format demands.
@@ -246,11 +242,6 @@ class Shard:
     header: bytes
     variables: tuple[Variable, ...]
 
-    @property
-    def nbytes(self) -> int:
-        """Size of the file."""
-        return len(self.header) + sum(variable.nbytes for variable in self.variables)
-
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -268,17 +259,6 @@ class Layout:
     def index_file(self) -> str | None:
         """Name of the index; None for a single file, which needs none."""
         return f"{self.name}.safetensors.index.json" if len(self.shards) > 1 else None
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """Names of all files, the index last."""
-        shards = tuple(shard.file for shard in self.shards)
-        return (*shards, self.index_file) if self.index_file else shards
-
-    @property
-    def nbytes(self) -> int:
-        """Size of all files but the index."""
-        return sum(shard.nbytes for shard in self.shards)
 
     def index(self) -> bytes:
         """Return the index: which file holds which variable, as huggingface_hub writes it."""

@@ -125,6 +125,7 @@ class _Shard:
         self._lasts = [block.last for block in self._table.blocks if block.last is not None]
         self._slices: list[_Slice] = []
         self._found: dict[bytes, tuple[Entry, Block]] = {}
+        self._walked: dict[Block, str] = {}
 
     def tensors(self) -> Iterator[_Tensor]:
         """Yield what the list under the empty key says."""
@@ -198,18 +199,28 @@ class _Shard:
 
     def _find(self, part: _Slice) -> tuple[Entry, Block]:
         key = part.key
+        damage = ""
         if key not in self._found:
             index = bisect_left(self._lasts, key)
             for block in self._table.blocks[index : index + 1]:
-                # Whatever else is wanted of the block is found on the way.
+                damage = self._walk(block)
+        if key not in self._found:
+            raise InputError(
+                damage or f"{self.path}: {part.name}: the table has no entry for it; it is damaged"
+            )
+        return self._found[key]
+
+    def _walk(self, block: Block) -> str:
+        """Find whatever is wanted of a block, once; return what is wrong with it, or nothing."""
+        if block not in self._walked:
+            self._walked[block] = ""
+            try:
                 for entry in self._table.entries(block):
                     if entry.key in self._keys:
                         self._found[entry.key] = entry, block
-        if key not in self._found:
-            raise InputError(
-                f"{self.path}: {part.name}: the table has no entry for it; it is damaged"
-            )
-        return self._found[key]
+            except InputError as error:
+                self._walked[block] = str(error)
+        return self._walked[block]
 
     @cached_property
     def _keys(self) -> set[bytes]:

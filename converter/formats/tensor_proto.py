@@ -283,7 +283,8 @@ class Values:
             else np.zeros(1, self._numbers.dtype)
         )
         # Fill may begin with the second half of a complex number.
-        return np.resize(np.roll(last, -(first % pair)), size)
+        # Not np.resize, which makes a tuple of as many arrays first.
+        return np.tile(np.roll(last, -(first % pair)), -(-size // len(last)))[:size]
 
     def _strings(self) -> list[bytes]:
         message, content = self.proto.message, self.proto.content

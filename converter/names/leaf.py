@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from converter.dtype import STRING
+from converter.formats import OBJECT_GRAPH_KEY
 from converter.names.evidence import is_count, is_scalar, is_state, owner, unnumbered
 from converter.names.optimizers import (
     HYPERPARAMETERS,
@@ -43,7 +44,6 @@ BATCH_STATISTICS = frozenset(
 )
 _AVERAGE = "ExponentialMovingAverage"
 _TRAINING_SCOPE = re.compile(r"train|optim", re.IGNORECASE)
-_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _CONFIGURATION = "OBJECT_CONFIG_JSON"
 _GGT = ("grad_buffer", "moment1", "flat_grad")
 _LOSS_SCALE = frozenset(
@@ -250,7 +250,7 @@ def _bookkeeping(variables: Mapping[str, Variable], leaf: _Leaf) -> Role | None:
     if leaf.name == "save_counter" and is_count(variable):
         return Role("save_counter")
     # Beside the graph, early Keras 2 keeps the configuration of each object.
-    is_graph = leaf.name == _GRAPH or leaf.base == _CONFIGURATION
+    is_graph = leaf.name == OBJECT_GRAPH_KEY or leaf.base == _CONFIGURATION
     return Role("object_graph") if is_graph and variable.dtype is STRING else None
 
 
@@ -258,7 +258,7 @@ _RULES: dict[str, _Rule] = {
     "EMA": _statistic_of_tensorpack,
     _AVERAGE: _average,
     _CONFIGURATION: _bookkeeping,
-    _GRAPH: _bookkeeping,
+    OBJECT_GRAPH_KEY: _bookkeeping,
     "beta1_power": _beta_power,
     "beta2_power": _beta_power,
     "biased": _debias,

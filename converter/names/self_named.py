@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from converter.names.evidence import is_state, owner, unnumbered
 from converter.names.leaf import numbered_slots
@@ -13,12 +13,15 @@ from converter.names.role import Role
 from converter.variable import Variable
 
 _AVERAGE_HINT = re.compile(r"average|shadow|polyak|(^|_)(ema|avg|swa)($|_)", re.IGNORECASE)
-# An optimizer of a name that tells nothing is known by having slots of nearly all variables.
+# An Adam of a name that tells nothing is known by having slots of nearly all variables.
 _COVERAGE = 0.9
+_PAIR = [0, 1]
 
 
 # The variable that is meant, and the number and name of each that lies below it.
 _Below = tuple[str, list[tuple[int, str]]]
+# By what stands before the last component.
+_Family = dict[str, _Below]
 
 
 def by_family(
@@ -28,9 +31,8 @@ def by_family(
 
     `AdamOptimizer(name="foo")` has the slots `w/foo` and `w/foo_1`. Every variable of that last
     component must lie below one of its own shape. Then it is an average where the name says so,
-    and a slot where the name tells a known optimizer, where each variable has several, or where
-    nearly all variables have one. Which slot it is, a name like `foo` tells only beside beta
-    powers that no other optimizer can have left.
+    and a slot where the name tells a known optimizer. Of a name like `foo`, only the beta powers
+    of an Adam that has no slots otherwise tell it from a model's `w/head` and `w/head_1`.
 
     Args:
         names: those that have no role yet.
@@ -39,41 +41,70 @@ def by_family(
     names = [name for name in names if is_state(variables[name])]
     families = _families(variables, names)
     others = len(names) - sum(len(b) for family in families.values() for _, b in family.values())
-    powers = sum(role.kind == "beta_power" for role in found.values())
-    has_adam = any(role.slot == "v" for role in found.values())
     given: dict[str, Role] = {}
+    nameless: dict[str, _Family] = {}
     for base, family in families.items():
         if len(family) < min(2, others):
             continue
-        has_several = all(len(numbered) > 1 for _, numbered in family.values())
-        is_common = len(family) >= _COVERAGE * others and "mask" not in base.lower()
         known = class_of(base)
-        if known is None and has_several and powers > 2 * has_adam:
-            known = "Adam"
         if _AVERAGE_HINT.search(base):
-            roles = {n: Role("average", of) for of, below in family.values() for _, n in below}
+            given |= {n: Role("average", of) for of, below in family.values() for _, n in below}
         elif known is not None:
-            roles = {}
-            for stem, (_, below) in family.items():
-                roles |= numbered_slots(variables, stem, base, below, known)
-        elif has_several or is_common:
-            roles = {
-                n: Role("slot", of, None, base) for of, below in family.values() for _, n in below
-            }
+            given |= _slots(variables, base, family, known)
         else:
-            continue
-        given |= roles
+            nameless[base] = family
+    left = [name for name in names if name not in given]
+    for base in _adams(nameless, left, {**found, **given}):
+        given |= _slots(variables, base, nameless[base], "Adam")
     return given
 
 
-def _families(
-    variables: Mapping[str, Variable], names: Iterable[str]
-) -> dict[str, dict[str, _Below]]:
+def _slots(
+    variables: Mapping[str, Variable], base: str, family: _Family, known: str
+) -> dict[str, Role]:
+    roles: dict[str, Role] = {}
+    for stem, (_, below) in family.items():
+        roles |= numbered_slots(variables, stem, base, below, known)
+    return roles
+
+
+def _adams(
+    families: Mapping[str, _Family], names: Sequence[str], found: Mapping[str, Role]
+) -> list[str]:
+    """Return the families that are the slots of an Adam under a name that somebody chose.
+
+    An Adam leaves beta powers, a pair of slots for each variable, and no variable without. Where
+    another optimizer may have left the beta powers, or there are more such pairs than beta powers,
+    nothing tells which they are, and none is taken for slots.
+
+    Args:
+        families: those that have no role yet.
+        names: all that have none.
+        found: the roles of the others.
+    """
+    powers = sum(
+        role.kind == "beta_power" and unnumbered(name.rpartition("/")[2])[0] == "beta1_power"
+        for name, role in found.items()
+    )
+    if any(role.kind == "slot" and role.slot in ("m", "v") for role in found.values()):
+        return []
+    pairs = [
+        base
+        for base, family in families.items()
+        if all([number for number, _ in below] == _PAIR for _, below in family.values())
+    ]
+    slots = {n for base in pairs for _, below in families[base].values() for _, n in below}
+    owners = {of for base in pairs for of, _ in families[base].values()}
+    is_all = len(owners) >= _COVERAGE * sum(name not in slots for name in names)
+    return pairs if len(pairs) <= powers and is_all else []
+
+
+def _families(variables: Mapping[str, Variable], names: Iterable[str]) -> dict[str, _Family]:
     """Return the last components all of whose variables lie below one of their own shape.
 
     The result is by last component, without its number, and by what stands before it.
     """
-    families: defaultdict[str, dict[str, _Below]] = defaultdict(dict)
+    families: defaultdict[str, _Family] = defaultdict(dict)
     refused = set()
     bases: dict[str, tuple[str, int]] = {}
     for name in names:

@@ -32,8 +32,8 @@ class Cast(Strategy):
     """Convert floating-point variables, or the chosen ones, to another dtype.
 
     Values are rounded to nearest; those beyond the range become infinity, and are counted in the
-    report. Integers change only where `only` chooses them, and must fit. Floats never become
-    integers.
+    report. Integers change only where `only` chooses them: to other integers they must fit, and
+    those that a float dtype rounds are counted, too. Floats never become integers.
 
     Example:
         convert ckpt model.ckpt --cast bfloat16 -o out/

@@ -22,7 +22,7 @@ from converter import (
     hookimpl,
     option,
 )
-from converter.rounding import count_overflows
+from converter.rounding import round_to
 from converter_plugins.statistics import read_mean_abs
 
 
@@ -96,18 +96,16 @@ class Scale(Strategy):
 
 def _scaled(variable: Variable, factor: np.ndarray[Any, Any]) -> Variable:
     """Multiply by a factor of shape () or (size of the last axis,)."""
-    # Rounded once, at the end: 16 and fewer bits are exact in float32, the rest in float64.
-    wide = np.float32 if variable.dtype.itemsize < 4 else np.float64
 
     def load(region: Region) -> Array:
         values = variable.load(region)
         # numpy's warning would say a second time that values overflow.
         with np.errstate(over="ignore", invalid="ignore"):
-            scaled = values.astype(wide)
-            scaled *= factor[region[-1]] if factor.ndim else factor
-            scaled = scaled.astype(variable.dtype.numpy)
-        count_overflows(values, scaled, variable.counts)
-        return scaled
+            # In float64 whatever the dtype: a product in float32 is rounded so coarsely that
+            # rounding it again misses the nearest float16 or bfloat16 now and then.
+            products = values.astype(np.float64)
+            products *= factor[region[-1]] if factor.ndim else factor
+        return round_to(products, variable.dtype, variable.counts, before=values)
 
     return variable.derive(load)
 
