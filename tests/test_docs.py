@@ -131,7 +131,8 @@ def run_in_shell(commands: list[str], place: Path) -> Iterator[tuple[str, int]]:
 
 
 def steady(output: str) -> str:
-    """Replace rates, durations and our version: what is not the same for long."""
+    """Replace rates, durations and our version, and leave out progress: a slow machine's own."""
+    output = re.sub(r"(?m)^(\[\d+/\d+\] \d+ running, .*|.* \(\d+ %\), .* s left)\n", "", output)
     output = re.sub(r"\d+(\.\d+)? [kMGT]?B/s", "RATE", output)
     output = re.sub(r"ckpt-converter \d+\.\d+\.\d+", "ckpt-converter VERSION", output)
     return re.sub(r"in \d+\.\d s", "in TIME", output)
