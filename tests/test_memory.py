@@ -52,7 +52,7 @@ def source(
 
 
 @pytest.mark.parametrize("to", ["tf", "safetensors"])
-@pytest.mark.parametrize("step", ["copy", "pad", "cast", "scale"])
+@pytest.mark.parametrize("step", ["copy", "pad", "cast", "scale", "reinit"])
 def test_peak_is_bounded(
     source: tuple[Path, tuple[int, int]], step: str, to: str, tmp_path: Path
 ) -> None:
@@ -62,6 +62,7 @@ def test_peak_is_bounded(
         "pad": ["--plugin", "pad", "--shape", f"large={rows + 1},{columns + 1}"],
         "cast": ["--cast", "bfloat16"],
         "scale": ["--scale", "large=2"],
+        "reinit": ["--reinit", "large=glorot_uniform"],
     }[step]
     command = [sys.executable, "-c", MEASURED, "ckpt", str(directory), *options, "--no-sync", "-q"]
     try:
