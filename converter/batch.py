@@ -248,7 +248,7 @@ def _submit(pool: ProcessPoolExecutor, job: Job, settings: Settings) -> Future[O
     # told in the midst of its imports.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        return pool.submit(convert_job, job, settings)
+        return pool.submit(_convert, job, settings)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -272,6 +272,14 @@ def _end_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_SECONDS_TO_CLEAN_UP)
     os._exit(1)
+
+
+def _convert(job: Job, settings: Settings) -> Outcome:
+    try:
+        return convert_job(job, settings)
+    except SystemExit:
+        # The pool would take this for a result, and give this process the next job.
+        os._exit(1)
 
 
 def convert_job(job: Job, settings: Settings) -> Outcome:
