@@ -639,6 +639,8 @@ def opened(prefix: Path) -> dict[str, Role]:
 @pytest.mark.filterwarnings("ignore")
 def test_what_keras_3_writes(tmp_path: Path, tf: Any) -> None:
     keras = tf.keras
+    # Keras numbers what has no name of its own, through all tests of a process.
+    keras.utils.clear_session()
     net = keras.Sequential(
         [keras.Input((5,)), keras.layers.Dense(4, name="d"), keras.layers.BatchNormalization()],
         name="net",
