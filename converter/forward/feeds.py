@@ -47,7 +47,7 @@ def read_inputs(path: Path) -> dict[str, Array]:
         InputError: it cannot be read, or an array has NaN in it.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {str(name).removesuffix(":0"): file[name] for name in file}
     except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         what = getattr(error, "strerror", None) or str(error).partition("\n")[0]

@@ -10,12 +10,15 @@ from converter.dtype import STRING
 from converter.errors import UsageError
 from converter.forward.dropout import Dropout, find_dropouts
 from converter.forward.graph import Graph, Node, Tensor
-from converter.forward.inputs import UNTOLD, Input, describe, probability_root
+from converter.forward.inputs import UNTOLD, Input, describe_all, probability_root
 from converter.forward.ops import EXITS, FILLS, MERGES, RANDOM, SWITCHES, TABLES
 from converter.forward.outputs import Output, find_outputs, sources_of
 from converter.forward.variables import Held, initial_values, variables_of
 
 _DECIDED = ("flag", "keep", "rate")
+# Each costs a walk over the graph.
+_MAX_FLAGS = 16
+_MAX_OUTPUTS = 64
 
 
 @dataclass(frozen=True)
@@ -87,11 +90,11 @@ class _Finder:
         self.held = variables_of(graph, keys)
         self.fed = frozenset(fed)
         self.dropouts = list(find_dropouts(graph))
-        self.sources = {s: describe(graph, s, self.dropouts) for s in sources_of(graph)}
+        self.sources = describe_all(graph, sources_of(graph), self.dropouts)
         self._can_run = can_run
-        for source, found in self.sources.items():
-            if found.why == UNTOLD:
-                self.sources[source] = self._told(found)
+        untold = [found for found in self.sources.values() if found.why == UNTOLD]
+        for found in untold if len(untold) <= _MAX_FLAGS else ():
+            self.sources[found.tensor] = self._told(found)
         decided = {s: i.value for s, i in self.sources.items() if i.kind == "flag"}
         self._dead = _dead(graph, {s: bool(v) for s, v in decided.items() if s not in fed})
         self._notes: list[str] = []
@@ -155,6 +158,12 @@ class _Finder:
             return wanted
         ignored = [s for s, i in self.sources.items() if i.kind in _DECIDED]
         found = find_outputs(self.graph, set(self.held), ignored)
+        if len(found) > _MAX_OUTPUTS:
+            found.sort(key=lambda output: output.why == "nothing follows")
+            self._notes.append(
+                f"of {len(found)} outputs {_MAX_OUTPUTS} are taken; --fetch chooses others"
+            )
+            found = found[:_MAX_OUTPUTS]
         usable = [output for output in found if self._can_compute(output)]
         if not usable:
             raise UsageError(
@@ -207,11 +216,9 @@ class _Finder:
         return found
 
     def _random(self, needed: set[str]) -> list[str]:
-        off = {dropout.random for dropout in self.dropouts}
+        drawing = needed - self._dead - {dropout.random for dropout in self.dropouts}
         return [
-            name
-            for name in self.graph.nodes
-            if name in needed - self._dead - off and self.graph.nodes[name].op in RANDOM
+            name for name, node in self.graph.nodes.items() if node.op in RANDOM and name in drawing
         ]
 
     def _fills(self, needed: set[str]) -> Iterator[str]:

@@ -25,6 +25,7 @@ _INFERENCE = re.compile(
 _KEEP = re.compile(r"keep_?prob|prob_?keep|dropout_?keep|keep_?rate")
 _RATE = re.compile(r"drop(out)?_?(rate|prob)|prob_?drop")
 
+_MAX_SOURCES = 200
 _MAX_VISITED = 20_000
 
 
@@ -53,6 +54,16 @@ class Input:
     value: float | bool | None = None
     low: int = 0
     limit: int | None = None
+
+
+def describe_all(
+    graph: Graph, sources: Collection[Tensor], dropouts: Collection[Dropout]
+) -> dict[Tensor, Input]:
+    """Tell what inputs are for; of very many, only what needs no walk over the graph."""
+    if len(sources) <= _MAX_SOURCES:
+        return {source: describe(graph, source, dropouts) for source in sources}
+    kind: Kind = "data"
+    return {s: Input(s, graph.dtype(s), graph.shape(s), kind) for s in sources}
 
 
 def describe(graph: Graph, source: Tensor, dropouts: Collection[Dropout] = ()) -> Input:

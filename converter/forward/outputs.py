@@ -132,13 +132,15 @@ class _Search:
 
     def last_uses(self) -> list[Output]:
         """Return the last tensors that are computed with variables, whatever follows them."""
-        frames = self.graph.frames
-        found = {}
-        for name in self._meeting - set(frames):
-            later = self._reached(self._tensors(self.graph.nodes[name]))
-            if not (later - {name}) & self._meeting:
-                found[Tensor(name)] = "the last use of a variable"
-        return self._ordered(found)
+        earlier: set[str] = set()
+        waiting = [part.node for name in self._meeting for part in self.graph.nodes[name].inputs]
+        while waiting:
+            name = waiting.pop()
+            if name in self._data and name not in earlier:
+                earlier.add(name)
+                waiting += [part.node for part in self.graph.nodes[name].inputs]
+        last = self._meeting - earlier - set(self.graph.frames)
+        return self._ordered({Tensor(name): "the last use of a variable" for name in last})
 
     def _with_decided(self, found: dict[Tensor, str]) -> list[Output]:
         """Add what was decided about: the logits of a softmax say more than their softmax."""
@@ -210,9 +212,13 @@ class _Search:
         return any(
             source.node in self._weights
             and source.node not in self._data
-            and self.graph.shape(source) != ()
+            and (self.graph.shape(source) != () or self._is_handle(source))
             for source in node.inputs
         )
+
+    def _is_handle(self, source: Tensor) -> bool:
+        """Tell whether a tensor is a variable itself, of whatever shape, and not its value."""
+        return self.graph.nodes[self.graph.origin(source).node].op == "VarHandleOp"
 
     def _find_labelled(self, sources: list[Tensor]) -> set[str]:
         """Return what is computed from labels."""

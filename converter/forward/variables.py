@@ -56,9 +56,11 @@ def variables_of(graph: Graph, keys: Collection[str]) -> dict[str, Held]:
     if not held and graph.meta is None:
         return {name: Held(name) for name in keys if name in graph.nodes}
     found: dict[str, Held] = {}
-    for name, mention in (*_saved(graph), *_restored(graph)):
-        if mention.key in keys:
-            found.setdefault(name, mention)
+    for mentioned in (_saved, _restored):
+        if len(found) < len(held):
+            for name, mention in mentioned(graph):
+                if mention.key in keys:
+                    found.setdefault(name, mention)
     return {name: found.get(name, own) for name, own in held.items()}
 
 
@@ -144,15 +146,21 @@ def _saved(graph: Graph) -> Iterator[tuple[str, Held]]:
 
 def _restored(graph: Graph) -> Iterator[tuple[str, Held]]:
     assigns = [n for n in graph.nodes.values() if n.op in ASSIGNS and len(n.inputs) > 1]
+    # One node restores many variables.
+    said: dict[str, tuple[list[str], list[str]]] = {}
     for node in _current_first(graph, assigns):
         source = graph.origin(node.inputs[1])
         restore = graph.nodes.get(source.node)
         variable = _variable(graph, node.inputs[0])
         if restore is None or variable is None or restore.op not in _RESTORES:
             continue
-        names_at, slices_at = _RESTORES[restore.op]
-        names = _strings(graph, restore, names_at)
-        slices = _strings(graph, restore, slices_at)
+        if restore.name not in said:
+            names_at, slices_at = _RESTORES[restore.op]
+            said[restore.name] = (
+                _strings(graph, restore, names_at),
+                _strings(graph, restore, slices_at),
+            )
+        names, slices = said[restore.name]
         if source.port < len(names):
             spec = slices[source.port] if source.port < len(slices) else ""
             yield variable, Held(names[source.port], _region(spec))
