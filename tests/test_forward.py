@@ -334,7 +334,7 @@ def test_indices_stay_within_what_they_look_up(op: str) -> None:
     assert (ids.kind, ids.low, ids.limit) == ("ids", 1, 8)
     (values,) = next(complete(forward, {}, 0)).values.values()
     assert values.dtype == np.int64
-    assert values.shape == (4, 4)
+    assert values.shape == (8, 4)
     assert values.min() >= 1
     assert values.max() < 8
 
@@ -368,8 +368,8 @@ def test_sizes_that_the_graph_fixes_come_first() -> None:
         {str(name): value.shape for name, value in feeds.values.items()}
         for feeds in complete(find_forward(maker.graph(), ALL), {}, 0)
     ]
-    assert shapes[0] == {"x": (20, 4, 5), "h": (20, 5)}
-    assert {"x": (20, 4, 5), "h": (4, 5)} in shapes
+    assert shapes[0] == {"x": (20, 8, 5), "h": (20, 5)}
+    assert {"x": (20, 8, 5), "h": (8, 5)} in shapes
 
 
 def saved(spec: str = "", key: str = "average/w") -> Graph:

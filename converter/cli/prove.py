@@ -130,7 +130,7 @@ def _input_entries(proof: Proof) -> Iterator[dict[str, Any]]:
 
 
 def _row(found: Compared) -> tuple[str, ...]:
-    result = {True: "same", False: "differs", None: "not compared"}[found.passed]
+    result = {True: "passes", False: "fails", None: "not compared"}[found.passed]
     note = f"{result}: {found.note}" if found.note else result
     if found.passed is None:
         return found.name, shape(found.shape), "", "", "", "", note

@@ -18,8 +18,8 @@ from converter.forward.graph import Graph, Tensor
 from converter.forward.inputs import Input
 from converter.variable import Array
 
-_BATCH = 4
-SIZES = (_BATCH, 8, 32, 64, 224, 1)
+_BATCH = 8
+SIZES = (_BATCH, 32, 64, 224, 1)
 """What is tried for sizes that a graph leaves open, until it runs."""
 
 _MAX_DRAWN = 1 << 26
