@@ -282,3 +282,34 @@ def test_tensorflow_is_quiet() -> None:
     )
     assert outcome.returncode == 0
     assert outcome.stderr == ""
+
+
+def test_an_export_of_tensorflow_2() -> None:
+    some = case("tf221_savedmodel_module")
+    arrays = np.load(some.directory / "io.npz")
+    graph = read_graph(open_checkpoint(some.path))
+    assert graph is not None
+    signed = {output.why: str(output.tensor) for output in forward_of(some).outputs}
+    found = run(some.path, {"serving_default_x": arrays["in_x"]}, list(signed.values()))
+    for name in ("mean", "log_var"):
+        values = found[signed[f"signature serving_default/{name}"]]
+        assert np.abs(values - arrays[f"out_{name}"]).max() <= 1e-6
+
+
+def test_an_export_whose_variables_have_one_name(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.layers = [tf.Variable(np.full((6, 6), i + 1, "f4"), name="w") for i in range(3)]
+
+    def call(x: Any) -> Any:
+        for w in module.layers:
+            x = tf.tanh(x @ w * 0.05)
+        return {"y": x}
+
+    spec = tf.TensorSpec([None, 6], tf.float32, name="x")
+    module.call = tf.function(call, input_signature=[spec])
+    tf.saved_model.save(module, str(tmp_path / "export"))
+    wanted = module.call(tf.constant(X))["y"].numpy()
+    found = run(tmp_path / "export", {"serving_default_x": X}, ["StatefulPartitionedCall"])
+    assert np.abs(found["StatefulPartitionedCall"] - wanted).max() <= 1e-6

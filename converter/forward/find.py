@@ -203,7 +203,8 @@ class _Finder:
         if self._can_run is None:
             return None
         nodes = (self.graph.nodes[name] for name in sorted(self._needed([source])))
-        return next((node for node in nodes if not self._can_run(node.op)), None)
+        own = self.graph.functions
+        return next((n for n in nodes if n.op not in own and not self._can_run(n.op)), None)
 
     def _bypassed(self) -> list[Dropout]:
         """Return the dropouts that nothing turns off but to leave them out."""

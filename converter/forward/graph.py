@@ -103,10 +103,18 @@ class Graph:
         nodes: by name.
         definition: the GraphDef.
         meta: the MetaGraphDef around it, or None for a frozen graph.
+        names: what the checkpoint calls the variable of a key, where that is not the key.
     """
 
-    def __init__(self, path: Path, definition: Any, meta: Any = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        definition: Any,
+        meta: Any = None,
+        names: Mapping[str, str] | None = None,
+    ) -> None:
         self.path = path
+        self.names = names or {}
         self.definition = definition
         self.meta = meta
         self.nodes: dict[str, Node] = {}
@@ -123,6 +131,11 @@ class Graph:
         """The version of TensorFlow that wrote it, as far as it says."""
         info = self.meta.meta_info_def.tensorflow_version if self.meta is not None else b""
         return _text(info)
+
+    @cached_property
+    def functions(self) -> Mapping[str, Any]:
+        """The functions that its nodes call, as FunctionDefs."""
+        return {_text(f.signature.name): f for f in self.definition.library.function}
 
     @cached_property
     def consumers(self) -> Mapping[str, tuple[Node, ...]]:
@@ -279,29 +292,20 @@ def read_graph(checkpoint: Checkpoint) -> Graph | None:
     Raises:
         InputError: the file is damaged.
     """
+    names = {key: name for name, keys in checkpoint.stored_keys.items() for key in keys}
     if checkpoint.meta is not None:
-        return _of_meta(
-            checkpoint.meta, parse("MetaGraphDef", _bytes(checkpoint.meta), _of(checkpoint.meta))
-        )
+        meta = parse("MetaGraphDef", _bytes(checkpoint.meta), f"{checkpoint.meta}: it")
+        return Graph(checkpoint.meta, meta.graph_def, meta, names)
     if "frozen" in checkpoint.format:
         path = checkpoint.files[0]
-        return Graph(path, parse("GraphDef", _bytes(path), _of(path)))
+        return Graph(path, parse("GraphDef", _bytes(path), f"{path}: it"))
     exported = checkpoint.path.parent.parent / "saved_model.pb"
     if checkpoint.path.parent.name == "variables" and exported.is_file():
-        model = parse("SavedModel", _bytes(exported), _of(exported))
-        graphs = list(model.meta_graphs)
+        model = parse("SavedModel", _bytes(exported), f"{exported}: it")
         # The one to serve, where there are several (train, eval).
-        graphs.sort(key=lambda graph: b"serve" not in graph.meta_info_def.tags)
-        return _of_meta(exported, graphs[0]) if graphs else None
+        graphs = sorted(model.meta_graphs, key=lambda g: b"serve" not in g.meta_info_def.tags)
+        return Graph(exported, graphs[0].graph_def, graphs[0], names) if graphs else None
     return None
-
-
-def _of(path: Path) -> str:
-    return f"{path}: it"
-
-
-def _of_meta(path: Path, meta: Any) -> Graph:
-    return Graph(path, meta.graph_def, meta)
 
 
 def _bytes(path: Path) -> bytes:

@@ -100,6 +100,7 @@ ENTERS = _ops("Enter RefEnter")
 EXITS = _ops("Exit RefExit")
 NEXT = _ops("NextIteration RefNextIteration")
 ASSIGNS = _ops("Assign AssignVariableOp")
+CALLS = _ops("PartitionedCall StatefulPartitionedCall")
 
 # They look like what changes a state, and change nothing.
 _NO_EFFECT = _ops("ScatterNd LookupTableFind LookupTableFindV2 LookupTableSize LookupTableSizeV2")

@@ -8,11 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from converter.dtype import DType
 from converter.errors import InputError
+from converter.formats.messages import message
 from converter.forward.graph import Graph, Node, Tensor, texts
-from converter.forward.ops import ASSIGNS, DEQUEUES, PLACEHOLDERS, RANDOM, VARIABLES, is_effect
+from converter.forward.ops import (
+    ASSIGNS,
+    CALLS,
+    DEQUEUES,
+    PLACEHOLDERS,
+    RANDOM,
+    VARIABLES,
+    is_effect,
+)
 from converter.variable import Array, Region, Variable, whole
 
 _SAVES = {"SaveV2": (1, 2, 3), "SaveSlices": (1, 2, 3), "Save": (1, None, 2)}
@@ -56,11 +66,12 @@ def variables_of(graph: Graph, keys: Collection[str]) -> dict[str, Held]:
     if not held and graph.meta is None:
         return {name: Held(name) for name in keys if name in graph.nodes}
     found: dict[str, Held] = {}
-    for mentioned in (_saved, _restored):
+    for mentioned in (_saved, _restored, _restored_in_functions):
         if len(found) < len(held):
             for name, mention in mentioned(graph):
-                if mention.key in keys:
-                    found.setdefault(name, mention)
+                key = graph.names.get(mention.key, mention.key)
+                if key in keys:
+                    found.setdefault(name, Held(key, mention.region))
     return {name: found.get(name, own) for name, own in held.items()}
 
 
@@ -164,6 +175,35 @@ def _restored(graph: Graph) -> Iterator[tuple[str, Held]]:
         if source.port < len(names):
             spec = slices[source.port] if source.port < len(slices) else ""
             yield variable, Held(names[source.port], _region(spec))
+
+
+def _restored_in_functions(graph: Graph) -> Iterator[tuple[str, Held]]:
+    """Yield what the function of a TensorFlow 2 export restores, by the nodes that it is given."""
+    for call in graph.nodes.values():
+        said = call.attribute("f") if call.op in CALLS else None
+        function = graph.functions.get(next(texts([said.func.name]))) if said else None
+        if function is None or not any(node.op == b"RestoreV2" for node in function.node_def):
+            continue
+        arguments = list(texts(argument.name for argument in function.signature.input_arg))
+        given = dict(zip(arguments, call.inputs, strict=False))
+        for argument, held in _restored(_body(graph, function, arguments)):
+            variable = _variable(graph, given[argument]) if argument in given else None
+            if variable is not None:
+                yield variable, held
+
+
+def _body(graph: Graph, function: Any, arguments: list[str]) -> Graph:
+    """Return the body of a function as a graph, with variables for what it is given."""
+    definition = message("GraphDef")()
+    for argument in arguments:
+        definition.node.add(name=argument.encode(), op=b"VarHandleOp")
+    for node in function.node_def:
+        copy = definition.node.add(name=node.name, op=node.op, attr=node.attr)
+        for data in node.input:
+            # What is `RestoreV2:tensors:3` here is `RestoreV2:3` in a graph.
+            name, *rest = data.split(b":")
+            copy.input.append(b":".join([name, *rest[-1:]]))
+    return Graph(graph.path, definition)
 
 
 def _strings(graph: Graph, node: Node, at: int | None) -> list[str]:
