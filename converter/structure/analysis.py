@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from converter.structure.atoms import ONE, Atom, Clash, find, leaf, size_of, unify
@@ -31,9 +31,6 @@ class Origin(NamedTuple):
 
 Origins = tuple[frozenset[Origin], ...]
 NO_ORIGIN: frozenset[Origin] = frozenset()
-
-# A handle stands for the variable behind it, whose axes it is given.
-_RESOURCE = 20
 
 
 class Cell(NamedTuple):
@@ -104,10 +101,11 @@ class Role(NamedTuple):
 
 
 class Conflict(NamedTuple):
-    """Two axes that an op makes one have different lengths."""
+    """Two axes that an op makes one have different lengths, or two tensors another rank."""
 
     node: Node
     sizes: tuple[int, int]
+    what: str = "lengths"
 
 
 class Demand(NamedTuple):
@@ -226,14 +224,19 @@ class Analysis:
 
     def _agreed(self, node: Node, port: int, tensor: Tensor) -> Tensor:
         """Compare what a rule found with the shape that the graph notes."""
+        if tensor.origins is not None and self.flow.kinds[node] is not Kind.WEIGHT:
+            tensor = replace(tensor, origins=None)
         shape = self.graph.declared(node, port)
-        if shape is None or tensor.element is not None or node.kind("T") == _RESOURCE:
+        if shape is None or tensor.element is not None or node.is_handle(port):
             return tensor
         if tensor.axes is None:
             return Tensor(self.fresh(shape), tensor.cells, tensor.number)
         if len(shape) != len(tensor.axes):
-            self.conflicts.append(Conflict(node, (len(tensor.axes), len(shape))))
-            return Tensor(self.fresh(shape))
+            self.conflicts.append(Conflict(node, (len(tensor.axes), len(shape)), "ranks"))
+            fresh = Tensor(self.fresh(shape))
+            for atom in (*tensor.axes, *(fresh.axes or ())):
+                self.opaque(atom, node)
+            return fresh
         for atom, size in zip(tensor.axes, shape, strict=True):
             known = size_of(atom)
             if size is not None and known != size:

@@ -151,13 +151,12 @@ class Flow:
         """Return what a merge takes while training, if it takes a variable's vector else."""
         if node.op not in ("Merge", "RefMerge", "_Join") or len(node.inputs) != 2:
             return None
-        if len(self._graph.declared(node, 0) or (0, 0)) != 1:
-            return None
         sources = [output.node for output in node.inputs]
         held = [self._is_read(source) for source in sources]
         if sorted(held) != [False, True]:
             return None
-        return sources[held.index(False)]
+        shape = self._graph.declared(sources[held.index(True)], 0)
+        return sources[held.index(False)] if shape is not None and len(shape) == 1 else None
 
     def _kinds(self, variables: set[Node]) -> dict[Node, Kind]:
         kinds = dict.fromkeys(self._graph.nodes, Kind.CONSTANT)

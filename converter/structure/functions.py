@@ -1,9 +1,9 @@
 """Calls of functions, replaced by the nodes of the functions.
 
 A call leaves a node of its own name behind, of one of three kinds that are no ops of TensorFlow:
-`_Return` gives out each input. The others give out what has several sources, one after the other
-in their inputs: `_Join` of the branches of a condition; `_Loop` of a loop, the variables as they
-come in and as they are after a turn. What a loop's body gets is the `_Return` of what comes in.
+`_Join` gives out what either branch of a condition gives; `_Loop` takes one variable of a loop as
+it comes in, and as it is after a turn, and gives it out. `_Return` gives out each of its inputs; it
+is left out where something takes these, which then takes them from where they come.
 """
 
 from __future__ import annotations
@@ -83,7 +83,29 @@ def inline(definition: Any, subject: str) -> list[Raw]:
                 names.add(new.name)
             else:
                 waiting.append(new)
-    return found
+    return _without_returns(found)
+
+
+def _without_returns(raws: list[Raw]) -> list[Raw]:
+    """Take what calls return from where it comes, and leave out the calls that are taken from."""
+    returns = {raw.name: raw.inputs for raw in raws if raw.op == "_Return"}
+    if not returns:
+        return raws
+    taken: set[str] = set()
+
+    def source(text: str) -> str:
+        # Calls may be nested in each other's results, though not in circles for long.
+        for _ in range(_MAX_DEPTH + 1):
+            name, colon, port = text.rpartition(":")
+            name, port = (name, port) if colon and port.isdecimal() else (text, "0")
+            if name not in returns or len(port) > 6 or int(port) >= len(returns[name]):
+                break
+            taken.add(name)
+            text = returns[name][int(port)]
+        return text
+
+    found = [raw._replace(inputs=tuple(map(source, raw.inputs))) for raw in raws]
+    return [raw for raw in found if raw.name not in taken]
 
 
 def _raw(node: Any) -> Raw:
@@ -119,21 +141,28 @@ def _bodies(raw: Raw, functions: Mapping[bytes, Any]) -> list[Any]:
 
 def _replaced(call: Raw, bodies: list[Any]) -> Iterator[Raw]:
     if call.op in _LOOPS:
-        turn = f"{call.name}/_turn"
-        arguments = [f"{turn}:{i}" for i in range(len(call.inputs))]
-        yield Raw(turn, "_Return", call.inputs, {}, call.depth + 1)
+        arguments = [f"{call.name}/_turn_{i}" for i in range(len(call.inputs))]
+        for name, source in zip(arguments, call.inputs, strict=True):
+            yield Raw(name, "Identity", (source,), {}, call.depth + 1)
         returned = yield from _body(call, bodies[0], "", arguments)
-        if len(returned) != len(arguments):
-            raise InputError(f"the loop {call.name} returns other variables than it takes")
-        yield Raw(call.name, "_Loop", (*arguments, *returned), call.attributes, call.depth)
+        joined = []
+        for i, (before, after) in enumerate(zip(arguments, returned, strict=False)):
+            joined.append(f"{call.name}/_loop_{i}")
+            yield Raw(joined[-1], "_Loop", (before, after), {}, call.depth + 1)
+        yield Raw(call.name, "_Return", tuple(joined), call.attributes, call.depth)
     elif call.op in _BRANCHES:
-        joined: list[str] = []
+        results = []
         for number, body in enumerate(bodies):
-            joined += yield from _body(call, body, f"_branch_{number}/", call.inputs[1:])
-        yield Raw(call.name, "_Join", tuple(joined), call.attributes, call.depth)
+            results.append((yield from _body(call, body, f"_branch_{number}/", call.inputs[1:])))
+        count = min(map(len, results))
+        for i in range(count):
+            sources = tuple(result[i] for result in results)
+            yield Raw(f"{call.name}/_join_{i}", "_Join", sources, {}, call.depth + 1)
+        joined = [f"{call.name}/_join_{i}" for i in range(count)]
+        yield Raw(call.name, "_Return", tuple(joined), call.attributes, call.depth)
     else:
-        results = yield from _body(call, bodies[0], "", call.inputs)
-        yield Raw(call.name, "_Return", tuple(results), call.attributes, call.depth)
+        returned = yield from _body(call, bodies[0], "", call.inputs)
+        yield Raw(call.name, "_Return", tuple(returned), call.attributes, call.depth)
 
 
 def _body(call: Raw, body: Any, inner: str, arguments: Iterable[str]) -> Any:

@@ -39,6 +39,7 @@ def ops(names: str) -> frozenset[str]:
 
 
 NEXT_ITERATION = frozenset({"NextIteration", "RefNextIteration"})
+_HANDLES = frozenset({20, 21})  # resource, variant
 _MERGES = frozenset({"Merge", "RefMerge"})
 _EXITS = frozenset({"Exit", "RefExit"})
 
@@ -87,6 +88,15 @@ class Node:
         """Return an attribute that is a list of numbers."""
         value = self.attributes.get(key)
         return [] if value is None else list(value.list.i)
+
+    def is_handle(self, port: int) -> bool:
+        """Whether an output is a handle: what it stands for has another shape than itself."""
+        for key in ("T", "dtype", "Tout"):
+            value = self.attributes.get(key)
+            if value is not None:
+                listed = value.list.type
+                return (listed[port] if port < len(listed) else value.type) in _HANDLES
+        return False
 
     def kind(self, key: str) -> int:
         """Return an attribute that is a dtype, by TensorFlow's number for it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
@@ -64,6 +64,8 @@ class Structure:
         factors: the constants that move with a width, by its name.
         conflicts: ops that make two axes of different length one, for people.
         findings: all that the graph says, for what has to be told of its other tensors.
+        write: gives the expression of any axis in the findings; what is no width is a number,
+            0 where that is not known.
     """
 
     widths: Mapping[str, Width]
@@ -73,6 +75,7 @@ class Structure:
     factors: Mapping[str, tuple[SizeFactor, ...]]
     conflicts: tuple[str, ...]
     findings: Findings
+    write: Callable[[Atom], Axis]
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -125,10 +128,11 @@ def infer_from(graph: Graph, checkpoint: Checkpoint) -> Structure:
             for atom, found in factors.items()
         },
         tuple(
-            f"{c.node.op} {c.node.name} makes one axis of {c.sizes[0]} and {c.sizes[1]}"
+            f"{c.node.op} {c.node.name}: the {c.what} {c.sizes[0]} and {c.sizes[1]} stand opposite"
             for c in findings.analysis.conflicts
         ),
         findings,
+        writer.any_axis,
     )
 
 
@@ -192,6 +196,10 @@ class _Writer:
     def __init__(self, names: Mapping[Atom, str], labels: Mapping[Place, Sequence[str]]) -> None:
         self._names = names
         self._labels = labels
+
+    def any_axis(self, atom: Atom) -> Axis:
+        """Return an axis of any tensor."""
+        return self.axis(Place("", 0), terms(atom))
 
     def axis(self, place: Place, products: Sequence[Product]) -> Axis:
         """Return an axis of a variable; what repeats stands once, behind its number."""

@@ -63,14 +63,11 @@ def _scope(name: str) -> str:
 
 
 def _common(producers: Sequence[str]) -> str:
-    """Return the scope that several producers share, if it is not far above the first one."""
-    scopes = [_scope(name).split("/") for name in producers]
-    shared = 0
-    while all(len(scope) > shared and scope[shared] == scopes[0][shared] for scope in scopes):
-        shared += 1
-    if shared and shared >= len(scopes[0]) - 1:
-        return "/".join(scopes[0][:shared])
-    return "/".join(scopes[0])
+    """Return the scope of the first producer, or the one above it if it has a sibling there."""
+    scopes = [_scope(name) for name in producers]
+    above = scopes[0].rpartition("/")[0]
+    siblings = any(s != scopes[0] and s.startswith(f"{above}/") for s in scopes)
+    return above if above and siblings else scopes[0]
 
 
 def _suffixes(

@@ -143,6 +143,7 @@ def multiplication(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor
         _multiply_data(an, node, inputs, kinds, axes or ())
     origins = _origins(inputs, axes)
     if Kind.DATA not in kinds and kinds.count(Kind.WEIGHT) == 2 and origins is not None:
+        _scale_variable(an, node, inputs)
         origins = tuple(
             frozenset(o if o.how else o._replace(how="factor") for o in axis) for axis in origins
         )
@@ -170,6 +171,19 @@ def _multiply_data(
             an.scale(node, number, node.inputs[1 - place])
         elif kind is Kind.CONSTANT and tensor.axes:
             an.touch("constant", tensor.axes, node)
+
+
+def _scale_variable(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> None:
+    """Of a variable that is scaled by its own norm, the units cannot be mixed or scaled."""
+    places = {id(atom) for atom in _shared(inputs)}
+    axes = inputs[0].axes or ()
+    is_norm = any(
+        origin.how == "norm"
+        for tensor in inputs
+        for axis in range(len(tensor.axes or ()))
+        for origin in tensor.origin(axis)
+    )
+    an.touch("weight" if is_norm else "gain", [a for a in axes if id(a) in places], node)
 
 
 def _shared(inputs: Sequence[Tensor]) -> list[Atom]:

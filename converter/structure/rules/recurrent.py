@@ -95,19 +95,18 @@ def returned(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> list[Tensor]
     return list(inputs)
 
 
-def join(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> list[Tensor]:
+def join(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
     """Give out what either branch of a condition gives."""
-    branches = node.attributes.get("branches")
-    count = len(inputs) // max(2, len(branches.list.func) if branches is not None else 2)
-    return [_one_of(an, node, inputs[place::count]) for place in range(count)]
+    return _one_of(an, node, inputs)
 
 
-def loop(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Give out the variables of a loop, which are the same before and after a turn."""
-    count = len(inputs) // 2
-    for before, after in zip(inputs[:count], inputs[count:], strict=True):
-        _same(an, node, before, after)
-    return [after if after.element is not None else Tensor(after.axes) for after in inputs[count:]]
+def loop(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
+    """Give out a variable of a loop, which is the same before and after a turn."""
+    before, after = inputs
+    _same(an, node, before, after)
+    if before.axes is not None and before.element is None:
+        return Tensor(before.axes, origins=_either(inputs, before.axes))
+    return after
 
 
 def array(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> list[Tensor]:
