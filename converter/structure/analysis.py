@@ -125,7 +125,7 @@ class Scale(NamedTuple):
 
 
 class Pairing(NamedTuple):
-    """Two tensors of data were contracted over an axis."""
+    """Two tensors of data were contracted over an axis; `node` took them."""
 
     node: Node
     atom: Atom
@@ -330,7 +330,7 @@ class Analysis:
     def use(self, origins: Iterable[Origin], atom: Atom, use: Use, node: Node) -> None:
         """Note how an axis of variables was used."""
         found = [Role(origin, atom, use, node) for origin in origins]
-        if found:
+        if found and node in self.flow.telling:
             self.roles.setdefault(node, []).extend(found)
 
     def retract(self, node: Node, atoms: Iterable[Atom]) -> list[Role]:

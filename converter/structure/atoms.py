@@ -64,12 +64,18 @@ class Whole:
         self.full = leaf(sum(sizes))
         self.parts = tuple(Atom(size) for size in sizes)
         self.is_whole = True
+        self.is_used_apart = False
         for index, part in enumerate(self.parts):
             part.piece = Piece(self, index)
 
     def settle(self) -> None:
-        """Decide, once all is unified, whether the slices are seen as one axis."""
-        if any(find(part) is not part or part.kind is not Kind.LEAF for part in self.parts):
+        """Decide, once all is unified, whether the slices are seen as one axis.
+
+        Raises:
+            Clash: they are not, and what they are together has been cut elsewhere.
+        """
+        is_bound = any(p.link is not None or p.kind is not Kind.LEAF for p in self.parts)
+        if is_bound or self.is_used_apart:
             self.split()
 
     def split(self) -> None:
@@ -248,6 +254,8 @@ def cut(atom: Atom, *places: int) -> list[Atom]:
     Raises:
         Clash: a place lies inside what a product cannot be cut in.
     """
+    if len(places) > _MAX_TERMS:
+        raise Clash
     pieces: list[list[Atom]] = [[]]
     waiting = _expand((atom,))[::-1]
     at, left = 0, list(places)[::-1]
@@ -322,6 +330,9 @@ def _bind(a: Atom, b: Atom) -> None:
         a.link = b
         _merge_wholes(a.piece.whole, b.piece.whole)
         return
+    for piece in (a.piece, b.piece):
+        if piece is not None:
+            piece.whole.is_used_apart = True
     a.link = b
 
 

@@ -119,7 +119,8 @@ class Width:
         size: how many units it has.
         symmetry: which changes of basis are exact, by the ops between production and consumption.
         resizable: whether the graph allows another size at all.
-        exact: whether units can be added so that the outputs do not change.
+        growth: what makes new units may hold `any` numbers, or has to be `zero`, if the outputs
+            are not to change, and what takes them is zero; `none` where they change.
         produced_by: the model variables that produce it; slots and averages follow theirs.
         consumed_by: the variables that contract with it or look up in it.
         followed_by: the variables that hold one number for each unit.
@@ -131,12 +132,17 @@ class Width:
     size: int
     symmetry: Symmetry
     resizable: bool
-    exact: bool
+    growth: Literal["any", "zero", "none"]
     produced_by: tuple[str, ...] = ()
     consumed_by: tuple[str, ...] = ()
     followed_by: tuple[str, ...] = ()
     why: str = ""
     touches: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def exact(self) -> bool:
+        """Whether units can be added so that the outputs do not change."""
+        return self.growth != "none"
 
 
 class Equation(NamedTuple):
@@ -266,15 +272,15 @@ class _Parser:
             raise self._wrong("a smaller number")
         if match[4] and depth == _MAX_DEPTH:
             raise self._wrong("fewer brackets")
+        labels = tuple(label.strip() for label in match[3].split(",")) if match[3] else ()
+        if match[3] is not None and (not all(labels) or len(set(labels)) < max(1, len(labels))):
+            raise self._wrong("labels that differ, such as [i,j,f,o]")
         self._at = match.end()
         if match[1]:
             return int(match[1])
         if match[2]:
             return match[2]
-        if match[3] is not None:
-            labels = tuple(label.strip() for label in match[3].split(","))
-            if not all(labels) or len(set(labels)) < len(labels):
-                raise self._wrong("labels that differ, such as [i,j,f,o]")
+        if labels:
             return Blocks(labels)
         inner = self._sum(depth + 1)
         if not self._take(")"):
@@ -290,6 +296,6 @@ class _Parser:
 
     def _wrong(self, wanted: str) -> UsageError:
         return UsageError(
-            f"the axis {printable(self._text)!r}: {wanted} must stand at character "
+            f"the axis '{printable(self._text)}': {wanted} must stand at character "
             f"{self._at + 1}; write it like 'features + units' or '[i,j,f,o]*units'"
         )

@@ -44,31 +44,12 @@ _ORTHOGONAL = {
     "square mean": "{op} {name} averages the squares over it",
     "square sum": "{op} {name} sums the squares over it",
     "weight norm": "{op} {name} sums a variable over it",
+    "self paired": "{op} {name} contracts two tensors over it of which neither is made for that",
 }
 _SCALING = {
     "homogeneous": "{op} {name} is positively homogeneous",
     "gain": "{op} {name} scales each unit by a variable",
 }
-# With units added whose consumers are zero, these still see the new units.
-_INEXACT = frozenset(
-    [
-        "choice",
-        "constant",
-        "dynamic",
-        "extreme",
-        "index",
-        "input",
-        "mean",
-        "norm",
-        "output",
-        "rest",
-        "softmax",
-        "square mean",
-        "sum",
-        "unread",
-        "variance",
-    ]
-)
 # What holds it at its size: what comes from outside, and what goes by its places.
 _HELD = ("input", "constant", "dynamic", "index", "rest", "unread")
 
@@ -78,7 +59,6 @@ class Verdict(NamedTuple):
 
     symmetry: Symmetry
     resizable: bool
-    exact: bool
     why: str
 
 
@@ -86,14 +66,9 @@ def judge(fact: Facts) -> Verdict:
     """Tell the symmetry of a width from all that was done to it."""
     touches = fact.touches
     if "opaque" in touches:
-        return Verdict(
-            "opaque", False, False, f"what {_named(touches['opaque'])} does is not known"
-        )
-    # What comes in beside what variables produce is a state, or passes a layer by: whoever feeds
-    # it feeds the new units too.
-    is_fed = "input" in touches and "output" not in touches and bool(fact.by_use("produce"))
-    touches = {w: n for w, n in touches.items() if w != "input"} if is_fed else touches
-    exact = _INEXACT.isdisjoint(touches)
+        return Verdict("opaque", False, f"what {_named(touches['opaque'])} does is not known")
+    if is_fed(fact):
+        touches = {what: node for what, node in touches.items() if what != "input"}
     held = any(what in touches for what in _HELD)
     for symmetry, reasons in (
         ("bound", _BOUND),
@@ -105,8 +80,16 @@ def judge(fact: Facts) -> Verdict:
             continue
         for what, words in reasons.items():
             if what in touches:
-                return Verdict(_symmetry(symmetry), not held, exact, _say(words, touches[what]))
-    return Verdict("free", True, exact, "only linear ops touch it")
+                return Verdict(_symmetry(symmetry), not held, _say(words, touches[what]))
+    return Verdict("free", True, "only linear ops touch it")
+
+
+def is_fed(fact: Facts) -> bool:
+    """Whether a width comes in beside what variables produce of it.
+
+    It is a state then, or passes a layer by: whoever feeds it feeds the new units too.
+    """
+    return "input" in fact.touches and "output" not in fact.touches and bool(fact.by_use("produce"))
 
 
 def _is_folded(fact: Facts) -> bool:

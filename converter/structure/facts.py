@@ -9,6 +9,7 @@ from typing import NamedTuple
 from converter.structure.analysis import Analysis, Pairing, Role
 from converter.structure.atoms import Atom, Clash, Kind, Product, find, leaves, size_of, terms
 from converter.structure.axis import Use
+from converter.structure.flow import Kind as DataKind
 from converter.structure.graph import Node, Output, ops
 from converter.structure.run import Findings
 
@@ -73,12 +74,13 @@ def gather(
         for part in leaves(atom):
             facts.setdefault(part, Facts(part)).places[place] = None
     parts = _Leaves()
+    roles = list(_all_roles(analysis))
     for node, events in sorted(analysis.events.items(), key=lambda item: item[0].order):
         for event in events:
             for part in parts(event.atom):
                 if part in facts:
                     facts[part].touches.setdefault(event.what, node)
-    for role in _all_roles(analysis):
+    for role in roles:
         place = Place(role.origin.variable, role.origin.axis)
         for part in parts(role.atom):
             if part in facts and place in facts[part].places:
@@ -141,10 +143,11 @@ def _all_roles(analysis: Analysis) -> Iterable[Role]:
     for node, roles in sorted(analysis.roles.items(), key=lambda item: item[0].order):
         for role in roles:
             if role.use in ("produce", "shift") and node in turned:
-                shared = set(leaves(role.atom)) & turned[node]
-                if shared:
-                    yield role._replace(use="consume")
-                    continue
+                for part in leaves(role.atom):
+                    yield role._replace(
+                        atom=part, use="consume" if part in turned[node] else role.use
+                    )
+                continue
             yield role
 
 
@@ -152,7 +155,8 @@ def consumers_by_pairing(analysis: Analysis) -> dict[Node, set[Atom]]:
     """Find what is made for nothing but to be contracted with other data.
 
     In `queries * keys` both are data, and both widths are one. One of the two has to consume it:
-    that one which is linear in its variables up to there, and is used nowhere else.
+    that one which is linear in its variables up to there, and is used nowhere else. Where neither
+    is, that is noted.
 
     Returns:
         The nodes in which these variables are used, with the atoms that they consume there.
@@ -162,11 +166,19 @@ def consumers_by_pairing(analysis: Analysis) -> dict[Node, set[Atom]]:
         made = [_made_for(analysis, side, pairing) for side in (pairing.right, pairing.left)]
         left, right = made[1], made[0]
         if left is not None and right is not None and left & right:
+            analysis.touch("self paired", [pairing.atom], pairing.node)
             continue
         chosen = right if right is not None else left
+        if chosen is None:
+            analysis.touch("self paired", [pairing.atom], pairing.node)
         for node in chosen or ():
             turned.setdefault(node, set()).update(leaves(pairing.atom))
     return turned
+
+
+def _reads(analysis: Analysis, node: Node) -> bool:
+    """Whether a node takes the values of its inputs, and not only their shapes."""
+    return node in analysis.flow.telling and analysis.flow.kinds[node] is DataKind.DATA
 
 
 def _made_for(analysis: Analysis, side: Output, pairing: Pairing) -> set[Node] | None:
@@ -181,8 +193,8 @@ def _made_for(analysis: Analysis, side: Output, pairing: Pairing) -> set[Node] |
         if node in seen:
             continue
         seen.add(node)
-        telling = [c for c in analysis.graph.consumers[node] if c in analysis.flow.telling]
-        if any(consumer is not reader and consumer not in seen for consumer in telling):
+        readers = [c for c in analysis.graph.consumers[node] if _reads(analysis, c)]
+        if any(other is not reader and other not in seen for other in readers):
             return None
         if any(role.use == "produce" for role in analysis.roles.get(node, ())):
             found.add(node)

@@ -171,6 +171,19 @@ class Flow:
             elif _NOISE.fullmatch(node.op):
                 waiting.append((node, Kind.NOISE))
         while waiting:
+            self._spread(waiting, kinds)
+            # What variables make of numbers that are drawn, or of a state of zeros, is data.
+            waiting = [
+                (node, Kind.DATA)
+                for node, kind in kinds.items()
+                if kind is Kind.WEIGHT
+                and node.op in _CONTRACTIONS
+                and not _all_weights(node, kinds)
+            ]
+        return kinds
+
+    def _spread(self, waiting: list[tuple[Node, Kind]], kinds: dict[Node, Kind]) -> None:
+        while waiting:
             node, kind = waiting.pop()
             if kinds[node] >= kind:
                 continue
@@ -189,7 +202,6 @@ class Flow:
                     and not is_effect(consumer)
                 ):
                     waiting.append((consumer, kind))
-        return kinds
 
     def _is_sink(self, node: Node) -> bool:
         kind = self.kinds[node]
@@ -252,6 +264,16 @@ class Flow:
                 if source in self.forward and left.get(node) is not source
             ],
         )
+
+
+_CONTRACTIONS = ops(
+    "MatMul BatchMatMul BatchMatMulV2 BatchMatMulV3 Einsum Conv2D Conv3D Conv2DBackpropInput"
+)
+
+
+def _all_weights(node: Node, kinds: Mapping[Node, Kind]) -> bool:
+    operands = node.inputs[1:] if node.op.endswith("BackpropInput") else node.inputs[:2]
+    return all(kinds[source] is Kind.WEIGHT for source, _ in operands)
 
 
 _ASSIGNMENT = re.compile(r"Assign(Add|Sub)?(VariableOp)?")

@@ -139,6 +139,7 @@ class Graph:
         self.producer: int = definition.versions.producer
         self.saver = meta.saver_def if meta is not None else None
         self.collections: dict[str, list[bytes]] = {}
+        self._strings: dict[Node, list[str]] = {}
         self.tensorflow = ""
         if meta is not None:
             self.tensorflow = meta.meta_info_def.tensorflow_version.decode("utf-8", "replace")
@@ -192,6 +193,12 @@ class Graph:
 
     def strings(self, node: Node) -> list[str]:
         """Return the texts that a constant holds; none where it is no such constant."""
+        # Every variable of a large model is looked up in one list of all names.
+        if node not in self._strings:
+            self._strings[node] = self._read_strings(node)
+        return self._strings[node]
+
+    def _read_strings(self, node: Node) -> list[str]:
         value = node.attributes.get("value")
         if node.op != "Const" or value is None:
             return []

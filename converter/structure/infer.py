@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from converter.errors import InputError
 from converter.names import Role
 from converter.structure import classes, naming
+from converter.structure.analysis import Analysis
 from converter.structure.atoms import ONE, Atom, Kind, Product, find, size_of, terms
 from converter.structure.axis import Axis, Blocks, Factor, Term, Use, Width
 from converter.structure.facts import Facts, Place, gather
 from converter.structure.gates import labels_of
 from converter.structure.graph import Graph, read_graph
+from converter.structure.growth import growth
 from converter.structure.run import Findings, analyse
 
 if TYPE_CHECKING:
@@ -119,7 +121,10 @@ def infer_from(graph: Graph, checkpoint: Checkpoint) -> Structure:
     writer = _Writer(names, labels_of(findings.analysis, facts.values(), products))
     axes, uses = _axes(checkpoint, roles, products, facts, names, writer)
     return Structure(
-        {names[atom]: _width(names[atom], fact, verdicts[atom]) for atom, fact in widths.items()},
+        {
+            names[atom]: _width(names[atom], fact, verdicts[atom], findings.analysis)
+            for atom, fact in widths.items()
+        },
         axes,
         uses,
         tuple(_opaque(names[a], f) for a, f in widths.items() if verdicts[a].symmetry == "opaque"),
@@ -167,7 +172,7 @@ def _is_fixed(fact: Facts, products: Mapping[Place, Sequence[Product]]) -> bool:
     return not alone or not fact.by_use("produce", "consume")
 
 
-def _width(name: str, fact: Facts, verdict: classes.Verdict) -> Width:
+def _width(name: str, fact: Facts, verdict: classes.Verdict, analysis: Analysis) -> Width:
     produced = fact.by_use("produce")
     consumed = fact.by_use("consume")
     rest = list(dict.fromkeys(place.variable for place in fact.places))
@@ -176,7 +181,7 @@ def _width(name: str, fact: Facts, verdict: classes.Verdict) -> Width:
         size_of(fact.atom) or 0,
         verdict.symmetry,
         verdict.resizable,
-        verdict.exact,
+        growth(analysis, fact) if verdict.resizable else "none",
         tuple(produced),
         tuple(consumed),
         tuple(n for n in rest if n not in produced and n not in consumed),
@@ -265,7 +270,7 @@ def _axes(
     for atom, fact in facts.items():
         for place in fact.places:
             if atom in names:
-                uses = _settled(fact.uses.get(place, {}), roles[place.variable], place.variable)
+                uses = _settled(fact, place, roles[place.variable])
                 by_place.setdefault(place, {})[names[atom]] = uses
     axes: dict[str, tuple[Axis, ...]] = {}
     used: dict[str, Uses] = {}
@@ -287,14 +292,16 @@ def _axes(
     return axes, used
 
 
-def _settled(uses: Mapping[Use, object], role: Role, name: str) -> tuple[Use, ...]:
+def _settled(fact: Facts, place: Place, role: Role) -> tuple[Use, ...]:
     """Return how an axis uses a width: what is certain, or else what its name says."""
-    found = tuple(uses)
+    found = tuple(fact.uses.get(place, ()))
     if "gain" in found and "mean" in found:
         return ("gain",)
-    if found or role.kind != "batch_statistic":
-        return found or ("shift",)
-    return ("variance",) if "var" in name.rpartition("/")[2] else ("mean",)
+    if found or not fact.uses:
+        return found
+    if role.kind != "batch_statistic":
+        return ("shift",)
+    return ("variance",) if "var" in place.variable.rpartition("/")[2] else ("mean",)
 
 
 def _kept(shape: Sequence[int], of: Sequence[int], slot: str | None) -> list[int] | None:

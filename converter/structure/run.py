@@ -39,14 +39,15 @@ def analyse(graph: Graph, checkpoint: Checkpoint) -> Findings:
     nodes = parts(bound)
     axes: dict[str, tuple[Atom, ...]] = {}
     tensors: dict[Node, Tensor] = {}
-    wholes: list[Whole] = []
+    wholes: list[tuple[Whole, Node]] = []
     for name, members in nodes.items():
         shape = checkpoint[name].shape
         if bound[members[0]].slice is None:
             axes[name] = tuple(leaf(size) for size in shape)
             found = [axes[name]] * len(members)
         else:
-            axes[name], found = _sliced(shape, [bound[node] for node in members], wholes)
+            axes[name], found, sliced = _sliced(shape, [bound[node] for node in members])
+            wholes += [(whole, members[0]) for whole in sliced]
         for node, atoms in zip(members, found, strict=True):
             origins = tuple(frozenset((Origin(name, axis),)) for axis in range(len(atoms)))
             tensors[node] = Tensor(atoms, origins=origins)
@@ -60,15 +61,20 @@ def analyse(graph: Graph, checkpoint: Checkpoint) -> Findings:
             analysis.tie_all((target, value), node)
         except Clash:
             continue
-    for whole in wholes:
-        whole.settle()
+    for whole, node in wholes:
+        try:
+            whole.settle()
+        except Clash:
+            for atom in (whole.full, *whole.parts):
+                analysis.opaque(atom, node)
     return Findings(analysis, axes, nodes)
 
 
 def _sliced(
-    shape: Sequence[int], bindings: Sequence[Binding], wholes: list[Whole]
-) -> tuple[tuple[Atom, ...], list[tuple[Atom, ...]]]:
-    """Return the axes of a partitioned variable, and those of each of its slices."""
+    shape: Sequence[int], bindings: Sequence[Binding]
+) -> tuple[tuple[Atom, ...], list[tuple[Atom, ...]], list[Whole]]:
+    """Return the axes of a partitioned variable, those of its slices, and which are sliced."""
+    wholes: list[Whole] = []
     slices = [binding.slice for binding in bindings if binding.slice is not None]
     full: list[Atom] = []
     by_slice: list[list[Atom]] = [[] for _ in slices]
@@ -86,4 +92,4 @@ def _sliced(
             atoms = {r: full[-1] if r == (0, size) else leaf(r[1]) for r in ranges}
         for place, part in enumerate(slices):
             by_slice[place].append(atoms[part.offset[axis], part.shape[axis]])
-    return tuple(full), [tuple(atoms) for atoms in by_slice]
+    return tuple(full), [tuple(atoms) for atoms in by_slice], wholes

@@ -71,7 +71,7 @@ def _contract(an: Analysis, node: Node, source: Node, gone: Sequence[Atom]) -> N
         an.touch("square sum", gone, node)
     elif an.is_data(left) and an.is_data(right):
         an.touch("paired", gone, node)
-        an.pairings.extend(Pairing(node, atom, left, right) for atom in gone if atom is not ONE)
+        an.pairings.extend(Pairing(source, atom, left, right) for atom in gone if atom is not ONE)
     elif not roles:
         an.touch("sum", gone, node)
 
