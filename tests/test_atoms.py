@@ -240,8 +240,7 @@ def test_what_is_unified_has_the_same_entries(steps: list[tuple[str, int, int, i
             other = equals[j % len(equals)]
             try:
                 unify(a, other)
-            except Clash as clash:
-                assert clash.sizes is None or clash.sizes[0] != clash.sizes[1]
+            except Clash:
                 return
             merged.append((a, other))
     for a, b in merged:

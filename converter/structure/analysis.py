@@ -188,7 +188,7 @@ class Analysis:
         try:
             result = rule(self, node, inputs)
         # An op that lacks inputs, or has too few axes, is one that we do not know.
-        except (Clash, IndexError, ValueError):
+        except (Clash, IndexError, ValueError, ZeroDivisionError):
             return self._opaque(node, inputs)
         found = [result] if isinstance(result, Tensor) else list(result)
         return [self._agreed(node, port, tensor) for port, tensor in enumerate(found)]
@@ -329,7 +329,8 @@ class Analysis:
 
     def use(self, origins: Iterable[Origin], atom: Atom, use: Use, node: Node) -> None:
         """Note how an axis of variables was used."""
-        found = [Role(origin, atom, use, node) for origin in origins]
+        # Sorted, since the order of a set is another one in every run.
+        found = [Role(origin, atom, use, node) for origin in sorted(origins)]
         if found and node in self.flow.telling:
             self.roles.setdefault(node, []).extend(found)
 

@@ -5,8 +5,8 @@ Calls of functions are replaced by what the function does, so that a graph has n
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -115,10 +115,15 @@ class Node:
 
 
 class Constant(NamedTuple):
-    """A constant: its shape, and its values in the order of memory where they are few."""
+    """A constant: its shape, and its values in the order of memory where they are few.
+
+    Attributes:
+        is_whole: whether its values are integers or truths.
+    """
 
     shape: tuple[int, ...]
     values: tuple[float, ...] | None
+    is_whole: bool = False
 
 
 class Graph:
@@ -245,7 +250,8 @@ def _constant(data: bytes, subject: str) -> Constant | None:
     if len(values) > count:
         return Constant(sizes, None)
     # TensorFlow leaves out what repeats the last value, and zeros altogether.
-    return Constant(sizes, (*values, *(values[-1:] or [0]) * (count - len(values))))
+    values = (*values, *(values[-1:] or [0]) * (count - len(values)))
+    return Constant(sizes, values, "int" in dtype.name or dtype.name == "bool")
 
 
 def _known(shape: Sequence[int | None]) -> tuple[int, ...]:
@@ -260,15 +266,17 @@ def _sorted(nodes: list[Node]) -> list[Node]:
         for source, _ in _before(node):
             followers[source].append(node)
             waiting[node] += 1
-    ready = deque(node for node in nodes if not waiting[node])
+    # As far as that goes in the order of the file, which is that in which the model was written.
+    places = {node: place for place, node in enumerate(nodes)}
+    ready = [place for place, node in enumerate(nodes) if not waiting[node]]
     found = []
     while ready:
-        node = ready.popleft()
+        node = nodes[heapq.heappop(ready)]
         found.append(node)
         for follower in followers[node]:
             waiting[follower] -= 1
             if not waiting[follower]:
-                ready.append(follower)
+                heapq.heappush(ready, places[follower])
     if len(found) < len(nodes):
         done = set(found)
         found += [node for node in nodes if node not in done]

@@ -42,7 +42,8 @@ NEVER = frozenset(
 _SUMS = ("sum", "square sum", "norm", "self paired")
 
 _KEEPS = ops("""
-    Identity RefIdentity Reshape Transpose ExpandDims Squeeze ConcatV2 Concat Split SplitV Slice
+    Identity RefIdentity ReadVariableOp Reshape Transpose ExpandDims Squeeze ConcatV2 Concat Split
+    SplitV Slice
     StridedSlice Pack Unpack Tile Pad BroadcastTo Gather GatherV2 Sum Mean Max Min AvgPool MaxPool
     DepthwiseConv2dNative Cast Neg Enter RefEnter Exit RefExit Switch RefSwitch Merge RefMerge
     NextIteration StopGradient Select SelectV2 AddN ReverseSequence ReverseV2 Reverse Cumsum

@@ -66,8 +66,8 @@ def _common(producers: Sequence[str]) -> str:
     """Return the scope of the first producer, or the one above it if it has a sibling there."""
     scopes = [_scope(name) for name in producers]
     above = scopes[0].rpartition("/")[0]
-    siblings = any(s != scopes[0] and s.startswith(f"{above}/") for s in scopes)
-    return above if above and siblings else scopes[0]
+    has_sibling = any(s != scopes[0] and s.rpartition("/")[0] == above for s in scopes)
+    return above if above and has_sibling else scopes[0]
 
 
 def _suffixes(

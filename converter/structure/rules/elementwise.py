@@ -82,7 +82,7 @@ def unary(what: str | None) -> Rule:
     """Return the rule of a function of one tensor, which does `what` to each axis."""
 
     def rule(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
-        x = inputs[0]
+        (x,) = inputs
         kind = an.kind(node.inputs[0])
         if what and kind is Kind.DATA:
             an.touch(what, x.axes or (), node)
@@ -194,7 +194,8 @@ def _shared(inputs: Sequence[Tensor]) -> list[Atom]:
 
 def extreme(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
     """Take the larger or smaller: of data or against zero a positive factor can be taken out."""
-    axes = an.broadcast(inputs, node)
+    x, y = inputs
+    axes = an.broadcast((x, y), node)
     kinds = [an.kind(output) for output in node.inputs]
     if Kind.DATA in kinds:
         is_scalable = all(
@@ -208,7 +209,8 @@ def extreme(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
 
 def other(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
     """Do to two tensors what no change of basis but a permutation survives."""
-    axes = an.broadcast(inputs, node)
+    x, y = inputs
+    axes = an.broadcast((x, y), node)
     origins = None
     if any(an.is_data(output) for output in node.inputs):
         an.touch("nonlinear", axes or (), node)

@@ -14,7 +14,6 @@ from converter.structure.atoms import Atom, Clash, leaf, product, size_of
 from converter.structure.graph import Node
 
 _MAX_CELLS = 256
-_INTEGER_DTYPES = frozenset({3, 4, 5, 6, 9, 10, 17, 22, 23})
 
 
 def axes_of(tensor: Tensor, rank: int) -> list[int]:
@@ -39,7 +38,7 @@ def constant(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
     if values is None:
         return Tensor(axes)
     cells = None
-    if node.kind("dtype") in _INTEGER_DTYPES and len(values) <= _MAX_CELLS:
+    if found.is_whole and len(values) <= _MAX_CELLS:
         cells = tuple(Cell(int(v), None, (node.name, i)) for i, v in enumerate(values))
     first = values[0] if values else 0
     is_uniform = all(value == first for value in values) and math.isfinite(first)
