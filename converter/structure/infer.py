@@ -163,7 +163,7 @@ def _mark_unused(findings: Findings, facts: Mapping[Atom, Facts]) -> None:
 
 def _is_fixed(fact: Facts, products: Mapping[Place, Sequence[Product]]) -> bool:
     """Whether a size is none that a model could be given another one of: of windows, of blocks."""
-    if any(what in fact.touches for what in classes.FIXED):
+    if fact.atom.size == 0 or any(what in fact.touches for what in classes.FIXED):
         return True
     if "index" not in fact.touches or "input" in fact.touches:
         return False
