@@ -324,7 +324,7 @@ class Analysis:
     def opaque(self, atom: Atom, node: Node) -> None:
         """Note that what an op did to an axis cannot be told."""
         if atom is not ONE:
-            what = "opaque" if node in self.flow.telling else "unread"
+            what = "opaque" if node in self.flow.inner else "unread"
             self.events.setdefault(node, []).append(Event(what, atom, node))
 
     def use(self, origins: Iterable[Origin], atom: Atom, use: Use, node: Node) -> None:

@@ -24,6 +24,7 @@ _BOUND = {
     "choice": "{op} {name} chooses one of its entries",
     "softmax": "{op} {name} normalises over it",
     "output": "{op} {name} is an output",
+    "label": "{op} {name} is what it is compared with",
     "lookup": "{op} {name} looks up in it",
 }
 # Sizes that no width is: of windows, of images, of groups.
@@ -50,6 +51,7 @@ _SCALING = {
     "homogeneous": "{op} {name} is positively homogeneous",
     "gain": "{op} {name} scales each unit by a variable",
 }
+_REDUCING = frozenset({"sum", "paired", "self paired", "square sum", "mean", "extreme"})
 # What holds it at its size: what comes from outside, and what goes by its places.
 _HELD = ("input", "constant", "dynamic", "index", "rest", "unread")
 
@@ -123,12 +125,37 @@ def mark_outputs(analysis: Analysis, facts: Mapping[Atom, Facts]) -> None:
     """
     leads = _leads_to(facts)
     outside = _leading_out(leads)
+    escaping: dict[Atom, bool] = {}
     for node in analysis.flow.outputs:
         for tensor in analysis.tensors.get(node, ()):
             for atom in tensor.axes or ():
                 for part in leaves(atom):
-                    if part in facts and part not in outside:
+                    if part not in facts or part in outside:
+                        continue
+                    if part not in escaping:
+                        escaping[part] = _escapes(analysis, facts[part])
+                    if not escaping[part]:
                         facts[part].touches.setdefault("output", node)
+
+
+def _escapes(analysis: Analysis, fact: Facts) -> bool:
+    """Whether something is made of a width by summing over it that does not come back to it."""
+    carriers = {
+        node
+        for node, tensors in analysis.tensors.items()
+        if any(fact.atom in leaves(atom) for tensor in tensors for atom in tensor.axes or ())
+    }
+    for node, events in analysis.events.items():
+        if any(e.what in _REDUCING and fact.atom in leaves(e.atom) for e in events):
+            seen, waiting = {node}, [node]
+            while waiting and not seen & carriers - {node}:
+                for consumer in analysis.graph.consumers[waiting.pop()]:
+                    if consumer in analysis.flow.telling and consumer not in seen:
+                        seen.add(consumer)
+                        waiting.append(consumer)
+            if not (seen - {node}) & carriers and node not in carriers:
+                return True
+    return False
 
 
 def _leads_to(facts: Mapping[Atom, Facts]) -> dict[Atom, set[Atom | None]]:
@@ -139,7 +166,7 @@ def _leads_to(facts: Mapping[Atom, Facts]) -> dict[Atom, set[Atom | None]]:
             produced.setdefault(variable, []).append(atom)
     leads: dict[Atom, set[Atom | None]] = {atom: set() for atom in facts}
     for atom, fact in facts.items():
-        if "lookup" in fact.touches and not fact.touches.keys() & {"paired"}:
+        if "lookup" in fact.touches:
             continue
         for variable in fact.by_use("consume"):
             leads[atom].update(produced.get(variable) or [None])

@@ -196,13 +196,13 @@ def _made_for(analysis: Analysis, side: Output, pairing: Pairing) -> set[Node] |
         readers = [c for c in analysis.graph.consumers[node] if _reads(analysis, c)]
         if any(other is not reader and other not in seen for other in readers):
             return None
-        if any(role.use == "produce" for role in analysis.roles.get(node, ())):
+        roles = analysis.roles.get(node, ())
+        if roles:
             found.add(node)
-            continue
         if node.op not in _LINEAR:
-            return None
-        if analysis.roles.get(node):
-            found.add(node)
+            if not any(role.use == "produce" for role in roles):
+                return None
+            continue
         waiting += [
             (source, node)
             for source, _ in node.inputs

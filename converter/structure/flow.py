@@ -68,7 +68,10 @@ class Flow:
         forward: neither gradients nor effects.
         kinds: of what each node's outputs are made.
         wanted: the forward nodes that something comes of: an output, a loss, or a variable.
-        telling: the nodes to whose exact arithmetic the outputs are sensitive.
+        inner: the nodes from which one gets to an output, or to a variable that is used further on.
+        telling: the nodes to whose exact arithmetic the outputs are sensitive: besides the inner
+            ones what is made of the last of these, which may be an output that only a loss takes.
+            What a loss takes from further inside, or from variables, is none of them.
         outputs: the nodes whose tensors are looked at from outside.
         updates: what writes a value that was computed into a variable: moving averages, states.
     """
@@ -104,7 +107,8 @@ class Flow:
         seen = [node for node in sinks if not self._is_written(node)]
         mixing = [node for node in self._ancestors(seen) if self._is_mixing(node)]
         large = [node for node in seen if not self._is_scalar(node)]
-        self.telling = self._ancestors([*large, *mixing], self._averaged)
+        self.inner = self._ancestors([*large, *mixing], self._averaged)
+        self.telling = self._ancestors([*self.inner, *self._last(seen)], self._averaged)
         self.outputs = [
             node
             for node in graph.nodes
@@ -115,6 +119,27 @@ class Flow:
             and not self._is_written(node)
             and not any(c in self.telling for c in graph.consumers[node])
         ]
+
+    def _last(self, sinks: Iterable[Node]) -> set[Node]:
+        """Return what is made of the last inner tensors, as long as it is no single number."""
+        needed = {
+            node
+            for node in self._ancestors(sinks)
+            if self.kinds[node] is Kind.DATA and not self._is_scalar(node)
+        }
+        taken = {output for node in self.inner for output in node.inputs}
+        first = [
+            node
+            for node in needed - self.inner
+            if any(
+                output.node in self.inner
+                and self.kinds[output.node] is Kind.DATA
+                and output not in taken
+                for output in node.inputs
+            )
+        ]
+        consumers = self._graph.consumers
+        return _reached(first, lambda node: needed.intersection(consumers[node]))
 
     def _backward(self) -> set[Node]:
         """Return the gradients, and all that is made of them."""

@@ -27,6 +27,7 @@ NEVER = frozenset(
         "dynamic",
         "extreme",
         "index",
+        "label",
         "mean",
         "opaque",
         "output",

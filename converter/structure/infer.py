@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -14,16 +15,17 @@ from converter.structure.analysis import Analysis
 from converter.structure.atoms import ONE, Atom, Kind, Product, find, size_of, terms
 from converter.structure.axis import Axis, Blocks, Factor, Term, Use, Width
 from converter.structure.facts import Facts, Place, gather
+from converter.structure.flow import READS
 from converter.structure.gates import labels_of
-from converter.structure.graph import Graph, read_graph
+from converter.structure.graph import Graph, Node, read_graph
 from converter.structure.growth import growth
 from converter.structure.run import Findings, analyse
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
 
-_FOLLOWING: tuple[Use, ...] = ("shift", "gain", "mean", "variance")
-_MODEL = ("model", "batch_statistic")
+_MAX_PASSED = 64
+_APPLIES = re.compile(r"(Resource)?(Sparse)?Apply[A-Z]\w*")
 
 
 class Opaque(NamedTuple):
@@ -31,8 +33,8 @@ class Opaque(NamedTuple):
 
     Attributes:
         name: the width.
-        op: the op; empty where no op of the model reads the variable.
-        node: the node, or the variable.
+        op: the op, which is that of the variable itself where nothing reads it.
+        node: the node.
     """
 
     name: str
@@ -108,6 +110,7 @@ def infer_from(graph: Graph, checkpoint: Checkpoint) -> Structure:
     """
     findings = analyse(graph, checkpoint)
     roles = checkpoint.roles()
+    roles = {**roles, **_slots(findings, checkpoint, roles)}
     followers = {name for name in checkpoint if _follows(roles[name], checkpoint)}
     held = [name for name in findings.axes if name not in followers]
     facts, products = gather(findings, held)
@@ -139,6 +142,33 @@ def infer_from(graph: Graph, checkpoint: Checkpoint) -> Structure:
         findings,
         writer.any_axis,
     )
+
+
+def _slots(
+    findings: Findings, checkpoint: Checkpoint, roles: Mapping[str, Role]
+) -> dict[str, Role]:
+    """Return the slots that names do not tell, by the ops that apply gradients."""
+    names = {node: name for name, nodes in findings.nodes.items() for node in nodes}
+    found: dict[str, Role] = {}
+    for node in findings.analysis.graph.nodes:
+        if _APPLIES.fullmatch(node.op) is None or not node.inputs:
+            continue
+        of = names.get(_source(node.inputs[0].node))
+        for output in node.inputs[1:]:
+            slot = names.get(_source(output.node))
+            if of is None or slot in (None, of) or slot is None or roles[slot].kind != "model":
+                continue
+            if checkpoint[slot].shape == checkpoint[of].shape and checkpoint[of].shape:
+                found[slot] = Role("slot", of)
+    return found
+
+
+def _source(node: Node) -> Node:
+    for _ in range(_MAX_PASSED):
+        if node.op not in READS or not node.inputs:
+            break
+        node = node.inputs[0].node
+    return node
 
 
 def _follows(role: Role, checkpoint: Checkpoint) -> bool:

@@ -38,8 +38,8 @@ def names(
 
 
 def _name(fact: Facts) -> str:
-    if "lookup" in fact.touches:
-        return f"{_scope(_looked_up(fact))}/vocabulary"
+    if "lookup" in fact.touches and (consumers := fact.by_use("consume")):
+        return f"{_scope(consumers[0])}/vocabulary"
     if producers := fact.by_use("produce"):
         return _common(producers)
     if "input" in fact.touches:
@@ -47,10 +47,6 @@ def _name(fact: Facts) -> str:
     if consumers := fact.by_use("consume"):
         return f"{_scope(consumers[0])}/inputs"
     return _scope(next(iter(fact.places)).variable)
-
-
-def _looked_up(fact: Facts) -> str:
-    return next(iter(fact.by_use("consume")), next(iter(fact.places)).variable)
 
 
 def _scope(name: str) -> str:

@@ -365,7 +365,8 @@ def pad(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
         elif size_of(atom) is None:
             axes.append(Atom(None))
         else:
-            axes.append(concat((leaf(before.value), atom, leaf(after.value))))
+            added = [an.demand(cell, leaf(cell.value), node) for cell in (before, after)]
+            axes.append(concat((added[0], atom, added[1])))
     return Tensor(tuple(axes))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from converter.structure.analysis import Analysis, Rule, Tensor, for_ops
+from converter.structure.atoms import leaf
 from converter.structure.flow import Kind
 from converter.structure.graph import Node
 
@@ -17,7 +18,7 @@ def placeholder(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
     if inputs:
         # Nobody has to feed what has a value already, such as the zeros of a first state.
         return Tensor(an.tie_all((Tensor(axes), inputs[0]), node))
-    an.touch("input", axes or (), node)
+    an.touch("input" if node in an.flow.inner else "label", axes or (), node)
     return Tensor(axes)
 
 
@@ -59,6 +60,43 @@ def drawn(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
     return Tensor((logits.axes[0], last)) if last is not None else Tensor(None)
 
 
+def labelled(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Align logits with a sequence of labels: each class is one of its own."""
+    logits = inputs[0]
+    if logits.axes is not None:
+        an.touch("choice", logits.axes[-1:], node)
+    return _apart(an, node)
+
+
+def apart(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Make something of indices that has no axis in common with them."""
+    return _apart(an, node)
+
+
+def _apart(an: Analysis, node: Node) -> list[Tensor]:
+    ports = {
+        output.port
+        for consumer in an.graph.consumers[node]
+        for output in consumer.inputs
+        if output.node is node
+    }
+    shapes = [an.graph.declared(node, port) for port in range(max(ports, default=0) + 1)]
+    return [Tensor(an.fresh(shape)) for shape in shapes]
+
+
+def sparse_matmul(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
+    """Multiply a sparse matrix with a dense one, which is a lookup of weighted rows."""
+    _, _, shape, dense = inputs
+    if dense.axes is None or len(dense.axes) != 2 or node.integer("adjoint_b"):
+        return Tensor(an.fresh(an.graph.declared(node, 0)))
+    an.touch("lookup", dense.axes[:1], node)
+    if an.is_weight(node.inputs[3]):
+        an.use(dense.origin(0), dense.axes[0], "consume", node)
+        an.use(dense.origin(1), dense.axes[1], "produce", node)
+    rows = shape.cells[1 if node.integer("adjoint_a") else 0] if shape.cells else None
+    return Tensor((leaf(None) if rows is None else an.sized(rows, node), dense.axes[1]))
+
+
 RULES: dict[str, Rule] = {
     **for_ops("Placeholder PlaceholderV2 PlaceholderWithDefault", placeholder),
     **for_ops(
@@ -78,4 +116,14 @@ RULES: dict[str, Rule] = {
     ),
     **for_ops("LookupTableFind LookupTableFindV2", listed),
     "Multinomial": drawn,
+    **for_ops("CTCLoss CTCLossV2 CTCGreedyDecoder CTCBeamSearchDecoder", labelled),
+    **for_ops(
+        """LogUniformCandidateSampler UniformCandidateSampler LearnedUnigramCandidateSampler
+        FixedUnigramCandidateSampler AllCandidateSampler ThreadUnsafeUnigramCandidateSampler
+        ComputeAccidentalHits SparseToDense SparseReshape SparseReorder SparseFillEmptyRows
+        SparseSlice StringSplit StringToHashBucket StringToHashBucketFast StringToNumber
+        DecodeBase64 AsString StringJoin RegexReplace DenseToDenseSetOperation""",
+        apart,
+    ),
+    "SparseTensorDenseMatMul": sparse_matmul,
 }
