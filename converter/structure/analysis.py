@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from converter.structure.atoms import ONE, Atom, Clash, find, leaf, size_of, unify
+from converter.structure.atoms import ONE, Atom, Clash, Whole, find, leaf, size_of, unify
 from converter.structure.axis import Use
 from converter.structure.flow import Flow, Kind
 from converter.structure.graph import Graph, Node, Output
@@ -46,10 +46,16 @@ class Cell(NamedTuple):
 
 
 class Element:
-    """The tensors that a TensorArray or a list holds, which are all alike."""
+    """The tensors that a TensorArray, a list or a stack holds, which are all alike.
+
+    Attributes:
+        axes: of each of them; None while nothing is known.
+        held: the one tensor that was put in, where it is but one.
+    """
 
     def __init__(self) -> None:
         self.axes: Axes | None = None
+        self.held: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +157,7 @@ class Analysis:
         rules: the rule of each op.
         variables: the tensors of the variable nodes, given beforehand.
         matrices: the variables that have more than one axis of more than one entry.
+        wholes: the axes of partitioned variables.
         tensors: what is known of the outputs of each node that was visited.
         events, roles, conflicts, demands, scales, pairings: what the ops said.
         unknown: ops without a rule that stand in the way, and how often.
@@ -161,6 +168,7 @@ class Analysis:
     rules: Mapping[str, Rule] = field(repr=False)
     variables: Mapping[Node, Tensor]
     matrices: frozenset[str]
+    wholes: Sequence[Whole] = ()
     tensors: dict[Node, list[Tensor]] = field(default_factory=dict)
     events: dict[Node, list[Event]] = field(default_factory=dict)
     roles: dict[Node, list[Role]] = field(default_factory=dict)
@@ -369,6 +377,17 @@ class Analysis:
             if cell.atom is not None:
                 with contextlib.suppress(Clash):
                     unify(atom, cell.atom)
+
+    def piece(self, atom: Atom, start: int, stop: int) -> Atom | None:
+        """Return the slice of a partitioned variable that a part of an axis is, if it is one."""
+        for whole in self.wholes:
+            if find(whole.full) is find(atom):
+                at = 0
+                for part in whole.parts:
+                    if at == start and at + (part.size or 0) == stop:
+                        return part
+                    at += part.size or 0
+        return None
 
     def kind(self, output: Output) -> Kind:
         """Return of what a tensor is made."""

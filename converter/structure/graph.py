@@ -40,6 +40,10 @@ def ops(names: str) -> frozenset[str]:
 
 NEXT_ITERATION = frozenset({"NextIteration", "RefNextIteration"})
 _HANDLES = frozenset({20, 21})  # resource, variant
+_PUSHES = ops("StackPush StackPushV2")
+_POPS = ops("StackPop StackPopV2")
+_HANDS_ON = ops("Enter RefEnter Identity RefIdentity Switch RefSwitch")
+_MAX_PASSED = 64
 _MERGES = frozenset({"Merge", "RefMerge"})
 _EXITS = frozenset({"Exit", "RefExit"})
 
@@ -260,10 +264,12 @@ def _known(shape: Sequence[int | None]) -> tuple[int, ...]:
 
 def _sorted(nodes: list[Node]) -> list[Node]:
     """Order the nodes so that each stands after its inputs; what loops back is left aside."""
+    pushes = _pushes(nodes)
     waiting = dict.fromkeys(nodes, 0)
     followers: dict[Node, list[Node]] = {node: [] for node in nodes}
     for node in nodes:
-        for source, _ in _before(node):
+        stacked = pushes.get(_origin(node), ()) if node.op in _POPS else ()
+        for source in (*(source for source, _ in _before(node)), *stacked):
             followers[source].append(node)
             waiting[node] += 1
     # As far as that goes in the order of the file, which is that in which the model was written.
@@ -281,6 +287,26 @@ def _sorted(nodes: list[Node]) -> list[Node]:
         done = set(found)
         found += [node for node in nodes if node not in done]
     return found
+
+
+def _pushes(nodes: list[Node]) -> dict[Node, list[Node]]:
+    """Return what is put on each stack, by the node that made the stack."""
+    found: dict[Node, list[Node]] = {}
+    for node in nodes:
+        if node.op in _PUSHES:
+            found.setdefault(_origin(node), []).append(node)
+    return found
+
+
+def _origin(node: Node) -> Node:
+    """Return the node that made the handle that another one takes."""
+    for _ in range(_MAX_PASSED):
+        if not node.inputs:
+            break
+        node = node.inputs[0].node
+        if node.op not in _HANDS_ON:
+            break
+    return node
 
 
 def _before(node: Node) -> list[Output]:

@@ -229,11 +229,15 @@ class _Writer:
     """Writes axes over the names of widths."""
 
     def __init__(self, names: Mapping[Atom, str], labels: Mapping[Place, Sequence[str]]) -> None:
-        self._names = names
+        self._given = names
+        self._names = dict(names)
         self._labels = labels
 
     def any_axis(self, atom: Atom) -> Axis:
         """Return an axis of any tensor."""
+        if any(known.link is not None for known in self._names):
+            # What is found out later may merge a width with something else.
+            self._names = {find(known): name for known, name in self._given.items()}
         return self.axis(Place("", 0), terms(atom))
 
     def axis(self, place: Place, products: Sequence[Product]) -> Axis:

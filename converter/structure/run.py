@@ -53,7 +53,7 @@ def analyse(graph: Graph, checkpoint: Checkpoint) -> Findings:
             tensors[node] = Tensor(atoms, origins=origins)
     matrices = frozenset(n for n in nodes if sum(size > 1 for size in checkpoint[n].shape) > 1)
     flow = Flow(graph, bound)
-    analysis = Analysis(graph, flow, RULES, tensors, matrices)
+    analysis = Analysis(graph, flow, RULES, tensors, matrices, [whole for whole, _ in wholes])
     analysis.run(node for node in graph.nodes if node in flow.wanted)
     for node in flow.updates:
         target, value = (analysis.tensor(output) for output in node.inputs[:2])

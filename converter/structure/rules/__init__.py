@@ -11,6 +11,7 @@ from converter.structure.analysis import Rule
 from converter.structure.rules import (
     contraction,
     elementwise,
+    gradients,
     integers,
     normalisation,
     recurrent,
@@ -22,6 +23,7 @@ from converter.structure.rules import (
 
 RULES: Mapping[str, Rule] = {
     **elementwise.RULES,
+    **gradients.RULES,
     **integers.RULES,
     **sources.RULES,
     **contraction.RULES,

@@ -74,6 +74,7 @@ _INTEGERS: dict[str, Callable[..., int]] = {
     "Greater": lambda a, b: int(a > b),
     "GreaterEqual": lambda a, b: int(a >= b),
 }
+_SAME = frozenset({"Maximum", "Minimum", "FloorDiv"})
 _MAX_CELLS = 64
 _LARGE = 1 << 62
 
@@ -333,9 +334,20 @@ def _computed(op: str, function: Callable[..., int], row: tuple[Cell, ...]) -> C
             value = None
         if value is not None and abs(value) > _LARGE:
             value = None
-    if op in ("Maximum", "Minimum") and len(row) == 2 and row[0].atom is row[1].atom:
-        return Cell(value, row[0].atom)
+    if len(row) == 2 and value is None and op in _SAME:
+        return _of_lengths(op, row[0], row[1])
     return Cell(value, _length(op, row))
+
+
+def _of_lengths(op: str, a: Cell, b: Cell) -> Cell:
+    """Compute with lengths that are not known, as far as that can be done."""
+    is_same = a.atom is not None and b.atom is not None and find(a.atom) is find(b.atom)
+    if op == "FloorDiv":
+        return Cell(1) if is_same else Cell(None, a.atom) if b.value == 1 else Cell()
+    # An axis has at least one entry wherever somebody asks for the larger of two.
+    if op == "Maximum" and 1 in (a.value, b.value):
+        return a if b.value == 1 else b
+    return a if is_same else Cell()
 
 
 def _length(op: str, row: tuple[Cell, ...]) -> Atom | None:

@@ -329,6 +329,8 @@ def tile(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
             axes.append(atom)
         elif find(atom) is ONE:
             axes.append(an.sized(cell, node))
+        elif cell.value is None and cell.atom is None:
+            raise Clash
         else:
             times = cell.atom if cell.atom is not None else leaf(cell.value)
             axes.append(product((times, atom)))

@@ -110,7 +110,7 @@ def _range(an: Analysis, node: Node, atom: Atom, step: _Step) -> Atom:
     begin = step.begin.value
     end = size if step.end is None else step.end.value
     if step.stride == 1 and begin == 0 and (step.end is None or _reaches(end, size)):
-        return atom
+        return atom if step.end is None or end != size else an.demand(step.end, atom, node)
     is_own = step.end is not None and step.end.atom and find(step.end.atom) is find(atom)
     if step.stride == 1 and begin == 0 and is_own:
         return atom
@@ -119,6 +119,8 @@ def _range(an: Analysis, node: Node, atom: Atom, step: _Step) -> Atom:
         start, stop = max(0, min(start, size)), max(0, min(stop, size))
         if (start, stop) == (0, size):
             return atom
+        if part := an.piece(atom, start, stop):
+            return part
         pieces = cut(atom, start, max(start, stop))
         if step.end is not None and begin == 0:
             an.demand(step.end, pieces[1], node)
@@ -177,13 +179,15 @@ def sliced(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
 def _part(an: Analysis, node: Node, atom: Atom, begin: Cell, length: Cell) -> Atom:
     size = size_of(atom)
     if begin.value == 0 and (length.value == -1 or (size is not None and length.value == size)):
-        return atom
+        return atom if length.value == -1 else an.demand(length, atom, node)
     if begin.value == 0 and length.atom is not None and find(length.atom) is find(atom):
         return atom
     if begin.value is not None and length.value is not None and size is not None:
         stop = size if length.value == -1 else begin.value + length.value
         if not 0 <= begin.value <= stop <= size:
             raise Clash
+        if part := an.piece(atom, begin.value, stop):
+            return an.demand(length, part, node)
         piece = cut(atom, begin.value, stop)[1]
         return an.demand(length, piece, node)
     an.touch("index", [atom], node)
@@ -280,7 +284,20 @@ def stitch(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
     rest = an.tie_all(rests, node)
     if rest is None:
         raise Clash
-    return Tensor((Atom(None), *rest))
+    cells = _stitched(inputs[:count], inputs[count:]) if not rest else None
+    return Tensor((Atom(None) if cells is None else leaf(len(cells)), *rest), cells)
+
+
+def _stitched(places: Sequence[Tensor], parts: Sequence[Tensor]) -> tuple[Cell, ...] | None:
+    """Put integers in their places: so the gradient of a reduction makes a shape."""
+    found: dict[int, Cell] = {}
+    for indices, data in zip(places, parts, strict=True):
+        if indices.values is None or data.cells is None or len(data.cells) != len(indices.values):
+            return None
+        found.update(zip(indices.values, data.cells, strict=True))
+    if sorted(found) != list(range(len(found))):
+        return None
+    return tuple(found[place] for place in range(len(found)))
 
 
 def unique(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> list[Tensor]:
