@@ -6,7 +6,7 @@ TensorFlow is not imported here, but by `converter.session` when the graphs run.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -304,6 +304,9 @@ def _prove(a: _Side, b: _Side, question: Question) -> Proof:
         compare(name, outputs[source], found[source], question.tolerance)
         for name, source in zip(names, (o.tensor for o in others.outputs), strict=True)
     ]
+    if question.fetches:
+        # What somebody asked for by name is not passed over.
+        compared = [replace(c, passed=False) if c.passed is None else c for c in compared]
     return Proof(forward, feeds, tuple(compared), question.tolerance, tuple(notes))
 
 

@@ -270,6 +270,26 @@ def test_what_cannot_be_asked(options: list[str], code: int, message: str) -> No
 
 
 @pytest.mark.slow
+def test_hidden_states_of_another_width_are_passed_over_unless_asked_for(tmp_path: Path) -> None:
+    tf = pytest.importorskip("tensorflow").compat.v1
+    for width in (2, 3):
+        with tf.Graph().as_default(), tf.Session() as session:
+            x = tf.placeholder(tf.float32, [None, 4], "x")
+            w = tf.get_variable("w", [4, 3], initializer=tf.ones_initializer())
+            hidden = tf.matmul(x, w[:, :width], name="hidden")
+            tf.reduce_sum(tf.matmul(x, w), 1, keepdims=True, name="out")
+            tf.identity(hidden, name="state")
+            session.run(tf.global_variables_initializer())
+            tf.train.Saver().save(session, str(tmp_path / str(width)))
+    paths = tmp_path / "2", tmp_path / "3"
+    outcome = run("prove", *paths, "--json")
+    assert outcome.exit_code == 0, outcome.output
+    found = {o["name"]: (o["passed"], o["note"]) for o in json.loads(outcome.stdout)["outputs"]}
+    assert found == {"out": (True, ""), "state": (None, "[8, 2] and [8, 3]")}
+    assert run("prove", *paths, "--fetch", "state", "--fetch", "out").exit_code == 1
+
+
+@pytest.mark.slow
 def test_what_is_fed_is_no_output() -> None:
     path = case("tf14_v2_rotation").path
     fed = ["--feed", "out/BiasAdd=[[1, 2]]", "--fetch", "out/BiasAdd"]

@@ -46,6 +46,13 @@ _COLUMNS = 6
 @click.option(
     "--fetch", "fetches", metavar="NAME", multiple=True, help="With --graph: what this needs."
 )
+@click.option("--widths", is_flag=True, help="Which axes of the variables share a width.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    help="With --widths: write them as a layout, to read and edit.",
+)
 @click.option("--no-verify-source", is_flag=True, help="Don't compare checksums of what is read.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("-v", "--verbose", is_flag=True, help="List every variable, however many.")
@@ -56,6 +63,8 @@ def command(
     graph: bool,
     feeds: tuple[str, ...],
     fetches: tuple[str, ...],
+    widths: bool,
+    output: str | None,
     no_verify_source: bool,
     as_json: bool,
     verbose: bool,
@@ -80,7 +89,18 @@ def command(
                  keep, rate, size, number or default; a size of -1 is open, a shape of null too
       outputs    [{name, dtype, shape, why}]
       variables  {NODE: the checkpoint's variable}, those that the outputs need
+    With --widths:
+      widths     [{name, size, class, resizable, exact, produced_by, consumed_by, followed_by, why}]
+      variables  {NAME: [one axis each, over the widths]}, slots and averages too
+      opaque     [{name, op, node}]: the widths of which an op that is not known hides the rest
     """
+    if widths:
+        from converter.cli.widths import show_widths
+
+        show_widths(path, output, as_json=as_json, verbose=verbose)
+        return
+    if output is not None:
+        raise UsageError("-o is where the widths are written; add --widths")
     if graph:
         from converter.cli.graph import show_graph
 

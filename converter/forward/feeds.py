@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -238,7 +239,8 @@ def _shape(found: Input, first: int, size: int, graph: Graph) -> tuple[int, ...]
     # A batch of large pictures would be needlessly much.
     first = first if len(wanted) < 4 else min(first, _BATCH)
     shape = tuple(n if n >= 0 else first if axis == 0 else size for axis, n in enumerate(wanted))
-    if np.prod(shape, dtype=object) > _MAX_DRAWN:
+    # Zeros do not make it small: numpy multiplies the other axes too.
+    if math.prod(n or 1 for n in shape) > _MAX_DRAWN:
         raise UsageError(
             f"{found.tensor}: {_sizes(shape)} is too much to be drawn; give values (--inputs x.npz)"
         )
@@ -270,7 +272,7 @@ def _values(found: Input, shape: tuple[int, ...], longest: int, rng: np.random.G
     if found.kind == "ids" and found.limit is not None:
         return rng.integers(found.low, found.limit, shape).astype(dtype.numpy)
     if found.kind == "lengths":
-        lengths = rng.integers(1, longest, shape, endpoint=True)
+        lengths = rng.integers(min(1, longest), longest, shape, endpoint=True)
         # One of full length: some graphs count their steps by the longest.
         lengths.reshape(-1)[:1] = longest
         return lengths.astype(dtype.numpy)

@@ -1,0 +1,157 @@
+"""`convert inspect --widths`: which axes of a checkpoint's variables share a width."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.cli.output import json_text, print_table
+from converter.cli.text import count, say
+from converter.structure.axis import Width
+from converter.structure.infer import Structure, infer
+from converter.structure.layout import layout_text, write_layout
+
+_FEW = 60
+
+
+def show_widths(path: str, output: str | None, *, as_json: bool, verbose: bool) -> None:
+    """Print the widths of a checkpoint, or write them as a layout file.
+
+    Raises:
+        InputError: there is no graph, or it is not that of the checkpoint.
+        PlanError: the layout file exists.
+    """
+    checkpoint = open_checkpoint(path)
+    structure = infer(checkpoint)
+    names = _told(checkpoint)
+    if output is not None:
+        title = f"Which axes share a width in {checkpoint.path}"
+        write_layout(Path(output), layout_text(structure, names, title))
+        say(f"wrote {output} ({count(len(structure.widths), 'width')})", err=as_json)
+    if as_json:
+        click.echo(json_text(_as_json(structure)))
+    elif output is None:
+        _show(checkpoint, structure, names, verbose=verbose)
+
+
+def _told(checkpoint: Checkpoint) -> list[str]:
+    """Return the variables that have axes of their own: no slots, averages or numbers."""
+    roles = checkpoint.roles()
+    return [
+        name
+        for name, variable in checkpoint.items()
+        if variable.shape
+        and not (roles[name].kind in ("slot", "average") and roles[name].of is not None)
+    ]
+
+
+def _as_json(structure: Structure) -> dict[str, object]:
+    return {
+        "widths": [_entry(width) for width in structure.widths.values()],
+        "variables": {name: [str(a) for a in axes] for name, axes in structure.axes.items()},
+        "opaque": [
+            {"name": found.name, "op": found.op, "node": found.node} for found in structure.opaque
+        ],
+    }
+
+
+def _entry(width: Width) -> dict[str, object]:
+    return {
+        "name": width.name,
+        "size": width.size,
+        "class": width.symmetry,
+        "resizable": width.resizable,
+        "exact": width.exact,
+        "produced_by": list(width.produced_by),
+        "consumed_by": list(width.consumed_by),
+        "followed_by": list(width.followed_by),
+        "why": width.why,
+    }
+
+
+def _show(checkpoint: Checkpoint, structure: Structure, names: list[str], *, verbose: bool) -> None:
+    analysis = structure.findings.analysis
+    graph = analysis.graph
+    say(
+        f"{graph.path}  {count(len(graph.nodes), 'node')}, "
+        f"{count(len(structure.widths), 'width')} in {count(len(names), 'variable')}"
+    )
+    click.echo()
+    if structure.widths:
+        print_table(
+            (_row(width) for width in structure.widths.values()),
+            header=(
+                "width",
+                "size",
+                "class",
+                "grows",
+                "produced",
+                "consumed",
+                "followed",
+                "because",
+            ),
+            right=(1, 4, 5, 6),
+        )
+    if verbose:
+        for width in structure.widths.values():
+            _show_members(width)
+    if verbose or len(names) <= _FEW:
+        click.echo()
+        print_table(
+            (
+                (name, ", ".join(map(str, structure.axes[name])), _shape(checkpoint, name))
+                for name in names
+            ),
+            header=("variable", "axes", "shape"),
+        )
+    for line in _notes(structure):
+        say(line)
+
+
+def _row(width: Width) -> tuple[str, ...]:
+    grows = "exact" if width.exact and width.resizable else "yes" if width.resizable else "no"
+    return (
+        width.name,
+        str(width.size),
+        width.symmetry,
+        grows,
+        *(str(len(m)) for m in (width.produced_by, width.consumed_by, width.followed_by)),
+        width.why,
+    )
+
+
+def _show_members(width: Width) -> None:
+    click.echo()
+    say(f"{width.name}  {width.size}, {width.symmetry}")
+    for words, members in (
+        ("produced by", width.produced_by),
+        ("consumed by", width.consumed_by),
+        ("followed by", width.followed_by),
+    ):
+        for name in members:
+            say(f"  {words:<11} {name}")
+
+
+def _shape(checkpoint: Checkpoint, name: str) -> str:
+    return "[" + ", ".join(map(str, checkpoint[name].shape)) + "]"
+
+
+def _notes(structure: Structure) -> Iterator[str]:
+    """Yield what could not be told, behind an empty line."""
+    lines = [
+        f"opaque  {found.name}: {found.op} {found.node} may tie it to anything"
+        for found in structure.opaque
+    ]
+    lines += [f"note    {conflict}" for conflict in structure.conflicts]
+    for name, factors in structure.factors.items():
+        lines += [
+            f"note    {factor.node} multiplies with {factor.number:.6g}, which is the size of "
+            f"{name} to the power of {factor.power:g}"
+            for factor in factors
+        ]
+    if lines:
+        yield ""
+        yield from lines

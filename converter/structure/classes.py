@@ -1,0 +1,235 @@
+"""Which changes of basis leave a model as it is, for each width, and what decides it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from converter.errors import printable
+from converter.structure.analysis import Analysis
+from converter.structure.atoms import Atom, find, leaves
+from converter.structure.axis import Symmetry
+from converter.structure.facts import Facts
+from converter.structure.graph import Node
+
+# What binds each entry to its place, and in which words; the first that applies is told.
+_BOUND = {
+    "input": "{op} {name} brings it in from outside",
+    "constant": "{op} {name} adds or multiplies a constant that differs from entry to entry",
+    "dynamic": "{op} {name} meets a size that is only known when the graph runs",
+    "index": "{op} {name} goes by the place of each entry",
+    "rest": "no op reads these entries of {name}",
+    "unread": "{op} {name} is not known, and stands behind the outputs",
+    "choice": "{op} {name} chooses one of its entries",
+    "softmax": "{op} {name} normalises over it",
+    "output": "{op} {name} is an output",
+    "label": "{op} {name} is what it is compared with",
+    "lookup": "{op} {name} looks up in it",
+}
+# Sizes that no width is: of windows, of images, of groups.
+FIXED = ("spatial", "fixed")
+
+_PERMUTATION = {
+    "nonlinear": "{op} {name} is nonlinear",
+    "gated": "{op} {name} multiplies it with other data, unit by unit",
+    "affine": "{op} {name} adds a constant to each unit",
+    "variance": "{op} {name} normalises by mean and variance over it",
+    "mean": "{op} {name} averages over it",
+    "extreme": "{op} {name} takes the largest over it",
+    "sum": "{op} {name} sums over it",
+    "norm": "{op} {name} takes the norm over it",
+    "weight": "{op} {name} changes the variable that holds it",
+}
+_ORTHOGONAL = {
+    "square mean": "{op} {name} averages the squares over it",
+    "square sum": "{op} {name} sums the squares over it",
+    "weight norm": "{op} {name} sums a variable over it",
+    "self paired": "{op} {name} contracts two tensors over it of which neither is made for that",
+}
+_SCALING = {
+    "homogeneous": "{op} {name} is positively homogeneous",
+    "gain": "{op} {name} scales each unit by a variable",
+}
+_REDUCING = frozenset({"sum", "paired", "self paired", "square sum", "mean", "extreme"})
+# What holds it at its size: what comes from outside, and what goes by its places.
+_HELD = ("input", "constant", "dynamic", "index", "rest", "unread")
+
+
+class Verdict(NamedTuple):
+    """What a width allows."""
+
+    symmetry: Symmetry
+    resizable: bool
+    why: str
+
+
+def judge(fact: Facts) -> Verdict:
+    """Tell the symmetry of a width from all that was done to it."""
+    touches = fact.touches
+    if "opaque" in touches:
+        return Verdict("opaque", False, f"what {_named(touches['opaque'])} does is not known")
+    if is_fed(fact):
+        touches = {what: node for what, node in touches.items() if what != "input"}
+    held = any(what in touches for what in _HELD)
+    for symmetry, reasons in (
+        ("bound", _BOUND),
+        ("permutation", _PERMUTATION),
+        ("orthogonal", _ORTHOGONAL),
+        ("scaling", _SCALING),
+    ):
+        if "gain" in touches and symmetry == "orthogonal" and not _is_folded(fact):
+            continue
+        for what, words in reasons.items():
+            if what in touches:
+                return Verdict(_symmetry(symmetry), not held, _say(words, touches[what]))
+    return Verdict("free", True, "only linear ops touch it")
+
+
+def is_fed(fact: Facts) -> bool:
+    """Whether a width comes in beside what variables produce of it.
+
+    It is a state then, or passes a layer by: whoever feeds it feeds the new units too.
+    """
+    return "input" in fact.touches and "output" not in fact.touches and bool(fact.by_use("produce"))
+
+
+def _is_folded(fact: Facts) -> bool:
+    """Whether a gain stands right behind the normalisation, so that its consumers can take it."""
+    return "homogeneous" not in fact.touches
+
+
+def _symmetry(name: str) -> Symmetry:
+    found: dict[str, Symmetry] = {
+        "bound": "bound",
+        "permutation": "permutation",
+        "orthogonal": "orthogonal",
+        "scaling": "scaling",
+    }
+    return found[name]
+
+
+def _named(node: Node) -> str:
+    return f"{node.op} {printable(node.name)}"
+
+
+def _say(words: str, node: Node) -> str:
+    return words.format(op=node.op, name=printable(node.name))
+
+
+def mark_outputs(analysis: Analysis, facts: Mapping[Atom, Facts]) -> None:
+    """Mark the widths that the outputs have, and that nothing but themselves is made of.
+
+    The state of a loop, or the outputs of a cell of which only the last is used, are outputs of
+    the graph too. A width that something else is made of is an inner one all the same.
+    """
+    leads = _leads_to(facts)
+    outside = _leading_out(leads)
+    escaping: dict[Atom, bool] = {}
+    for node in analysis.flow.outputs:
+        for tensor in analysis.tensors.get(node, ()):
+            for atom in tensor.axes or ():
+                for part in leaves(atom):
+                    if part not in facts or part in outside:
+                        continue
+                    if part not in escaping:
+                        escaping[part] = _escapes(analysis, facts[part])
+                    if not escaping[part]:
+                        facts[part].touches.setdefault("output", node)
+
+
+def _escapes(analysis: Analysis, fact: Facts) -> bool:
+    """Whether something is made of a width by summing over it that does not come back to it."""
+    carriers = {
+        node
+        for node, tensors in analysis.tensors.items()
+        if any(fact.atom in leaves(atom) for tensor in tensors for atom in tensor.axes or ())
+    }
+    for node, events in analysis.events.items():
+        if any(e.what in _REDUCING and fact.atom in leaves(e.atom) for e in events):
+            seen, waiting = {node}, [node]
+            while waiting and not seen & carriers - {node}:
+                for consumer in analysis.graph.consumers[waiting.pop()]:
+                    if consumer in analysis.flow.telling and consumer not in seen:
+                        seen.add(consumer)
+                        waiting.append(consumer)
+            if not (seen - {node}) & carriers and node not in carriers:
+                return True
+    return False
+
+
+def _leads_to(facts: Mapping[Atom, Facts]) -> dict[Atom, set[Atom | None]]:
+    """Return which widths are made of each: None stands for an axis of one entry."""
+    produced: dict[str, list[Atom]] = {}
+    for atom, fact in facts.items():
+        for variable in fact.by_use("produce"):
+            produced.setdefault(variable, []).append(atom)
+    leads: dict[Atom, set[Atom | None]] = {atom: set() for atom in facts}
+    for atom, fact in facts.items():
+        if "lookup" in fact.touches:
+            continue
+        for variable in fact.by_use("consume"):
+            leads[atom].update(produced.get(variable) or [None])
+    return leads
+
+
+def _leading_out(leads: Mapping[Atom, set[Atom | None]]) -> set[Atom]:
+    """Return the widths from which one gets to others that do not lead back."""
+    reached = {atom: _reached(atom, leads) for atom in leads}
+    return {
+        atom
+        for atom, others in reached.items()
+        if any(other is None or atom not in reached[other] for other in others if other is not atom)
+    }
+
+
+def _reached(atom: Atom, leads: Mapping[Atom, set[Atom | None]]) -> set[Atom | None]:
+    found: set[Atom | None] = set()
+    waiting: list[Atom | None] = [atom]
+    while waiting:
+        current = waiting.pop()
+        for other in leads.get(current, ()) if current is not None else ():
+            if other not in found:
+                found.add(other)
+                waiting.append(other)
+    return found
+
+
+class Factor(NamedTuple):
+    """A constant that is a root or a share of a width's size.
+
+    Attributes:
+        node: the node that multiplies with it.
+        number: the factor.
+        power: of the size: 0.5, -0.5 or -1.
+    """
+
+    node: Node
+    number: float
+    power: float
+
+
+def scale_factors(
+    analysis: Analysis, facts: Mapping[Atom, Facts], resizable: Iterable[Atom]
+) -> dict[Atom, list[Factor]]:
+    """Find constants such as `1 / sqrt(head size)`, which have to move with their width."""
+    found: dict[Atom, list[Factor]] = {}
+    wanted = set(resizable)
+    for scale in analysis.scales:
+        for atom in _scaled(analysis, scale.operand.node, scale.node):
+            if atom not in wanted or not atom.size:
+                continue
+            for power in (-0.5, 0.5, -1.0):
+                if math.isclose(abs(scale.number), atom.size**power, rel_tol=1e-5):
+                    found.setdefault(atom, []).append(Factor(scale.node, scale.number, power))
+                    facts[atom].touches.setdefault("scaled by size", scale.node)
+    return found
+
+
+def _scaled(analysis: Analysis, operand: Node, node: Node) -> list[Atom]:
+    """Return the widths that a factor may be about: those of the tensor, or those in it."""
+    near = {operand, node, *(c for c in analysis.graph.consumers[node])}
+    found = [part for p in analysis.pairings if p.node in near for part in leaves(p.atom)]
+    for tensor in analysis.tensors.get(operand, ())[:1]:
+        found += [part for atom in tensor.axes or () for part in leaves(atom)]
+    return list(dict.fromkeys(find(part) for part in found))

@@ -1,0 +1,354 @@
+"""The structure of a checkpoint: which axes of its variables share which widths."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, NamedTuple
+
+from converter.errors import InputError
+from converter.names import Role
+from converter.structure import classes, naming
+from converter.structure.analysis import Analysis
+from converter.structure.atoms import ONE, Atom, Kind, Product, find, size_of, terms
+from converter.structure.axis import Axis, Blocks, Factor, Term, Use, Width
+from converter.structure.facts import Facts, Place, gather
+from converter.structure.flow import READS
+from converter.structure.gates import labels_of
+from converter.structure.graph import Graph, Node, read_graph
+from converter.structure.growth import growth
+from converter.structure.run import Findings, analyse
+
+if TYPE_CHECKING:
+    from converter.checkpoint import Checkpoint
+
+_MAX_PASSED = 64
+_APPLIES = re.compile(r"(Resource)?(Sparse)?Apply[A-Z]\w*")
+
+
+class Opaque(NamedTuple):
+    """A width of which an op that is not known hides what it is tied to.
+
+    Attributes:
+        name: the width.
+        op: the op, which is that of the variable itself where nothing reads it.
+        node: the node.
+    """
+
+    name: str
+    op: str
+    node: str
+
+
+class SizeFactor(NamedTuple):
+    """A constant of the graph that has to move with a width.
+
+    Attributes:
+        node: the node that multiplies with it.
+        number: its value.
+        power: the power of the width's size that it is.
+    """
+
+    node: str
+    number: float
+    power: float
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Which axes share a width.
+
+    Attributes:
+        widths: by name, in the order of the graph.
+        axes: the axes of every variable of the checkpoint, slots and averages included.
+        uses: what each axis of a variable does with its widths, in the order of the axes.
+        opaque: the widths that cannot be resized, as it is not known what they are tied to.
+        factors: the constants that move with a width, by its name.
+        conflicts: ops that make two axes of different length one, for people.
+        findings: all that the graph says, for what has to be told of its other tensors.
+        write: gives the expression of any axis in the findings; what is no width is a number,
+            0 where that is not known.
+    """
+
+    widths: Mapping[str, Width]
+    axes: Mapping[str, tuple[Axis, ...]]
+    uses: Mapping[str, tuple[Mapping[str, tuple[Use, ...]], ...]]
+    opaque: tuple[Opaque, ...]
+    factors: Mapping[str, tuple[SizeFactor, ...]]
+    conflicts: tuple[str, ...]
+    findings: Findings
+    write: Callable[[Atom], Axis]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The size of each width."""
+        return {name: width.size for name, width in self.widths.items()}
+
+
+def infer(checkpoint: Checkpoint) -> Structure:
+    """Tell the structure of a checkpoint from its graph.
+
+    Raises:
+        InputError: there is no graph, it is damaged, or it is that of another checkpoint.
+    """
+    graph = read_graph(checkpoint)
+    if graph is None:
+        raise InputError(
+            f"{checkpoint.path}: there is no graph that tells which axes share a width (looked for "
+            f"{checkpoint.path}.meta); put the .meta file that was saved with it beside it"
+        )
+    return infer_from(graph, checkpoint)
+
+
+def infer_from(graph: Graph, checkpoint: Checkpoint) -> Structure:
+    """Tell the structure of a checkpoint from a graph.
+
+    Raises:
+        InputError: it is the graph of another checkpoint.
+    """
+    findings = analyse(graph, checkpoint)
+    roles = checkpoint.roles()
+    roles = {**roles, **_slots(findings, checkpoint, roles)}
+    followers = {name for name in checkpoint if _follows(roles[name], checkpoint)}
+    held = [name for name in findings.axes if name not in followers]
+    facts, products = gather(findings, held)
+    _mark_unused(findings, facts)
+    classes.mark_outputs(findings.analysis, facts)
+    widths = {a: f for a, f in facts.items() if a is not ONE and not _is_fixed(f, products)}
+    names = naming.names(widths, products)
+    verdicts = {atom: classes.judge(fact) for atom, fact in widths.items()}
+    moving = [atom for atom, verdict in verdicts.items() if verdict.resizable]
+    factors = classes.scale_factors(findings.analysis, facts, moving)
+    writer = _Writer(names, labels_of(findings.analysis, facts.values(), products))
+    axes, uses = _axes(checkpoint, roles, products, facts, names, writer)
+    return Structure(
+        {
+            names[atom]: _width(names[atom], fact, verdicts[atom], findings.analysis)
+            for atom, fact in widths.items()
+        },
+        axes,
+        uses,
+        tuple(_opaque(names[a], f) for a, f in widths.items() if verdicts[a].symmetry == "opaque"),
+        {
+            names[atom]: tuple(SizeFactor(f.node.name, f.number, f.power) for f in found)
+            for atom, found in factors.items()
+        },
+        tuple(
+            f"{c.node.op} {c.node.name}: the {c.what} {c.sizes[0]} and {c.sizes[1]} stand opposite"
+            for c in findings.analysis.conflicts
+        ),
+        findings,
+        writer.any_axis,
+    )
+
+
+def _slots(
+    findings: Findings, checkpoint: Checkpoint, roles: Mapping[str, Role]
+) -> dict[str, Role]:
+    """Return the slots that names do not tell, by the ops that apply gradients."""
+    names = {node: name for name, nodes in findings.nodes.items() for node in nodes}
+    found: dict[str, Role] = {}
+    for node in findings.analysis.graph.nodes:
+        if _APPLIES.fullmatch(node.op) is None or not node.inputs:
+            continue
+        of = names.get(_source(node.inputs[0].node))
+        for output in node.inputs[1:]:
+            slot = names.get(_source(output.node))
+            if of is None or slot in (None, of) or slot is None or roles[slot].kind != "model":
+                continue
+            if checkpoint[slot].shape == checkpoint[of].shape and checkpoint[of].shape:
+                found[slot] = Role("slot", of)
+    return found
+
+
+def _source(node: Node) -> Node:
+    for _ in range(_MAX_PASSED):
+        if node.op not in READS or not node.inputs:
+            break
+        node = node.inputs[0].node
+    return node
+
+
+def _follows(role: Role, checkpoint: Checkpoint) -> bool:
+    """Whether a variable is a slot or an average of another one, whose axes it has."""
+    return role.kind in ("slot", "average") and role.of is not None and role.of in checkpoint
+
+
+def _mark_unused(findings: Findings, facts: Mapping[Atom, Facts]) -> None:
+    """What no op touches, and nothing is tied to, may be tied to anything outside."""
+    analysis = findings.analysis
+    used = {place.variable for fact in facts.values() for place in fact.uses}
+    for name, nodes in findings.nodes.items():
+        if name in used or any(
+            c in analysis.flow.wanted for n in nodes for c in analysis.graph.consumers[n]
+        ):
+            continue
+        for atom in findings.axes[name]:
+            fact = facts.get(find(atom))
+            if fact is not None and len({place.variable for place in fact.places}) == 1:
+                fact.touches.setdefault("opaque", nodes[0])
+
+
+def _is_fixed(fact: Facts, products: Mapping[Place, Sequence[Product]]) -> bool:
+    """Whether a size is none that a model could be given another one of: of windows, of blocks."""
+    if fact.atom.size == 0 or any(what in fact.touches for what in classes.FIXED):
+        return True
+    if "index" not in fact.touches or "input" in fact.touches:
+        return False
+    # Entries that are told apart by their places, as the gates of a cell are.
+    alone = any(term == (fact.atom,) for place in fact.places for term in products[place])
+    return not alone or not fact.by_use("produce", "consume")
+
+
+def _width(name: str, fact: Facts, verdict: classes.Verdict, analysis: Analysis) -> Width:
+    produced = fact.by_use("produce")
+    consumed = fact.by_use("consume")
+    rest = list(dict.fromkeys(place.variable for place in fact.places))
+    return Width(
+        name,
+        size_of(fact.atom) or 0,
+        verdict.symmetry,
+        verdict.resizable,
+        growth(analysis, fact) if verdict.resizable else "none",
+        tuple(produced),
+        tuple(consumed),
+        tuple(n for n in rest if n not in produced and n not in consumed),
+        verdict.why,
+        tuple((what, f"{node.op} {node.name}") for what, node in fact.touches.items()),
+    )
+
+
+def _opaque(name: str, fact: Facts) -> Opaque:
+    node = fact.touches["opaque"]
+    return Opaque(name, node.op, node.name)
+
+
+class _Writer:
+    """Writes axes over the names of widths."""
+
+    def __init__(self, names: Mapping[Atom, str], labels: Mapping[Place, Sequence[str]]) -> None:
+        self._given = names
+        self._names = dict(names)
+        self._labels = labels
+
+    def any_axis(self, atom: Atom) -> Axis:
+        """Return an axis of any tensor."""
+        if any(known.link is not None for known in self._names):
+            # What is found out later may merge a width with something else.
+            self._names = {find(known): name for known, name in self._given.items()}
+        return self.axis(Place("", 0), terms(atom))
+
+    def axis(self, place: Place, products: Sequence[Product]) -> Axis:
+        """Return an axis of a variable; what repeats stands once, behind its number."""
+        found: list[Term] = []
+        written = [self._term(product) for product in products]
+        for term, same in groupby(written):
+            count = len(list(same))
+            labels = self._labels.get(place, ())
+            if count == 1 and term[0] == len(labels) and len(term) > 1:
+                found.append((Blocks(tuple(labels)), *term[1:]))
+            elif count == 1:
+                found.append(term)
+            elif len(labels) == count == len(written):
+                found.append((Blocks(tuple(labels)), *term))
+            elif all(isinstance(factor, int) for factor in term):
+                found.append((count * _product(term),))
+            else:
+                found.append((count, *term))
+        return Axis(tuple(found) or ((0,),))
+
+    def _term(self, product: Product) -> Term:
+        factors = [self._factor(atom) for atom in product]
+        merged: list[Factor] = []
+        for factor in factors:
+            if isinstance(factor, int) and merged and isinstance(merged[-1], int):
+                merged[-1] *= factor
+            elif factor != 1 or not merged:
+                merged.append(factor)
+        if len(merged) > 1 and merged[0] == 1:
+            del merged[0]
+        return tuple(merged)
+
+    def _factor(self, atom: Atom) -> Factor:
+        root = find(atom)
+        if root.kind is Kind.LEAF:
+            return self._names.get(root, size_of(root) or 0)
+        inner = Axis(tuple(self._term(term) for term in terms(root)))
+        if inner.widths():
+            return self.axis(Place("", 0), terms(root))
+        return inner.size({})
+
+
+def _product(term: Iterable[Factor]) -> int:
+    found = 1
+    for factor in term:
+        found *= factor if isinstance(factor, int) else 1
+    return found
+
+
+Uses = tuple[Mapping[str, tuple[Use, ...]], ...]
+
+
+def _axes(
+    checkpoint: Checkpoint,
+    roles: Mapping[str, Role],
+    products: Mapping[Place, Sequence[Product]],
+    facts: Mapping[Atom, Facts],
+    names: Mapping[Atom, str],
+    writer: _Writer,
+) -> tuple[dict[str, tuple[Axis, ...]], dict[str, Uses]]:
+    """Write the axes of every variable; slots and averages have those of their variable."""
+    by_place: dict[Place, dict[str, tuple[Use, ...]]] = {}
+    for atom, fact in facts.items():
+        for place in fact.places:
+            if atom in names:
+                uses = _settled(fact, place, roles[place.variable])
+                by_place.setdefault(place, {})[names[atom]] = uses
+    axes: dict[str, tuple[Axis, ...]] = {}
+    used: dict[str, Uses] = {}
+    for name, variable in checkpoint.items():
+        places = [Place(name, axis) for axis in range(len(variable.shape))]
+        if all(place in products for place in places):
+            axes[name] = tuple(writer.axis(place, products[place]) for place in places)
+            used[name] = tuple(by_place.get(place, {}) for place in places)
+        else:
+            axes[name] = tuple(Axis(((size,),)) for size in variable.shape)
+            used[name] = tuple({} for _ in places)
+    for name, variable in checkpoint.items():
+        if _follows(roles[name], checkpoint):
+            of = roles[name].of or ""
+            kept = _kept(variable.shape, checkpoint[of].shape, roles[name].slot)
+            if kept is not None:
+                axes[name] = tuple(axes[of][axis] for axis in kept)
+                used[name] = tuple(used[of][axis] for axis in kept)
+    return axes, used
+
+
+def _settled(fact: Facts, place: Place, role: Role) -> tuple[Use, ...]:
+    """Return how an axis uses a width: what is certain, or else what its name says."""
+    found = tuple(fact.uses.get(place, ()))
+    if "gain" in found and "mean" in found:
+        return ("gain",)
+    if found or not fact.uses:
+        return found
+    if role.kind != "batch_statistic":
+        return ("shift",)
+    return ("variance",) if "var" in place.variable.rpartition("/")[2] else ("mean",)
+
+
+def _kept(shape: Sequence[int], of: Sequence[int], slot: str | None) -> list[int] | None:
+    """Return which axes of its variable a slot has: all, or all but one where it is factored."""
+    if tuple(shape) == tuple(of):
+        return list(range(len(of)))
+    if len(shape) != len(of) - 1:
+        return None
+    if slot in ("vr", "r"):
+        gone = len(of) - 1
+    elif slot in ("vc", "c"):
+        gone = len(of) - 2
+    else:
+        return None
+    kept = [axis for axis in range(len(of)) if axis != gone]
+    return kept if [of[axis] for axis in kept] == list(shape) else None

@@ -1,0 +1,95 @@
+"""Names of widths: after what produces them, for people to choose by."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from converter.structure.atoms import Atom, Product
+from converter.structure.axis import is_name
+from converter.structure.facts import Facts, Place
+
+# The last words of names that say what a variable does in its layer, and not which layer it is.
+_PLAIN = re.compile(
+    r"(depthwise_|pointwise_|recurrent_|input_)?(kernels?|weights?|filters?|matrix)|embeddings|"
+    r"w|u|b|v|bias(es)?|gamma|beta|alpha|scale|offset|W_\d+|B|var|linear|weight_[iho]+|wx|wt|wh|"
+    r"moving_(mean|variance)|w_[ifo]_diag|table|params?|[wb]_(ru?|c)",
+    re.IGNORECASE,
+)
+_ODD = re.compile(r"[^A-Za-z0-9_.\-/]")
+
+
+def names(
+    facts: Mapping[Atom, Facts], products: Mapping[Place, Sequence[Product]]
+) -> dict[Atom, str]:
+    """Name each width, every one differently."""
+    suffixes = _suffixes(facts, products)
+    found: dict[Atom, str] = {}
+    taken: set[str] = set()
+    for atom, fact in facts.items():
+        base = name = _clean(_name(fact) + suffixes.get(atom, ""))
+        count = 0
+        while name in taken:
+            count += 1
+            name = f"{base}_{count}"
+        taken.add(name)
+        found[atom] = name
+    return found
+
+
+def _name(fact: Facts) -> str:
+    if "lookup" in fact.touches and (consumers := fact.by_use("consume")):
+        return f"{_scope(consumers[0])}/vocabulary"
+    if producers := fact.by_use("produce"):
+        return _common(producers)
+    if "input" in fact.touches:
+        return fact.touches["input"].name
+    if consumers := fact.by_use("consume"):
+        return f"{_scope(consumers[0])}/inputs"
+    return _scope(next(iter(fact.places)).variable)
+
+
+def _scope(name: str) -> str:
+    """Return the layer of a variable: its name without the word that says what it does there."""
+    scope, _, last = name.rpartition("/")
+    while scope and _PLAIN.fullmatch(last):
+        name = scope
+        scope, _, last = name.rpartition("/")
+    return name
+
+
+def _common(producers: Sequence[str]) -> str:
+    """Return the scope of the first producer, or the one above it if it has a sibling there."""
+    scopes = [_scope(name) for name in producers]
+    above = scopes[0].rpartition("/")[0]
+    has_sibling = any(s != scopes[0] and s.rpartition("/")[0] == above for s in scopes)
+    return above if above and has_sibling else scopes[0]
+
+
+def _suffixes(
+    facts: Mapping[Atom, Facts], products: Mapping[Place, Sequence[Product]]
+) -> dict[Atom, str]:
+    """Tell the factors of products apart: heads and what each of them has, or groups."""
+    inner: dict[Atom, dict[Atom, None]] = {}
+    alone: set[Atom] = set()
+    for terms in products.values():
+        for term in terms:
+            widths = [atom for atom in term if atom in facts]
+            if len(widths) == 1:
+                alone.update(widths)
+            elif widths:
+                inner.setdefault(widths[0], {}).update(dict.fromkeys(widths[1:]))
+    found: dict[Atom, str] = {}
+    for outer, parts in inner.items():
+        is_head = any("paired" in facts[part].touches for part in parts)
+        if outer not in alone:
+            found[outer] = "/heads" if is_head else "/groups"
+        for part in parts:
+            if part not in alone and is_head:
+                found[part] = "/head_size"
+    return found
+
+
+def _clean(name: str) -> str:
+    name = _ODD.sub("_", name)
+    return name if is_name(name) else f"_{name}"

