@@ -121,6 +121,8 @@ class Width:
         resizable: whether the graph allows another size at all.
         growth: what makes new units may hold `any` numbers, or has to be `zero`, if the outputs
             are not to change, and what takes them is zero; `none` where they change.
+        stays_zero: whether units that are made of zeros reach all that consumes them as zeros, so
+            that training never moves a unit that is zero on both sides.
         produced_by: the model variables that produce it; slots and averages follow theirs.
         consumed_by: the variables that contract with it or look up in it.
         followed_by: the variables that hold one number for each unit.
@@ -138,6 +140,7 @@ class Width:
     followed_by: tuple[str, ...] = ()
     why: str = ""
     touches: tuple[tuple[str, str], ...] = ()
+    stays_zero: bool = False
 
     @property
     def exact(self) -> bool:

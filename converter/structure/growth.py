@@ -79,6 +79,25 @@ def growth(analysis: Analysis, fact: Facts) -> Growth:
     return "zero"
 
 
+def stays_zero(analysis: Analysis, fact: Facts) -> bool:
+    """Tell whether units that are made of zeros reach all that consumes them as zeros.
+
+    Then neither side gets a gradient if both are zero: a unit that is zero in what makes it and in
+    what takes it is dead to training.
+    """
+    if "lookup" in fact.touches or "sum" in fact.touches or not fact.by_use("consume"):
+        return False
+    zeros = _Zeros(analysis, fact)
+    for found in fact.uses.values():
+        if (node := found.get("consume")) is None:
+            continue
+        taken = [output for output in node.inputs if zeros.is_carrier(output)]
+        data = [o for o in taken if not analysis.tensor(o).origins]
+        if any(not zeros.is_zero(output) for output in data):
+            return False
+    return True
+
+
 def _sums(analysis: Analysis, atom: Atom) -> Iterable[tuple[Node, str]]:
     for node, events in analysis.events.items():
         for event in events:
@@ -122,6 +141,9 @@ class _Zeros:
                 continue
             self._others.add(node)
             waiting += [c for c in analysis.graph.consumers[node] if c in self._carriers]
+
+    def is_carrier(self, output: Output) -> bool:
+        return output.node in self._carriers
 
     def is_zero(self, output: Output) -> bool:
         return output.node in self._carriers and output.node not in self._others

@@ -18,7 +18,7 @@ from converter.structure.facts import Facts, Place, gather
 from converter.structure.flow import READS
 from converter.structure.gates import labels_of
 from converter.structure.graph import Graph, Node, read_graph
-from converter.structure.growth import growth
+from converter.structure.growth import growth, stays_zero
 from converter.structure.run import Findings, analyse
 
 if TYPE_CHECKING:
@@ -206,17 +206,19 @@ def _width(name: str, fact: Facts, verdict: classes.Verdict, analysis: Analysis)
     produced = fact.by_use("produce")
     consumed = fact.by_use("consume")
     rest = list(dict.fromkeys(place.variable for place in fact.places))
+    grows = growth(analysis, fact) if verdict.resizable else "none"
     return Width(
         name,
         size_of(fact.atom) or 0,
         verdict.symmetry,
         verdict.resizable,
-        growth(analysis, fact) if verdict.resizable else "none",
+        grows,
         tuple(produced),
         tuple(consumed),
         tuple(n for n in rest if n not in produced and n not in consumed),
         verdict.why,
         tuple((what, f"{node.op} {node.name}") for what, node in fact.touches.items()),
+        grows != "none" and stays_zero(analysis, fact),
     )
 
 
