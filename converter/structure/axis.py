@@ -160,12 +160,18 @@ class Equation(NamedTuple):
     subject: str
 
 
-def solve(equations: Sequence[Equation], known: Mapping[str, int]) -> dict[str, int]:
+_ADVICE = "correct the axis or the sizes"
+
+
+def solve(
+    equations: Sequence[Equation], known: Mapping[str, int], advice: str = _ADVICE
+) -> dict[str, int]:
     """Find the sizes of the widths for which all axes have their lengths.
 
     Args:
         equations: the axes and their lengths.
         known: sizes that are given.
+        advice: what to do where no sizes are found.
 
     Returns:
         The sizes; a width that the lengths leave open (`a + b` of 100) is not among them.
@@ -182,30 +188,30 @@ def solve(equations: Sequence[Equation], known: Mapping[str, int]) -> dict[str, 
             if len(unknown) > 1:
                 undecided.append(equation)
             elif unknown:
-                sizes[unknown[0]] = _solve_one(equation, unknown[0], sizes)
+                sizes[unknown[0]] = _solve_one(equation, unknown[0], sizes, advice)
             else:
-                _check(equation, sizes)
+                _check(equation, sizes, advice)
         if len(undecided) == len(waiting):
             return sizes
         waiting = undecided
 
 
-def check(equations: Iterable[Equation], sizes: Mapping[str, int]) -> None:
+def check(equations: Iterable[Equation], sizes: Mapping[str, int], advice: str = _ADVICE) -> None:
     """Raise PlanError for the first axis that does not have its length at these sizes."""
     for equation in equations:
-        _check(equation, sizes)
+        _check(equation, sizes, advice)
 
 
-def _check(equation: Equation, sizes: Mapping[str, int]) -> None:
+def _check(equation: Equation, sizes: Mapping[str, int], advice: str) -> None:
     found = equation.axis.size(sizes)
     if found != equation.length:
         raise PlanError(
             f"{equation.subject}: {equation.axis} is {equation.axis.shown(sizes)} = {found}, "
-            f"but its length is {equation.length}; correct the axis or the sizes"
+            f"but its length is {equation.length}; {advice}"
         )
 
 
-def _solve_one(equation: Equation, name: str, sizes: Mapping[str, int]) -> int:
+def _solve_one(equation: Equation, name: str, sizes: Mapping[str, int], advice: str) -> int:
     """Find the size of the one unknown width. The length grows with it, so halving finds it."""
     low, high = 0, equation.length
     while low < high:
@@ -218,7 +224,7 @@ def _solve_one(equation: Equation, name: str, sizes: Mapping[str, int]) -> int:
         given = equation.axis.format(lambda n: n if n == name else str(sizes[n]))
         raise PlanError(
             f"{equation.subject}: no size of {name} makes {given} as long as {equation.length}; "
-            "correct the axis or the sizes"
+            f"{advice}"
         )
     return low
 
