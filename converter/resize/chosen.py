@@ -119,7 +119,9 @@ def _in_dtype(variable: Variable, fill: float) -> Array:
     """Return the fill as an array of shape () of the variable's dtype."""
     dtype = variable.dtype
     if not dtype.itemsize:
-        raise PlanError(f"{variable.name}: {dtype} variables cannot be resized; they hold no numbers")
+        raise PlanError(
+            f"{variable.name}: {dtype} variables cannot be resized; they hold no numbers"
+        )
     with np.errstate(all="ignore"):
         filling = np.asarray(fill, np.float64).astype(dtype.numpy)
         held = np.isfinite(filling) == np.isfinite(fill) if dtype.is_float else filling == fill

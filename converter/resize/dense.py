@@ -43,9 +43,7 @@ def multiply(variable: Variable, axis: int, panels: Sequence[Panel]) -> Variable
     return variable.derive(load, shape=shape)
 
 
-def _product(
-    variable: Variable, axis: int, panels: Sequence[Panel], region: Region
-) -> Array:
+def _product(variable: Variable, axis: int, panels: Sequence[Panel], region: Region) -> Array:
     """Compute a region of the result."""
     wanted = region[axis]
     pieces = []

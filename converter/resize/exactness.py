@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -70,6 +71,24 @@ class Resized:
     dead: str | None
 
 
+class Resizes(NamedTuple):
+    """What a strategy does to the widths of a checkpoint.
+
+    Attributes:
+        widths: those that change.
+        shapes: of each variable that changes, the old and the new shape over its widths:
+            `[256 + 100, 4*100]` and `[256 + 160, 4*160]`.
+    """
+
+    widths: tuple[Resized, ...]
+    shapes: Mapping[str, tuple[str, str]]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The new size of each width that changes."""
+        return {width.name: width.new for width in self.widths}
+
+
 def judge(
     width: Width, width_map: WidthMap, factors: tuple[SizeFactor, ...], *, tied: bool
 ) -> Verdict:
@@ -120,10 +139,7 @@ def _judge_units(
         return Verdict(True, "the shares of the copies add up to 1")
     if not (index < 0).any():
         return Verdict(True, "its units stay")
-    if width_map.gain != 1 or not isinstance(width_map.fill, Zeros):
-        zero = False
-    else:
-        zero = True
+    zero = width_map.gain == 1 and isinstance(width_map.fill, Zeros)
     if width.growth == "any" or (width.growth == "zero" and zero):
         return Verdict(True, "what consumes the new units is zero")
     if width.growth == "zero":
@@ -166,4 +182,6 @@ def dead(width: Width, width_map: WidthMap) -> str | None:
         return None
     if width.growth == "zero":
         return "both sides of the new units are zero, as they have to be here"
-    return "both sides of the new units are zero; give them a fill such as --pad-fill glorot_uniform"
+    return (
+        "both sides of the new units are zero; give them a fill such as --pad-fill glorot_uniform"
+    )

@@ -59,6 +59,7 @@ class Units:
 
 
 UnitMap: TypeAlias = Units | Matrix
+ZEROS = Zeros()
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +80,7 @@ class WidthMap:
 
     produce: UnitMap
     consume: UnitMap
-    fill: Initializer = Zeros()
+    fill: Initializer = ZEROS
     gain: float = 1.0
     rescale: float = 1.0
     noise: float = 0.0
@@ -94,11 +95,11 @@ class Entries(NamedTuple):
     """What the entries of an axis are made of.
 
     Attributes:
-        index: the old entry of each new one; -1 where it is new.
+        old: the old entry of each new one; -1 where it is new.
         weight: the factor of each; None for 1.
     """
 
-    index: Array
+    old: Array
     weight: Array | None
 
 
@@ -164,6 +165,37 @@ class AxisMap:
         return places, np.ones(places.shape)
 
 
+def places_of(axis: Axis, sizes: Mapping[str, int], name: str) -> Array:
+    """Return where the units of a width stand on an axis: int64 of shape (times, units)."""
+    owner = _owners(axis, sizes, name, np.arange(axis.size(sizes)))
+    held = np.flatnonzero(owner >= 0)
+    order = held[np.argsort(owner[held], kind="stable")]
+    found: Array = order.reshape(sizes[name], -1).T
+    return found
+
+
+def _owners(axis: Axis, sizes: Mapping[str, int], name: str, places: Array) -> Array:
+    """Return of which unit of a width each entry is; -1 where it is of none."""
+    owner = np.full(places.shape, -1)
+    begin = 0
+    for term in axis.terms:
+        end = begin + _length(term, sizes)
+        here = (places >= begin) & (places < end)
+        rest, inner = places[here] - begin, end - begin
+        found = np.full(rest.shape, -1)
+        for factor in term:
+            inner //= max(1, _length((factor,), sizes))
+            digit, rest = np.divmod(rest, max(1, inner))
+            if factor == name:
+                found = digit
+            elif isinstance(factor, Axis):
+                within = _owners(factor, sizes, name, digit)
+                found = np.where(within < 0, found, within)
+        owner[here] = found
+        begin = end
+    return owner
+
+
 def _length(term: Sequence[Factor], sizes: Mapping[str, int]) -> int:
     found = 1
     for factor in term:
@@ -204,13 +236,17 @@ def panels(
     Raises:
         ValueError: a matrix would have to act inside brackets, or twice in a product.
     """
-    new_sizes = {name: matrices[name].shape[1] if name in matrices else sizes[name] for name in sizes}
+    new_sizes = {
+        name: matrices[name].shape[1] if name in matrices else sizes[name] for name in sizes
+    }
     found = []
     begin = old_begin = 0
     for term in axis.terms:
         length, old_length = _length(term, new_sizes), _length(term, sizes)
         dense = [place for place, factor in enumerate(term) if factor in matrices]
-        inside = any(isinstance(f, Axis) and not matrices.keys().isdisjoint(f.widths()) for f in term)
+        inside = any(
+            isinstance(f, Axis) and not matrices.keys().isdisjoint(f.widths()) for f in term
+        )
         if inside or len(dense) > 1:
             raise ValueError(str(axis))
         old, new = slice(old_begin, old_begin + old_length), slice(begin, begin + length)

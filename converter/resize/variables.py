@@ -13,7 +13,7 @@ from converter.checkpoint import Checkpoint
 from converter.drawing import Block, Drawing, Values, fans
 from converter.errors import PlanError
 from converter.initializers import Zeros
-from converter.names import MODEL, Role
+from converter.names import Role
 from converter.names.fresh import fresh_value
 from converter.names.gradient import FACTORED, gradient_power
 from converter.resize.chosen import choose
@@ -21,7 +21,7 @@ from converter.resize.dense import multiply
 from converter.resize.maps import AxisMap, UnitMap, Units, WidthMap, panels
 from converter.structure.axis import Axis, Use
 from converter.structure.infer import Structure
-from converter.variable import Region, Variable, regions, whole
+from converter.variable import Array, Region, Variable, regions, whole
 
 _SAMPLE = 1 << 18
 _RUNS = 1 << 16
@@ -108,9 +108,9 @@ class Resizing:
         power = gradient_power(role.optimizer, role.slot)
         if power is None:
             raise PlanError(
-                f"{name}: nothing is known of how the slot {role.slot or name.rpartition('/')[2]!r} "
-                f"of {role.optimizer or 'this optimizer'} follows gradients, and its variable is "
-                f"resized; drop it before (--drop '{name}'), or all optimizer state (--drop optimizer)"
+                f"{name}: nothing is known of how {role.slot or name.rpartition('/')[2]!r} of "
+                f"{role.optimizer or 'this optimizer'} follows gradients, and its variable is "
+                f"resized; drop it before (--drop '{name}'), or all of its kind (--drop slots)"
             )
         return power
 
@@ -135,8 +135,8 @@ class Resizing:
         for name, matrix in matrices.items():
             if not {"gain", "variance"}.isdisjoint(uses.get(name, ())):
                 raise PlanError(
-                    f"{variable.name}: it holds one factor for each unit of {name}, which no matrix "
-                    f"can mix; choose a strategy that keeps units as they are"
+                    f"{variable.name}: it holds one factor for each unit of {name}, which no "
+                    f"matrix can mix; choose a strategy that keeps units as they are"
                 )
             assert not isinstance(matrix, Units)
         sizes = self.structure.sizes
@@ -238,7 +238,7 @@ class Resizing:
         axis_map = AxisMap(axis, sizes, {**others, name: marks})
         begin = None
         for (part,) in regions((axis_map.length,), _RUNS):
-            new = axis_map.entries(part.start, part.stop).index < 0
+            new = axis_map.entries(part.start, part.stop).old < 0
             edges = np.flatnonzero(np.diff(new, prepend=begin is not None))
             for edge in (part.start + edges).tolist():
                 if begin is None:
@@ -281,8 +281,9 @@ class _Median:
         return self._found if np.isfinite(self._found) else 0.0
 
 
-def _times(values: np.ndarray, factor: float) -> np.ndarray:  # type: ignore[type-arg]
-    return values * values.dtype.type(factor)
+def _times(values: Array, factor: float) -> Array:
+    found: Array = values * values.dtype.type(factor)
+    return found
 
 
 def _uses(structure: Structure, name: str, role: Role) -> tuple[_AxisUses, ...]:
@@ -343,7 +344,9 @@ def _scaled(unit_map: UnitMap, factor: float) -> UnitMap:
     return Units(
         unit_map.size,
         lambda: unit_map.index,
-        lambda: factor * (1.0 if unit_map.weight is None else unit_map.weight) * np.ones(unit_map.size),
+        lambda: (
+            factor * (1.0 if unit_map.weight is None else unit_map.weight) * np.ones(unit_map.size)
+        ),
     )
 
 

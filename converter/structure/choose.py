@@ -76,10 +76,10 @@ def _fitting(structure: Structure, request: str) -> list[Width]:
         found = [width for width in widths.values() if str(width.size) == request.lstrip("0")]
         if not found:
             sizes = sorted({width.size for width in widths.values()})
-            near = sorted(sizes, key=lambda size: abs(size - int(request[:18])))[:_FEW]
+            sizes = sorted(sizes, key=lambda size: abs(size - int(request[:18])))[:_FEW]
             raise UsageError(
                 f"no width has {_shown(request)} units; the nearest sizes are "
-                f"{', '.join(map(str, sorted(near)))}"
+                f"{', '.join(map(str, sorted(sizes)))}"
             )
         return found
     try:

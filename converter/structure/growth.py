@@ -58,6 +58,7 @@ _KEEPS = ops("""
     DynamicStitch DynamicPartition SegmentSum UnsortedSegmentSum SpaceToBatchND BatchToSpaceND
     ResizeBilinear ResizeNearestNeighbor
     """)
+_BATCH_NORMS = ops("FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3")
 _ADDS = ops("Add AddV2 Sub BiasAdd")
 _CONTRACTS = ops("MatMul BatchMatMul BatchMatMulV2 BatchMatMulV3 Einsum")
 
@@ -157,7 +158,11 @@ class _Zeros:
             return self._is_filled_with_zeros(node)
         if any(role.use == "produce" for role in self._analysis.roles.get(node, ())):
             return True
-        taken = [o for o in node.inputs if o.node in self._carriers]
+        inputs = node.inputs
+        if node.op in _BATCH_NORMS:
+            # Scale and variance divide and multiply; training mode has no mean of its own.
+            inputs = tuple(inputs[k] for k in (0, 2, 3) if k < len(inputs))
+        taken = [o for o in inputs if o.node in self._carriers]
         zero = [self.is_zero(output) for output in taken]
         if node.op == "Mul" or node.op in _CONTRACTS:
             return any(zero)
