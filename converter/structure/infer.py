@@ -74,11 +74,16 @@ class Structure:
         uses: what each axis of a variable does with its widths, in the order of the axes.
         opaque: the widths that cannot be resized, as it is not known what they are tied to.
         factors: the constants that move with a width, by its name.
+        follows: of each slot and average, the variable that it is one of.
         conflicts: ops that make two axes of different length one, for people.
         findings: all that the graph says, for what has to be told of its other tensors; None
             where no graph was read.
         write: gives the expression of any axis in the findings; what is no width is a number,
+<<<<<<< HEAD
             0 where that is not known. None where there are no findings.
+=======
+            0 where that is not known, and a slice of an axis that is stored in slices has a name.
+>>>>>>> regraph
     """
 
     widths: Mapping[str, Width]
@@ -86,6 +91,7 @@ class Structure:
     uses: Mapping[str, tuple[Mapping[str, tuple[Use, ...]], ...]]
     opaque: tuple[Opaque, ...]
     factors: Mapping[str, tuple[SizeFactor, ...]]
+    follows: Mapping[str, str]
     conflicts: tuple[str, ...]
     findings: Findings | None
     write: Callable[[Atom], Axis] | None
@@ -138,7 +144,7 @@ def infer_from(graph: Graph, checkpoint: Checkpoint) -> Structure:
     findings = analyse(graph, checkpoint)
     roles = checkpoint.roles()
     roles = {**roles, **_slots(findings, checkpoint, roles)}
-    followers = {name for name in checkpoint if _follows(roles[name], checkpoint)}
+    followers = {n: roles[n].of or "" for n in checkpoint if _follows(roles[n], checkpoint)}
     held = [name for name in findings.axes if name not in followers]
     facts, products = gather(findings, held)
     _mark_unused(findings, facts)
@@ -162,6 +168,7 @@ def infer_from(graph: Graph, checkpoint: Checkpoint) -> Structure:
             names[atom]: tuple(SizeFactor(f.node.name, f.number, f.power) for f in found)
             for atom, found in factors.items()
         },
+        followers,
         tuple(
             f"{c.node.op} {c.node.name}: the {c.what} {c.sizes[0]} and {c.sizes[1]} stand opposite"
             for c in findings.analysis.conflicts
@@ -303,6 +310,8 @@ class _Writer:
     def _factor(self, atom: Atom) -> Factor:
         root = find(atom)
         if root.kind is Kind.LEAF:
+            if root.piece is not None and root.piece.whole.is_whole:
+                return root.piece.name
             return self._names.get(root, size_of(root) or 0)
         inner = Axis(tuple(self._term(term) for term in terms(root)))
         if inner.widths():
