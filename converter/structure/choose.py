@@ -85,8 +85,8 @@ def _fitting(structure: Structure, request: str) -> list[Width]:
     try:
         return [widths[name] for name in matching(request, widths)]
     except UsageError:
-        near = nearest(request, widths) or "; convert inspect --widths lists them"
-        raise UsageError(f"{_shown(request)} fits none of the {len(widths)} widths{near}") from None
+        closest = nearest(request, widths) or "; convert inspect --widths lists them"
+        raise UsageError(f"{_shown(request)} fits none of the {len(widths)} widths{closest}") from None
 
 
 def _refusal(request: str, held: list[Width]) -> str:
