@@ -241,10 +241,10 @@ def _fit(
         if target.format == "tf":
             reason = "its variables changed; TensorFlow 2 finds those of the output by name only"
         left_out = [(result[n], f"the object graph: {reason}") for n in graph]
+    meta: Path | bytes | None = source.meta if carried else None
     if source.meta is not None and target is not None and target.format == "tf" and not same:
-        notes.append(
-            f"{source.meta.name} is left out: it describes the old names, shapes and dtypes"
-        )
+        meta, told = _rewritten(source, result, resized)
+        notes += told
     if target is not None and target.format == "tf" and target.state and _is_beside(target, source):
         target = replace(target, state=False)
         notes.append(f"{target.directory / 'checkpoint'} belongs to the source and stays as it is")
@@ -267,10 +267,28 @@ def _fit(
         sidecar=tuple(v for v, _ in refused) if beside else (),
         unheld=() if beside else tuple(refused),
         left_out=tuple(left_out),
-        meta=source.meta if carried else None,
+        meta=meta,
         notes=tuple(notes),
         resized=tuple(resized),
     )
+
+
+def _rewritten(
+    source: Checkpoint, result: Checkpoint, resized: Sequence[Resizes]
+) -> tuple[bytes | None, list[str]]:
+    """Return the graph of a resized model, where nothing but sizes changed, and notes about it."""
+    assert source.meta is not None
+    sizes = {name: size for resizes in resized for name, size in resizes.sizes.items()}
+    names = {(v.name, v.dtype.name) for v in source.values()}
+    structure = resized[0].structure if resized else None
+    if structure is None or names != {(v.name, v.dtype.name) for v in result.values()}:
+        return None, [
+            f"{source.meta.name} is left out: it describes the old names, shapes and dtypes"
+        ]
+    from converter.regraph import regraph
+
+    found = regraph(source, structure, sizes)
+    return found.meta, [f"{source.meta.name}: {note}" for note in found.notes]
 
 
 def _is_beside(target: Target, source: Checkpoint) -> bool:

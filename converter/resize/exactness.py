@@ -11,7 +11,7 @@ import numpy as np
 from converter.initializers import Zeros
 from converter.resize.maps import Units, WidthMap
 from converter.structure.axis import Width
-from converter.structure.infer import SizeFactor
+from converter.structure.infer import SizeFactor, Structure
 
 # What is not the same with some units twice, though their shares add up to one.
 _COUNTING = frozenset(
@@ -78,10 +78,12 @@ class Resizes(NamedTuple):
         widths: those that change.
         shapes: of each variable that changes, the old and the new shape over its widths:
             `[256 + 100, 4*100]` and `[256 + 160, 4*160]`.
+        structure: that they are widths of; None where the shape of a variable was given.
     """
 
     widths: tuple[Resized, ...]
     shapes: Mapping[str, tuple[str, str]]
+    structure: Structure | None
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -89,12 +89,12 @@ class Request:
             for name, axes in self.structure.axes.items()
             if any(not self.maps.keys().isdisjoint(axis.widths()) for axis in axes)
         }
-        return Resizes(tuple(found), shapes)
+        return Resizes(tuple(found), shapes, None if self._shapes else self.structure)
 
     def _known_structure(self) -> Structure:
         if self._template is None and not self._resizer.resize:
             # Nothing has to be known of the model where every shape is given.
-            return Structure({}, {}, {}, (), {}, (), None, None)
+            return Structure({}, {}, {}, {}, (), {}, (), None, None)
         path = self._resizer.layout
         return self._checkpoint.structure(None if path is None else read_layout(path))
 

@@ -79,11 +79,8 @@ class Structure:
         findings: all that the graph says, for what has to be told of its other tensors; None
             where no graph was read.
         write: gives the expression of any axis in the findings; what is no width is a number,
-<<<<<<< HEAD
-            0 where that is not known. None where there are no findings.
-=======
             0 where that is not known, and a slice of an axis that is stored in slices has a name.
->>>>>>> regraph
+            None where there are no findings.
     """
 
     widths: Mapping[str, Width]

@@ -121,7 +121,7 @@ class _Axes:
         root = find(atom)
         if root not in self._written:
             try:
-                self._written[root] = self._structure.write(root)
+                self._written[root] = self._structure.graph.write(root)
             except Clash:
                 self._written[root] = None
         return self._written[root]
