@@ -16,7 +16,7 @@ from converter.checkpoint import Checkpoint
 from converter.errors import ConverterError, InputError, PlanError, UsageError
 from converter.forward.feeds import Feeds, complete, given_values, parse_feed, read_inputs
 from converter.forward.find import Forward, find_forward
-from converter.forward.graph import Graph, Tensor, read_graph, tensor
+from converter.forward.graph import Graph, Tensor, graph_of, read_graph, tensor
 from converter.variable import Array, Variable
 
 if TYPE_CHECKING:
@@ -189,8 +189,8 @@ def prove(a: Checkpoint, b: Checkpoint, question: Question | None = None) -> Pro
 def prove_plan(plan: Plan, output: Checkpoint | None, question: Question | None = None) -> Proof:
     """Run the source of a plan and what becomes of it on the same inputs.
 
-    An output with a graph of its own runs in that; another in the source's, if every variable
-    that the graph needs is in it under some name, in the same shape.
+    An output with a graph of its own runs in that; another in the source's, at the new sizes
+    where widths changed, if every variable that the graph needs is in it under some name.
 
     Args:
         plan: what is written.
@@ -215,7 +215,9 @@ def prove_plan(plan: Plan, output: Checkpoint | None, question: Question | None 
     if own is not None and output is not None:
         return _prove(_Side(graph, source, source), _Side(own, output, output), question)
     held = plan.result if output is None else output
-    return _prove(_Side(graph, source, source), _Side(graph, source, held, plan), question)
+    resized = plan.resized_graph()
+    runs_in = graph if resized is None else graph_of(source, resized)
+    return _prove(_Side(graph, source, source), _Side(runs_in, source, held, plan), question)
 
 
 def _given(graph: Graph | None) -> Graph:
@@ -264,15 +266,16 @@ def _renamed(plan: Plan, key: str, variables: Mapping[str, Variable]) -> Variabl
         kinds = result.roles()
         found = [v for v in result.values() if averages & set(v.sources)]
         found = [v for v in found if kinds[v.name].kind != "average"]
-    found.sort(key=lambda v: (v.shape != plan.source[key].shape, v.name != key))
+    shape = plan.shape_in_graph(key)
+    found.sort(key=lambda v: (v.shape != shape, v.name != key))
     if not found or found[0].name not in variables:
         raise PlanError(
             f"{key}: the graph of {plan.source.path} needs it to run, and the output does not "
             "have it; keep it, or leave out --prove"
         )
-    if found[0].shape != plan.source[key].shape:
+    if found[0].shape != shape:
         raise PlanError(
-            f"{key}: it is {list(plan.source[key].shape)} in the graph of {plan.source.path}, "
+            f"{key}: it is {list(shape)} in the graph of {plan.source.path}, "
             f"which cannot run the output, where {found[0].name} is {list(found[0].shape)}; "
             "leave out --prove"
         )

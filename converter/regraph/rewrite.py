@@ -247,7 +247,8 @@ class _Rewriter:
         value.tensor, goes_on = taken
         if not goes_on:
             self._note(
-                name, f"each unit of {widths} has a number of its own in it; new ones repeat the last"
+                name,
+                f"each unit of {widths} has a number of its own in it; new ones repeat the last",
             )
 
     def _moved(self, constant: Constant, keys: Sequence[str]) -> bytes:

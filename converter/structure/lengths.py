@@ -155,9 +155,7 @@ class _Axes:
 
 def _shapes(
     analysis: Analysis, axes: _Axes
-) -> tuple[
-    dict[tuple[str, str], tuple[Axis, ...]], dict[str, tuple[tuple[Axis, ...] | None, ...]]
-]:
+) -> tuple[dict[tuple[str, str], tuple[Axis, ...]], dict[str, tuple[tuple[Axis, ...] | None, ...]]]:
     """Return the axes that attributes tell the lengths of."""
     shapes: dict[tuple[str, str], tuple[Axis, ...]] = {}
     listed: dict[str, tuple[tuple[Axis, ...] | None, ...]] = {}
