@@ -122,6 +122,7 @@ class _Rewriter:
         self._rescale()
         specifications = self._specifications()
         for node in meta.graph_def.node:
+            _keep_shape(node)
             _forget_shapes(node)
             name = _text(node.name)
             self._reshape(name, node)
@@ -328,6 +329,16 @@ class _Rewriter:
                 name, _, port = _text(told.value.name).rpartition(":")
                 axes = self._found.axes(name, int(port)) if port.isdecimal() else None
                 self._resize(told.value.tensor_shape, axes or ())
+
+
+def _keep_shape(node: Any) -> None:
+    """Give a placeholder the shape that it noted nowhere else, as was usual before 1.4."""
+    attributes = {entry.key: entry.value for entry in node.attr}
+    if node.op == b"Placeholder" and {b"shape", b"_output_shapes"} <= attributes.keys():
+        noted = attributes[b"_output_shapes"].list.shape
+        told = attributes[b"shape"].shape
+        if not told.dim and len(noted) == 1 and not noted[0].unknown_rank:
+            told.CopyFrom(noted[0])
 
 
 def _forget_shapes(node: Any) -> None:
