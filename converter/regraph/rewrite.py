@@ -8,10 +8,11 @@ partitioned variables lie. Everything else stays as it is, with what we do not k
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from converter.errors import PlanError, UsageError, did_you_mean, printable
+from converter.checkpoint import Checkpoint
+from converter.errors import InputError, PlanError, UsageError, did_you_mean, printable
 from converter.formats.messages import message
 from converter.regraph.factors import Change, Rescaled, changes
 from converter.regraph.sizes import Sizes
@@ -19,14 +20,16 @@ from converter.regraph.slices import Slices, specification
 from converter.regraph.tensors import Constant
 from converter.structure.graph import Graph, Node, read_definition
 from converter.structure.lengths import Lengths, lengths
+from converter.structure.run import analyse
 from converter.structure.variables import Binding, bind, read_slice
 
 if TYPE_CHECKING:
-    from converter.checkpoint import Checkpoint
     from converter.structure.axis import Axis
     from converter.structure.infer import Structure
 
 _SHAPED = (b"shape", b"element_shape", b"element_shape_except0")
+import os
+DEBUG=os.environ.get('RGDEBUG')
 _SAVES = frozenset({"SaveV2", "SaveSlices", "RestoreV2", "RestoreSlice"})
 
 
@@ -74,6 +77,7 @@ def regraph(source: Checkpoint, structure: Structure, sizes: Mapping[str, int]) 
     path, meta = found
     rewriter = _Rewriter(str(path), source, structure, sizes)
     rewriter.rewrite(meta)
+    rewriter.check(meta)
     return Regraphed(
         bytes(meta.SerializeToString()),
         tuple(rewriter.notes),
@@ -100,12 +104,13 @@ class _Rewriter:
         self, path: str, source: Checkpoint, structure: Structure, sizes: Mapping[str, int]
     ) -> None:
         self._path = path
+        self._source = source
         self._structure = structure
         self._graph: Graph = structure.graph.findings.analysis.graph
         self._found: Lengths = lengths(structure)
         self._sizes = Sizes(structure.sizes, {**structure.sizes, **sizes}, self._found.parts)
         self._bound: dict[Node, Binding] = bind(self._graph, source)
-        self._slices = Slices(self._bound, self._found, self._sizes)
+        self._slices = Slices(self._bound, structure.axes, self._found, self._sizes)
         self._names = {key: name for name, keys in source.stored_keys.items() for key in keys}
         self._constants: dict[str, Mapping[int, float]] = {}
         self.notes: list[str] = []
@@ -114,10 +119,10 @@ class _Rewriter:
 
     def rewrite(self, meta: Any) -> None:
         """Change a MetaGraphDef in place."""
-        self._tell_untold()
         self._rescale()
         specifications = self._specifications()
         for node in meta.graph_def.node:
+            _keep_shape(node)
             _forget_shapes(node)
             name = _text(node.name)
             self._reshape(name, node)
@@ -126,21 +131,45 @@ class _Rewriter:
         for function in meta.graph_def.library.function:
             for node in function.node_def:
                 _forget_shapes(node)
-        if self._slices:
-            self._redefine(meta)
+        self._redefine(meta)
         self._resign(meta)
 
     def _note(self, node: str, text: str) -> None:
         self.notes.append(f"{printable(node)}: {text}")
         self.unresolved.append(node)
 
-    def _tell_untold(self) -> None:
-        for name, axis in self._found.untold.items():
-            before, after = self._sizes.lengths(axis)
-            if before != after:
-                self._note(
-                    name, f"what says that its {axis} is {before} is worked out, and not {after}"
-                )
+    def check(self, meta: Any) -> None:
+        """Look at the new graph as at any other: what contradicts in it was missed."""
+        analysis = self._structure.findings.analysis
+        known = {conflict.node.name for conflict in analysis.conflicts}
+        graph = Graph(self._graph.path, meta.graph_def, meta)
+        try:
+            found = analyse(graph, self._resized()).analysis
+        except InputError as error:
+            self._note(str(self._path), str(error))
+            return
+        found.run(graph.nodes)
+        for node, (a, b), what in found.conflicts:
+            if node.name not in known:
+                self._note(node.name, f"the {what} {a} and {b} stand opposite in the new graph")
+        if DEBUG:
+            was={n.name for n in analysis.stuck}
+            for n in found.stuck:
+                if n.name not in was: print('STUCK',n)
+
+    def _resized(self) -> Checkpoint:
+        """Return the variables as they are in the new graph, without values."""
+        variables = []
+        for name, variable in self._source.items():
+            axes = self._structure.axes[name]
+            shape = tuple(self._sizes.lengths(axis)[1] for axis in axes)
+            variables.append(replace(variable, shape=shape, stored=None))
+        return Checkpoint(
+            variables,
+            path=self._source.path,
+            format=self._source.format,
+            stored_keys=self._source.stored_keys,
+        )
 
     def _rescale(self) -> None:
         for change in changes(self._structure, self._sizes):
@@ -158,11 +187,11 @@ class _Rewriter:
     def _specifications(self) -> dict[str, list[str]]:
         """Return the keys that each constant of slices is about."""
         found: dict[str, list[str]] = {}
-        if self._slices:
-            for node in self._graph.nodes:
-                if node.op in _SAVES and len(node.inputs) > 2:
-                    keys = self._graph.strings(node.inputs[1].node)
-                    found.setdefault(node.inputs[2].node.name, keys)
+        for node in self._graph.nodes:
+            if node.op in _SAVES and len(node.inputs) > 2:
+                slices = node.inputs[2].node
+                if any(self._graph.strings(slices)):
+                    found.setdefault(slices.name, self._graph.strings(node.inputs[1].node))
         return found
 
     def _reshape(self, name: str, node: Any) -> None:
@@ -254,17 +283,14 @@ class _Rewriter:
     def _moved(self, constant: Constant, keys: Sequence[str]) -> bytes:
         """Rewrite which slices a saver takes."""
         values = constant.values()
-        texts = [] if values is None else [v.decode("utf-8", "replace") for v in values.tolist()]
+        texts = [] if values is None else [v.decode("utf-8", "replace") for v in values.flat]
         entries: dict[int, Any] = {}
         for place, (key, text) in enumerate(zip(keys, texts, strict=False)):
             name = self._names.get(key, key)
-            part = read_slice(text)
-            if part is not None and name in self._slices:
-                moved = self._slices.moved(name, part)
-                if moved is None:
-                    self._note(key, f"no node holds its slice {text}")
-                else:
-                    entries[place] = specification(moved).encode()
+            if text and (moved := self._slices.moved(name, read_slice(text))) is not None:
+                entries[place] = specification(moved).encode()
+            elif text:
+                self._note(key, f"no node holds its slice {text}, which stays")
         return constant.with_entries(entries)
 
     def _redefine(self, meta: Any) -> None:
@@ -287,13 +313,14 @@ class _Rewriter:
         info = definition.save_slice_info_def
         node = self._graph.by_name.get(_text(definition.variable_name).partition(":")[0])
         binding = self._bound.get(node) if node is not None else None
-        if binding is None or binding.slice is None or not info.full_shape:
+        if binding is None or not info.full_shape:
             return None
         moved = self._slices.moved(binding.name, binding.slice)
-        if moved is not None:
-            info.full_shape[:] = moved.full
-            info.var_offset[:] = moved.offset
-            info.var_shape[:] = moved.shape
+        if moved is None:
+            return None
+        info.full_shape[:] = moved.full
+        info.var_offset[:] = moved.offset
+        info.var_shape[:] = moved.shape
         return bytes(definition.SerializeToString())
 
     def _resign(self, meta: Any) -> None:
@@ -303,6 +330,16 @@ class _Rewriter:
                 name, _, port = _text(told.value.name).rpartition(":")
                 axes = self._found.axes(name, int(port)) if port.isdecimal() else None
                 self._resize(told.value.tensor_shape, axes or ())
+
+
+def _keep_shape(node: Any) -> None:
+    """Give a placeholder the shape that it noted nowhere else, as was usual before 1.4."""
+    attributes = {entry.key: entry.value for entry in node.attr}
+    if node.op == b"Placeholder" and {b"shape", b"_output_shapes"} <= attributes.keys():
+        noted = attributes[b"_output_shapes"].list.shape
+        told = attributes[b"shape"].shape
+        if not told.dim and len(noted) == 1 and not noted[0].unknown_rank:
+            told.CopyFrom(noted[0])
 
 
 def _forget_shapes(node: Any) -> None:

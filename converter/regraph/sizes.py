@@ -36,14 +36,14 @@ class Sizes:
         return axis.size(self.before), axis.size(self.after)
 
     def resized(self, axis: Axis, present: int) -> int | None:
-        """Return the new length of an axis that is said to be `present` long.
+        """Return what a number becomes that is the length of an axis, or its negative.
 
-        None where it does not change, or where that is not its length.
+        None where it does not change, or is not the length.
         """
         if self.changed.isdisjoint(axis.widths()):
             return None
         before, after = self.lengths(axis)
-        return after if before == present else None
+        return {before: after, -before: -after}.get(present) if before else None
 
     def places(self, axis: Axis) -> Array:
         """Return for each new entry of an axis the old one that it repeats: of new units the last.

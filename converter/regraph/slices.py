@@ -22,37 +22,48 @@ class Slices:
 
     Args:
         bound: the binding of each variable node.
+        axes: of the variables that are no slices, by name.
         found: what moves with the widths.
         sizes: of all widths.
     """
 
-    def __init__(self, bound: Mapping[Node, Binding], found: Lengths, sizes: Sizes) -> None:
+    def __init__(
+        self,
+        bound: Mapping[Node, Binding],
+        axes: Mapping[str, Sequence[Axis]],
+        found: Lengths,
+        sizes: Sizes,
+    ) -> None:
+        self._shapes = {
+            name: tuple(sizes.lengths(axis)[1] for axis in axes[name])
+            for name, part in bound.values()
+            if part is None and name in axes
+        }
         lengths: dict[str, list[dict[tuple[int, int], int]]] = {}
         for node, (name, part) in bound.items():
             if part is None:
                 continue
-            axes = found.shapes.get((node.name, "shape"), ())
+            told = found.shapes.get((node.name, "shape"), ())
             ranges = lengths.setdefault(name, [{} for _ in part.shape])
             for axis, span in enumerate(zip(part.offset, part.shape, strict=True)):
-                new = sizes.resized(axes[axis], span[1]) if axis < len(axes) else None
+                new = sizes.resized(told[axis], span[1]) if axis < len(told) else None
                 ranges[axis][span] = span[1] if new is None else new
         self._spans = {name: [_placed(r) for r in ranges] for name, ranges in lengths.items()}
 
-    def __len__(self) -> int:
-        return len(self._spans)
+    def moved(self, name: str, part: Slice | None) -> Slice | None:
+        """Return where a slice of a variable lies now.
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._spans
+        Args:
+            name: the variable.
+            part: the slice; None for the whole variable.
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return the new shape of a whole variable."""
-        return tuple(
-            max(start + length for start, length in spans.values()) for spans in self._spans[name]
-        )
-
-    def moved(self, name: str, part: Slice) -> Slice | None:
-        """Return where a slice of a variable lies now; None where no node holds it."""
-        spans = self._spans[name]
+        Returns:
+            None where no node holds it.
+        """
+        if part is None:
+            shape = self._shapes.get(name)
+            return None if shape is None else Slice(shape, (0,) * len(shape), shape)
+        spans = self._spans.get(name, [])
         if len(spans) != len(part.shape):
             return None
         found = [
@@ -62,8 +73,8 @@ class Slices:
         known = [span for span in found if span is not None]
         if len(known) < len(found):
             return None
-        offset, shape = tuple(s[0] for s in known), tuple(s[1] for s in known)
-        return Slice(self.shape(name), offset, shape)
+        full = tuple(max(start + length for start, length in axis.values()) for axis in spans)
+        return Slice(full, tuple(start for start, _ in known), tuple(n for _, n in known))
 
 
 def _placed(ranges: Mapping[tuple[int, int], int]) -> dict[tuple[int, int], tuple[int, int]]:
@@ -76,8 +87,5 @@ def _placed(ranges: Mapping[tuple[int, int], int]) -> dict[tuple[int, int], tupl
 
 def specification(part: Slice) -> str:
     """Write a slice as savers take it: `48 20 0,48:0,10`."""
-    extents = ":".join(
-        "-" if (start, length) == (0, size) else f"{start},{length}"
-        for size, start, length in zip(part.full, part.offset, part.shape, strict=True)
-    )
+    extents = ":".join(f"{a},{b}" for a, b in zip(part.offset, part.shape, strict=True))
     return f"{' '.join(map(str, part.full))} {extents}"

@@ -43,7 +43,6 @@ class Lengths:
         torn: where one entry of a constant is the length of axes that can change differently:
             these axes, and the nodes that take it as such.
         parts: the slices of partitioned variables, by the names that stand for them in an axis.
-        untold: nodes that take an integer that is a width, of which is not known whence it comes.
         axes: gives the axes of an output of a node, if there is a width in them.
     """
 
@@ -53,7 +52,6 @@ class Lengths:
     listed: Mapping[str, tuple[tuple[Axis, ...] | None, ...]]
     torn: Mapping[tuple[str, int], Mapping[Axis, tuple[str, ...]]]
     parts: Mapping[str, Part]
-    untold: Mapping[str, Axis]
     axes: Callable[[str, int], tuple[Axis, ...] | None]
 
 
@@ -65,17 +63,14 @@ def lengths(structure: Structure) -> Lengths:
     axes = _Axes(structure)
     integers: dict[str, dict[int, Axis]] = {}
     takers: dict[tuple[str, int], dict[Axis, list[str]]] = {}
-    untold: dict[str, Axis] = {}
     for cell, atom, node in analysis.demands:
-        axis = axes.written(atom)
-        if axis is None or not axis.widths():
+        if cell.constant is None:
             continue
-        if cell.constant is not None:
+        axis = axes.written(atom)
+        if axis is not None and axis.widths():
             name, place = cell.constant
             integers.setdefault(name, {}).setdefault(place, axis)
-            takers.setdefault((name, place), {}).setdefault(axis, []).append(node.name)
-        elif cell.atom is None and cell.value not in (None, -1):
-            untold.setdefault(node.name, axis)
+            takers.setdefault(cell.constant, {}).setdefault(axis, []).append(node.name)
     shapes, listed = _shapes(analysis, axes)
     return Lengths(
         integers,
@@ -92,7 +87,6 @@ def lengths(structure: Structure) -> Lengths:
             if len(found) > 1
         },
         axes.parts(),
-        untold,
         axes.named,
     )
 
