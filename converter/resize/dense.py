@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 import tempfile
 from collections.abc import Sequence
 
@@ -62,7 +63,9 @@ def _product(variable: Variable, axis: int, panels: Sequence[Panel], region: Reg
         turned = np.einsum("...nk,nm->...mk", blocks, panel.matrix, optimize=True)
         flat = turned.reshape(*rows.shape[:-1], -1)[..., within]
         pieces.append(round_to(np.moveaxis(flat, -1, axis), variable.dtype, variable.counts))
-    return np.concatenate(pieces, axis=axis) if pieces else np.empty(shape_of(region))
+    if not pieces:
+        return np.empty(shape_of(region), variable.dtype.numpy)
+    return np.concatenate(pieces, axis=axis)
 
 
 class _Scratch:
@@ -84,13 +87,18 @@ class _Scratch:
 
     def _computed(self) -> Array:
         variable, axis = self._variable, self._axis
-        assert variable.dtype.numpy is not None
         with tempfile.TemporaryFile() as file:
-            values = np.memmap(file, variable.dtype.numpy, "w+", shape=self._shape)
+            size = math.prod(self._shape) * variable.dtype.itemsize
+            file.truncate(size)
+            memory = mmap.mmap(file.fileno(), size)
+        values = np.frombuffer(memory, variable.dtype.numpy).reshape(self._shape)
         longest = max(self._shape[axis], variable.shape[axis])
         across = [1 if k == axis else size for k, size in enumerate(self._shape)]
         items = max(1, 4 * BLOCK_BYTES // (longest * variable.dtype.itemsize))
         for part in regions(across, items):
             place = (*part[:axis], slice(0, self._shape[axis]), *part[axis + 1 :])
             values[place] = _product(variable, axis, self._panels, place)
+            # What is in the file need not stay in memory.
+            if hasattr(memory, "madvise"):
+                memory.madvise(mmap.MADV_DONTNEED)
         return values

@@ -62,4 +62,9 @@ def follow(
         },
         axes=axes,
         uses=uses,
+        follows={
+            names[name]: names[of]
+            for name, of in structure.follows.items()
+            if name in names and of in names
+        },
     )
