@@ -309,7 +309,12 @@ def _prove(a: _Side, b: _Side, question: Question, tensors: Tensors | None = Non
         raise UsageError(f"{b.graph.path}: it has none of the outputs of {a.graph.path}")
     others = find_forward(b.graph, b.keys, fetches=names, fed=fed, can_run=runs)
     notes += [note for note in others.notes if note not in notes]
-    found = _run(others, b.values(others), _same(others, feeds, tensors))
+    values = _same(others, feeds, tensors)
+    if tensors is not None:
+        # Of another size, other numbers would be drawn from the same seed.
+        noise = {s: outputs[s] for s in _noise(forward) if s.node in b.graph.nodes}
+        values |= {s: tensors.fed(*s, v) for s, v in noise.items()}
+    found = _run(others, b.values(others), values)
     compared = []
     for name, output in zip(names, others.outputs, strict=True):
         pair = outputs[output.tensor], found[output.tensor]
@@ -320,6 +325,11 @@ def _prove(a: _Side, b: _Side, question: Question, tensors: Tensors | None = Non
         # What somebody asked for by name is not passed over.
         compared = [replace(c, passed=False) if c.passed is None else c for c in compared]
     return Proof(forward, feeds, tuple(compared), question.tolerance, tuple(notes))
+
+
+def _noise(forward: Forward) -> list[Tensor]:
+    """Return the random numbers that the outputs depend on, as far as they can be looked at."""
+    return [Tensor(name) for name in forward.random if name not in forward.graph.frames]
 
 
 def _given_by(graph: Graph, question: Question) -> dict[Tensor, Array]:
@@ -341,7 +351,7 @@ def _first_run(
     with Session(forward, variables, dtypes_of(forward, feeds.values)) as session:
         while True:
             try:
-                return feeds, session.run(feeds.values)
+                return feeds, session.run(feeds.values, _noise(forward))
             except RunError as error:
                 # What was tried first suits best, and so does what is said of it.
                 failed = failed or error
