@@ -36,6 +36,7 @@ _COUNTING = frozenset(
 )
 # What only asks that every unit stands there as often as any other.
 _AVERAGING = frozenset(["mean", "square mean", "variance"])
+_SEEN = _COUNTING | _AVERAGING
 _TOLERANCE = 1e-9
 
 
@@ -91,6 +92,11 @@ class Resizes(NamedTuple):
         return {width.name: width.new for width in self.widths}
 
 
+def is_looked_up(width: Width) -> bool:
+    """Whether a width is only looked up in, so that nothing sums over it: an input vocabulary."""
+    return "lookup" in dict(width.touches) and not width.produced_by
+
+
 def judge(
     width: Width, width_map: WidthMap, factors: tuple[SizeFactor, ...], *, tied: bool
 ) -> Verdict:
@@ -124,6 +130,8 @@ def _judge_units(
     if width_map.noise:
         return Verdict(False, "noise is added to the copies")
     touches = dict(width.touches)
+    if counts.max() > 1 and is_looked_up(width) and touches.keys().isdisjoint(_SEEN):
+        return Verdict(True, "what was looked up stays in its place")
     if counts.max() > 1:
         shares = np.ones(consume.size) if consume.weight is None else consume.weight
         totals = np.bincount(index[index >= 0], shares[index >= 0], minlength=width.size)
@@ -153,9 +161,9 @@ def _judge_matrices(width: Width, width_map: WidthMap, *, tied: bool) -> Verdict
     produce, consume = width_map.produce, width_map.consume
     if isinstance(produce, Units) or isinstance(consume, Units):
         return Verdict(False, "it is mixed on one side only")
-    if not np.allclose(produce @ consume, np.eye(width.size), atol=1e-6):
+    if not np.allclose(produce.values @ consume.values, np.eye(width.size), atol=1e-6):
         return Verdict(False, "what consumes it does not undo what produces it")
-    if tied and not np.allclose(produce, consume.T, atol=1e-6):
+    if tied and not np.allclose(produce.values, consume.values.T, atol=1e-6):
         return Verdict(False, "one variable produces and consumes it, and the two maps differ")
     if width.symmetry == "free":
         return Verdict(True, "only linear ops touch it, and the maps undo each other")

@@ -9,7 +9,7 @@ from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.errors import PlanError
 from converter.patterns import by_name
 from converter.resize.coupled import Coupled
-from converter.resize.exactness import Resized, Resizes, dead, judge
+from converter.resize.exactness import Resized, Resizes, dead, is_looked_up, judge
 from converter.resize.maps import WidthMap
 from converter.resize.resizer import Resizer
 from converter.resize.variables import Resizing
@@ -57,11 +57,7 @@ class Request:
                         f"{change.name}: {change.old} to {change.new} units is not exact: "
                         f"{change.verdict.why}; choose another width, or leave out --require-exact"
                     )
-        looked_up = {
-            name
-            for name, width in self.structure.widths.items()
-            if "lookup" in dict(width.touches) and not width.produced_by
-        }
+        looked_up = {name for name, w in self.structure.widths.items() if is_looked_up(w)}
         resizing = Resizing(
             self._checkpoint,
             self.structure,
