@@ -21,6 +21,7 @@ from converter.variable import Array, Variable
 
 if TYPE_CHECKING:
     from converter.plan import Plan
+    from converter.resize.tensors import Tensors
     from converter.session import RunError
 
 TOLERANCE = 1e-5
@@ -212,12 +213,18 @@ def prove_plan(plan: Plan, output: Checkpoint | None, question: Question | None 
         )
     own = read_graph(output) if output is not None else None
     question = question or Question()
+    tensors = None
+    if plan.resized:
+        from converter.resize.tensors import Tensors
+
+        tensors = Tensors(plan.resized)
+    first = _Side(graph, source, source)
     if own is not None and output is not None:
-        return _prove(_Side(graph, source, source), _Side(own, output, output), question)
+        return _prove(first, _Side(own, output, output), question, tensors)
     held = plan.result if output is None else output
     resized = plan.resized_graph()
     runs_in = graph if resized is None else graph_of(source, resized)
-    return _prove(_Side(graph, source, source), _Side(runs_in, source, held, plan), question)
+    return _prove(first, _Side(runs_in, source, held, plan), question, tensors)
 
 
 def _given(graph: Graph | None) -> Graph:
@@ -282,7 +289,7 @@ def _renamed(plan: Plan, key: str, variables: Mapping[str, Variable]) -> Variabl
     return variables[found[0].name]
 
 
-def _prove(a: _Side, b: _Side, question: Question) -> Proof:
+def _prove(a: _Side, b: _Side, question: Question, tensors: Tensors | None = None) -> Proof:
     from converter.session import can_run
 
     given = _given_by(a.graph, question)
@@ -302,15 +309,27 @@ def _prove(a: _Side, b: _Side, question: Question) -> Proof:
         raise UsageError(f"{b.graph.path}: it has none of the outputs of {a.graph.path}")
     others = find_forward(b.graph, b.keys, fetches=names, fed=fed, can_run=runs)
     notes += [note for note in others.notes if note not in notes]
-    found = _run(others, b.values(others), _same(others, feeds))
-    compared = [
-        compare(name, outputs[source], found[source], question.tolerance)
-        for name, source in zip(names, (o.tensor for o in others.outputs), strict=True)
-    ]
+    values = _same(others, feeds, tensors)
+    if tensors is not None:
+        # Of another size, other numbers would be drawn from the same seed.
+        noise = {s: outputs[s] for s in _noise(forward) if s.node in b.graph.nodes}
+        values |= {s: tensors.fed(*s, v) for s, v in noise.items()}
+    found = _run(others, b.values(others), values)
+    compared = []
+    for name, output in zip(names, others.outputs, strict=True):
+        pair = outputs[output.tensor], found[output.tensor]
+        if tensors is not None:
+            pair = tensors.common(*output.tensor, *pair)
+        compared.append(compare(name, *pair, question.tolerance))
     if question.fetches:
         # What somebody asked for by name is not passed over.
         compared = [replace(c, passed=False) if c.passed is None else c for c in compared]
     return Proof(forward, feeds, tuple(compared), question.tolerance, tuple(notes))
+
+
+def _noise(forward: Forward) -> list[Tensor]:
+    """Return the random numbers that the outputs depend on, as far as they can be looked at."""
+    return [Tensor(name) for name in forward.random if name not in forward.graph.frames]
 
 
 def _given_by(graph: Graph, question: Question) -> dict[Tensor, Array]:
@@ -332,7 +351,7 @@ def _first_run(
     with Session(forward, variables, dtypes_of(forward, feeds.values)) as session:
         while True:
             try:
-                return feeds, session.run(feeds.values)
+                return feeds, session.run(feeds.values, _noise(forward))
             except RunError as error:
                 # What was tried first suits best, and so does what is said of it.
                 failed = failed or error
@@ -352,9 +371,11 @@ def _explained(error: RunError, feeds: Feeds) -> ConverterError:
     )
 
 
-def _same(forward: Forward, feeds: Feeds) -> dict[Tensor, Array]:
+def _same(forward: Forward, feeds: Feeds, tensors: Tensors | None) -> dict[Tensor, Array]:
     """Return what the second graph is fed: the same, and what it alone has decided."""
     values = {s: v for s, v in feeds.values.items() if s.node in forward.graph.nodes}
+    if tensors is not None:
+        values = {s: tensors.fed(s.node, s.port, v) for s, v in values.items()}
     missing = [
         found.tensor
         for found in forward.inputs

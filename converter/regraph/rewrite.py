@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 _SHAPED = (b"shape", b"element_shape", b"element_shape_except0")
 import os
-DEBUG=os.environ.get('RGDEBUG')
+
+DEBUG = os.environ.get("RGDEBUG")
 _SAVES = frozenset({"SaveV2", "SaveSlices", "RestoreV2", "RestoreSlice"})
 
 
@@ -153,9 +154,10 @@ class _Rewriter:
             if node.name not in known:
                 self._note(node.name, f"the {what} {a} and {b} stand opposite in the new graph")
         if DEBUG:
-            was={n.name for n in analysis.stuck}
+            was = {n.name for n in analysis.stuck}
             for n in found.stuck:
-                if n.name not in was: print('STUCK',n)
+                if n.name not in was:
+                    print("STUCK", n)
 
     def _resized(self) -> Checkpoint:
         """Return the variables as they are in the new graph, without values."""

@@ -79,11 +79,13 @@ class Resizes(NamedTuple):
         widths: those that change.
         shapes: of each variable that changes, the old and the new shape over its widths:
             `[256 + 100, 4*100]` and `[256 + 160, 4*160]`.
+        maps: what becomes of each width that changes.
         structure: that they are widths of; None where the shape of a variable was given.
     """
 
     widths: tuple[Resized, ...]
     shapes: Mapping[str, tuple[str, str]]
+    maps: Mapping[str, WidthMap]
     structure: Structure | None
 
     @property

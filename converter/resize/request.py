@@ -85,7 +85,8 @@ class Request:
             for name, axes in self.structure.axes.items()
             if any(not self.maps.keys().isdisjoint(axis.widths()) for axis in axes)
         }
-        return Resizes(tuple(found), shapes, None if self._shapes else self.structure)
+        structure = None if self._shapes else self.structure
+        return Resizes(tuple(found), shapes, self.maps, structure)
 
     def _known_structure(self) -> Structure:
         if self._template is None and not self._resizer.resize:
