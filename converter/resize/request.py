@@ -91,7 +91,7 @@ class Request:
     def _known_structure(self) -> Structure:
         if self._template is None and not self._resizer.resize:
             # Nothing has to be known of the model where every shape is given.
-            return Structure({}, {}, {}, {}, (), {}, (), None, None)
+            return Structure({}, {}, {}, (), {}, {}, (), None, None)
         path = self._resizer.layout
         return self._checkpoint.structure(None if path is None else read_layout(path))
 

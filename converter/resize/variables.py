@@ -19,6 +19,7 @@ from converter.names.gradient import FACTORED, gradient_power
 from converter.resize.chosen import choose
 from converter.resize.dense import multiply
 from converter.resize.maps import AxisMap, Matrix, UnitMap, Units, WidthMap, panels
+from converter.resize.noise import Noise, add_noise, copies
 from converter.structure.axis import Axis, Use
 from converter.structure.infer import Structure
 from converter.variable import Array, Region, Variable, regions, whole
@@ -99,7 +100,35 @@ class Resizing:
             blocks = list(self._blocks(variable, axes, uses))
             if blocks:
                 result = drawing.redraw(result, blocks, stream=key)
+            if variable.dtype.is_float and (noises := list(self._noises(axes, uses))):
+                result = add_noise(result, noises, self.checkpoint.get(key, variable), drawing, key)
         return result
+
+    def _noises(self, axes: Sequence[Axis], uses: Sequence[_AxisUses]) -> Iterator[Noise]:
+        for number, (axis, used) in enumerate(zip(axes, uses, strict=True)):
+            for name in axis.widths():
+                width_map = self.maps.get(name)
+                if width_map is None or not width_map.noise:
+                    continue
+                produce = width_map.produce
+                makes = not {"produce", "shift"}.isdisjoint(used.get(name, ()))
+                if makes and isinstance(produce, Units):
+                    marked = self._marked(axis, name, partial(copies, produce))
+                    yield Noise(number, marked, width_map.noise)
+
+    def _marked(self, axis: Axis, name: str, marks: Callable[[], Array]) -> AxisMap:
+        """Return a map by which the entries of an axis are new that belong to marked units.
+
+        Args:
+            axis: over the new sizes.
+            name: the width.
+            marks: says of each of its new units whether it is marked.
+        """
+        units = {
+            n: Units(m.size, partial(np.zeros, m.size, np.int64)) for n, m in self.maps.items()
+        }
+        units[name] = Units(self.maps[name].size, lambda: np.where(marks(), -1, 0))
+        return AxisMap(axis, self.structure.sizes, units)
 
     def _power(self, name: str, role: Role) -> int | None:
         """Return the power of the gradient that a slot holds; None for what holds values."""
@@ -232,14 +261,7 @@ class Resizing:
         produce = self.maps[name].produce
         if not isinstance(produce, Units):
             return
-        marks = Units(produce.size, lambda: np.where(produce.index < 0, -1, 0))
-        others = {
-            n: Units(m.size, partial(np.zeros, m.size, np.int64))
-            for n, m in self.maps.items()
-            if n != name
-        }
-        sizes = self.structure.sizes
-        axis_map = AxisMap(axis, sizes, {**others, name: marks})
+        axis_map = self._marked(axis, name, lambda: produce.index < 0)
         begin = None
         for (part,) in regions((axis_map.length,), _RUNS):
             new = axis_map.entries(part.start, part.stop).old < 0

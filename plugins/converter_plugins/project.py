@@ -122,10 +122,10 @@ def _principal(coupled: Coupled, size: int) -> Array:
     for rows in coupled.rows("produce"):
         squares += rows.T @ rows
     _, directions = np.linalg.eigh(squares)
-    found: Array = directions[:, ::-1][:, :size]
+    found: Array = directions[:, ::-1][:, :size].copy()
     # Of a direction and its opposite the one whose largest entry is positive.
     signs = np.sign(found[np.abs(found).argmax(axis=0), np.arange(size)])
-    found = found * signs
+    found *= signs
     return found
 
 
