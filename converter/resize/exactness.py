@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -100,7 +100,7 @@ def is_looked_up(width: Width) -> bool:
 
 
 def judge(
-    width: Width, width_map: WidthMap, factors: tuple[SizeFactor, ...], *, tied: bool
+    width: Width, width_map: WidthMap, factors: Sequence[SizeFactor], *, tied: bool
 ) -> Verdict:
     """Tell whether a map of a width is exact.
 
@@ -172,14 +172,33 @@ def _judge_matrices(width: Width, width_map: WidthMap, *, tied: bool) -> Verdict
     return Verdict(False, f"its units are mixed: {width.why}")
 
 
-def _unmatched(width: Width, width_map: WidthMap, factors: tuple[SizeFactor, ...]) -> str | None:
+def made_up(width: Width, size: int, factors: Sequence[SizeFactor]) -> float:
+    """Return what makes up for the constants that move with a width, if all that makes it has it.
+
+    Queries and keys are contracted, and the product is divided by the square root of the head size.
+    The queries take on what the constant loses. Where a constant stands elsewhere, 1.
+
+    Args:
+        width: the old width.
+        size: the new size.
+        factors: the constants.
+    """
+    powers = {factor.power for factor in factors if factor.is_of_products}
+    if len(powers) != 1 or not all(factor.is_of_products for factor in factors):
+        return 1.0
+    if width.symmetry != "free" or "self paired" in dict(width.touches):
+        return 1.0
+    return float((size / width.size) ** -powers.pop())
+
+
+def _unmatched(width: Width, width_map: WidthMap, factors: Sequence[SizeFactor]) -> str | None:
     """Return which constant moves with the size and is not made up for, in words."""
     for factor in factors:
         wanted = (width_map.size / width.size) ** -factor.power
-        if not np.isclose(width_map.rescale, wanted, rtol=1e-6):
+        if not factor.is_of_products or not np.isclose(width_map.rescale, wanted, rtol=1e-6):
             return (
                 f"{factor.node} multiplies with {factor.number:g}, which is "
-                f"{width.size}**{factor.power:g} and moves with it"
+                f"{width.size}**{factor.power:g} and moves with it, and nothing makes up for that"
             )
     return None
 

@@ -9,7 +9,7 @@ from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.errors import PlanError
 from converter.patterns import by_name
 from converter.resize.coupled import Coupled
-from converter.resize.exactness import Resized, Resizes, dead, is_looked_up, judge
+from converter.resize.exactness import Resized, Resizes, dead, is_looked_up, judge, made_up
 from converter.resize.maps import WidthMap
 from converter.resize.resizer import Resizer
 from converter.resize.variables import Resizing
@@ -122,7 +122,10 @@ class Request:
                 f"{name}: {self._resizer.name} cannot turn {width.size} units into {size}; {reason}"
             )
         coupled = Coupled(self._checkpoint, self.structure, name)
-        return self._resizer.width_map(width, size, coupled)
+        width_map = self._resizer.width_map(width, size, coupled)
+        factor = made_up(width, size, self.structure.factors.get(name, ()))
+        # A resizer that knows of the factor has its own way.
+        return replace(width_map, rescale=factor) if width_map.rescale == 1 else width_map
 
 
 def _shown(axes: Sequence[Axis], sizes: Mapping[str, int]) -> str:
