@@ -50,11 +50,14 @@ class SizeFactor(NamedTuple):
         node: the node that multiplies with it.
         number: its value.
         power: the power of the width's size that it is.
+        is_of_products: whether all that is made of the width are contractions of two tensors, each
+            of them scaled by such a factor.
     """
 
     node: str
     number: float
     power: float
+    is_of_products: bool = False
 
 
 class OfGraph(NamedTuple):
@@ -162,7 +165,9 @@ def infer_from(graph: Graph, checkpoint: Checkpoint) -> Structure:
         uses,
         tuple(_opaque(names[a], f) for a, f in widths.items() if verdicts[a].symmetry == "opaque"),
         {
-            names[atom]: tuple(SizeFactor(f.node.name, f.number, f.power) for f in found)
+            names[atom]: tuple(
+                SizeFactor(f.node.name, f.number, f.power, f.is_of_products) for f in found
+            )
             for atom, found in factors.items()
         },
         followers,
