@@ -86,7 +86,9 @@ def _fitting(structure: Structure, request: str) -> list[Width]:
         return [widths[name] for name in matching(request, widths)]
     except UsageError:
         closest = nearest(request, widths) or "; convert inspect --widths lists them"
-        raise UsageError(f"{_shown(request)} fits none of the {len(widths)} widths{closest}") from None
+        raise UsageError(
+            f"{_shown(request)} fits none of the {len(widths)} widths{closest}"
+        ) from None
 
 
 def _refusal(request: str, held: list[Width]) -> str:
