@@ -259,19 +259,13 @@ def declare(
             for new in is_now.widths():
                 sources.setdefault(new, {})[name] = width
     members = [name for name in own if name in merged.axes]
-    present = dict.fromkeys(w for n in members for a in merged.axes[n] for w in a.widths())
-    ordered = [*(n for n in sources if n in present), *(n for n in present if n not in sources)]
-    widths = {
-        name: overridden(
-            of_members(
-                _joined(name, merged.sizes[name], list(sources.get(name, {}).values()), layout),
-                members,
-                merged,
-            ),
-            layout,
-        )
-        for name in ordered
-    }
+    holders = holders_of(members, merged)
+    ordered = [*(n for n in sources if n in holders), *(n for n in holders if n not in sources)]
+    widths = {}
+    for name in ordered:
+        had = list(sources.get(name, {}).values())
+        width = _joined(name, merged.sizes[name], had, layout)
+        widths[name] = overridden(with_members(width, holders[name]), layout)
     axes, uses = with_followers(merged.axes, merged.uses, checkpoint, roles)
     return replace(
         structure,
@@ -312,16 +306,21 @@ def _joined(name: str, size: int, sources: Sequence[Width], layout: Layout) -> W
     )
 
 
-def of_members(width: Width, members: Iterable[str], merged: Merged) -> Width:
-    """Return a width with the variables that hold it; those that it has had come first."""
-    holders: dict[str, set[Use]] = {}
+def holders_of(members: Iterable[str], merged: Merged) -> dict[str, dict[str, set[Use]]]:
+    """Return by width the variables that hold it, each with all that it does with it."""
+    found: dict[str, dict[str, set[Use]]] = {}
     for name in members:
         for used, axis in zip(merged.uses[name], merged.axes[name], strict=True):
-            if width.name in axis.widths():
-                holders.setdefault(name, set()).update(used.get(width.name, ()))
+            for width in axis.widths():
+                found.setdefault(width, {}).setdefault(name, set()).update(used.get(width, ()))
+    return found
+
+
+def with_members(width: Width, holders: Mapping[str, set[Use]]) -> Width:
+    """Return a width with the variables that hold it; those that it has had come first."""
     produced = [name for name, uses in holders.items() if "produce" in uses]
     consumed = [name for name, uses in holders.items() if "consume" in uses]
-    rest = [name for name in holders if name not in produced and name not in consumed]
+    rest = [name for name, uses in holders.items() if uses.isdisjoint(("produce", "consume"))]
     return replace(
         width,
         produced_by=_in_order(width.produced_by, produced),

@@ -14,6 +14,7 @@ from converter.structure import classes, naming
 from converter.structure.analysis import Analysis
 from converter.structure.atoms import ONE, Atom, Kind, Product, find, size_of, terms
 from converter.structure.axis import Axis, Blocks, Factor, Term, Use, Width
+from converter.structure.cells import by_name
 from converter.structure.declare import declare
 from converter.structure.facts import Facts, Place, gather
 from converter.structure.flow import READS
@@ -113,22 +114,24 @@ class Structure:
 
 
 def infer(checkpoint: Checkpoint, layout: Layout | None = None) -> Structure:
-    """Tell the structure of a checkpoint from its graph.
+    """Tell the structure of a checkpoint from its graph; where there is none, from its names.
 
     Args:
         checkpoint: whose variables are told.
         layout: what somebody says of them, which goes before all else.
 
     Raises:
-        InputError: there is no graph, it is damaged, or it is that of another checkpoint.
+        InputError: the graph is damaged, or it is that of another checkpoint.
+        PlanError: lengths contradict the layout, or graph and names contradict each other.
+        UsageError: the layout is of another checkpoint, or leaves something open.
     """
     graph = read_graph(checkpoint)
-    if graph is None:
-        raise InputError(
-            f"{checkpoint.path}: there is no graph that tells which axes share a width (looked for "
-            f"{checkpoint.path}.meta); put the .meta file that was saved with it beside it"
-        )
-    return infer_from(graph, checkpoint, layout)
+    if graph is not None:
+        return infer_from(graph, checkpoint, layout)
+    roles = checkpoint.roles()
+    told = by_name(checkpoint, roles, layout)
+    axes, uses = with_followers(told.axes, told.uses, checkpoint, roles)
+    return Structure(told.widths, axes, uses, (), {}, (), None, None)
 
 
 def infer_from(graph: Graph, checkpoint: Checkpoint, layout: Layout | None = None) -> Structure:
