@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from converter.options import option
     from converter.patterns import by_name, matching, select
     from converter.pipeline import Result, convert
+    from converter.resize.coupled import Coupled
+    from converter.resize.maps import Units, WidthMap
+    from converter.resize.resizer import Resizer
     from converter.strategy import Strategy
+    from converter.structure.axis import Width
     from converter.variable import Array, Region, Stored, Variable, shape_of
 
 __version__ = "0.1.0"
@@ -28,17 +32,22 @@ __all__ = [
     "Array",
     "Checkpoint",
     "ConverterError",
+    "Coupled",
     "DType",
     "Initializer",
     "InputError",
     "PlanError",
     "Region",
+    "Resizer",
     "Result",
     "Role",
     "Stored",
     "Strategy",
+    "Units",
     "UsageError",
     "Variable",
+    "Width",
+    "WidthMap",
     "__version__",
     "by_name",
     "convert",
@@ -60,7 +69,11 @@ _HOMES = {
     "options": ("option",),
     "patterns": ("by_name", "matching", "select"),
     "pipeline": ("Result", "convert"),
+    "resize.coupled": ("Coupled",),
+    "resize.maps": ("Units", "WidthMap"),
+    "resize.resizer": ("Resizer",),
     "strategy": ("Strategy",),
+    "structure.axis": ("Width",),
     "variable": ("Array", "Region", "Stored", "Variable", "shape_of"),
 }
 

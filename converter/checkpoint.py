@@ -17,6 +17,8 @@ from converter.variable import Region, Variable
 if TYPE_CHECKING:
     from converter.location import Location
     from converter.names import Role
+    from converter.structure.infer import Structure
+    from converter.structure.layout import Layout
 
 _STEP = re.compile(r"(?s)(?!.*-of-\d+\Z).*-(\d+)")
 
@@ -41,6 +43,7 @@ class Checkpoint(Mapping[str, Variable]):
         meta: the `.meta` file beside it, or None.
         metadata: free text that the file carries.
         roles: gives the role of each variable; None to tell them from the names.
+        structure: gives which axes of the variables share a width; None to tell it from the graph.
 
     Raises:
         PlanError: two variables have one name.
@@ -61,6 +64,7 @@ class Checkpoint(Mapping[str, Variable]):
         meta: Path | None = None,
         metadata: Mapping[str, str] | None = None,
         roles: Callable[[Mapping[str, Variable]], Mapping[str, Role]] | None = None,
+        structure: Callable[[Checkpoint, Layout | None], Structure] | None = None,
     ) -> None:
         self._variables: dict[str, Variable] = {}
         for variable in variables:
@@ -83,6 +87,8 @@ class Checkpoint(Mapping[str, Variable]):
         self._check = check
         self._find_roles = roles
         self._roles: Mapping[str, Role] | None = None
+        self._find_structure = structure
+        self._structures: dict[Path | None, Structure] = {}
 
     def __getitem__(self, name: str) -> Variable:
         return self._variables[name]
@@ -113,6 +119,22 @@ class Checkpoint(Mapping[str, Variable]):
             self._roles = (self._find_roles or roles)(self)
         return self._roles
 
+    def structure(self, layout: Layout | None = None) -> Structure:
+        """Return which axes of the variables share a width.
+
+        Args:
+            layout: what a user says of it, which goes before what the graph or the names say.
+
+        Raises:
+            ConverterError: it cannot be told; the message says what would help.
+        """
+        key = None if layout is None else layout.path
+        if key not in self._structures:
+            from converter.structure.infer import infer
+
+            self._structures[key] = (self._find_structure or infer)(self, layout)
+        return self._structures[key]
+
     def check(self, names: Iterable[str]) -> None:
         """Raise InputError if bytes of one of the named variables are missing on disk.
 
@@ -136,8 +158,14 @@ class Checkpoint(Mapping[str, Variable]):
                     return None
         return None
 
-    def derive(self, variables: Iterable[Variable]) -> Checkpoint:
+    def derive(
+        self, variables: Iterable[Variable], *, sizes: Mapping[str, int] | None = None
+    ) -> Checkpoint:
         """Return this checkpoint with other variables, whose roles follow from their sources.
+
+        Args:
+            variables: of the new checkpoint.
+            sizes: the new sizes of the widths that have other ones in it.
 
         Raises:
             PlanError: two variables have one name.
@@ -155,7 +183,17 @@ class Checkpoint(Mapping[str, Variable]):
             meta=self.meta,
             metadata=self.metadata,
             roles=lambda derived: _inherited(self, derived),
+            structure=lambda derived, layout: _followed(self, derived, layout, sizes or {}),
         )
+
+
+def _followed(
+    parent: Checkpoint, derived: Checkpoint, layout: Layout | None, sizes: Mapping[str, int]
+) -> Structure:
+    """Return the structure of what a strategy made of a checkpoint."""
+    from converter.structure.follow import follow
+
+    return follow(parent.structure(layout), parent, derived, sizes)
 
 
 def _inherited(parent: Checkpoint, derived: Mapping[str, Variable]) -> dict[str, Role]:

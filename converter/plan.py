@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from converter.checkpoint import Checkpoint
 from converter.errors import ConverterError, PlanError, UsageError
 from converter.strategy import Strategy
 from converter.target import Target
 from converter.variable import Stored, Variable
+
+if TYPE_CHECKING:
+    from converter.resize.exactness import Resizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +47,9 @@ class Plan:
         sidecar: what goes beside it, because it cannot hold it.
         unheld: what it cannot hold and nobody has decided about, with the reason.
         left_out: what the format has no use for, with the reason.
-        meta: the graph that is carried along, or None.
+        meta: the graph that is carried along: its file, or what is rewritten; or None.
         notes: what else there is to know.
+        resized: what the strategies do to widths, step by step.
     """
 
     source: Checkpoint
@@ -56,8 +61,9 @@ class Plan:
     sidecar: tuple[Variable, ...]
     unheld: tuple[tuple[Variable, str], ...]
     left_out: tuple[tuple[Variable, str], ...]
-    meta: Path | None
+    meta: Path | bytes | None
     notes: tuple[str, ...]
+    resized: tuple[Resizes, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -137,10 +143,13 @@ def make_plan(
     touched: dict[str, tuple[str, ...]] = {}
     dropped: dict[str, str] = {}
     notes: list[str] = []
+    resized: list[Resizes] = []
     for strategy in strategies:
-        variables, noted = _applied(strategy, result)
+        variables, noted, resizes = _applied(strategy, result)
         notes += [f"{strategy.name}: {note}" for note in noted]
-        after = result.derive(variables)
+        if resizes is not None:
+            resized.append(resizes)
+        after = result.derive(variables, sizes=resizes.sizes if resizes else None)
         touched = _touched(strategy.name, touched, result, after)
         held = {s for v in after.values() for s in v.sources}
         for name in result:
@@ -151,14 +160,17 @@ def make_plan(
         Change(v, tuple(source[s] for s in v.sources if s in source), touched.get(name, ()))
         for name, v in result.items()
     )
-    return _fit(source, result, changes, dropped, notes, target, sidecar=sidecar)
+    return _fit(source, result, changes, dropped, notes, resized, target, sidecar=sidecar)
 
 
-def _applied(strategy: Strategy, checkpoint: Checkpoint) -> tuple[list[Variable], list[str]]:
+def _applied(
+    strategy: Strategy, checkpoint: Checkpoint
+) -> tuple[list[Variable], list[str], Resizes | None]:
     """Return what a strategy makes of a checkpoint, and what it says about that."""
     try:
         variables = list(strategy.apply(checkpoint))
         notes = list(strategy.notes(checkpoint))
+        resizes = strategy.resizes(checkpoint)
     except UsageError as error:
         raise UsageError(f"{strategy.name}: {error}") from None
     except ConverterError:
@@ -184,7 +196,7 @@ def _applied(strategy: Strategy, checkpoint: Checkpoint) -> tuple[list[Variable]
                 f"{strategy.name}: {variable.name} is another value, but still `stored` as the "
                 "old one; this is a bug of the strategy: it must use derive() or map()"
             )
-    return variables, notes
+    return variables, notes, resizes
 
 
 def _value(variable: Variable) -> object:
@@ -214,6 +226,7 @@ def _fit(
     changes: tuple[Change, ...],
     dropped: dict[str, str],
     notes: list[str],
+    resized: list[Resizes],
     target: Target | None,
     *,
     sidecar: bool,
@@ -256,6 +269,7 @@ def _fit(
         left_out=tuple(left_out),
         meta=source.meta if carried else None,
         notes=tuple(notes),
+        resized=tuple(resized),
     )
 
 

@@ -15,6 +15,7 @@ from converter.options import Option, make_option, option
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
+    from converter.resize.exactness import Resizes
     from converter.variable import Variable
 
 __all__ = ["Option", "Strategy", "build", "option", "options", "summary", "values_of"]
@@ -72,6 +73,10 @@ class Strategy:
     def convert(self, variable: Variable) -> Iterable[Variable]:
         """Give what becomes of one variable: none, one or several."""
         yield variable
+
+    def resizes(self, checkpoint: Checkpoint) -> Resizes | None:
+        """Say which widths change when this is applied to `checkpoint`; a `Resizer` knows some."""
+        return None
 
     def notes(self, checkpoint: Checkpoint) -> Iterable[str]:
         """Say what a user should know of before this is applied to `checkpoint`.

@@ -85,7 +85,7 @@ class Target:
         variables: Sequence[Variable],
         sidecar: Sequence[Variable],
         *,
-        meta: Path | None,
+        meta: Path | bytes | None,
         metadata: Mapping[str, str],
         open_output: OpenOutput,
     ) -> dict[str, int | None]:
@@ -95,7 +95,7 @@ class Target:
             stage: an empty directory.
             variables: what the output holds, under the names to store.
             sidecar: what goes into the TensorFlow checkpoint beside a safetensors output.
-            meta: a graph to carry along.
+            meta: a graph to carry along: its file, or its bytes.
             metadata: free text for safetensors to carry along.
             open_output: makes a file.
         """
@@ -110,7 +110,10 @@ class Target:
         checksums = bundle.write(
             stage / self.name, variables, open_output=open_output, shard_size=self.shard_size
         )
-        if meta is not None:
+        if isinstance(meta, bytes):
+            with open_output(stage / f"{self.name}.meta") as output:
+                output.write(meta)
+        elif meta is not None:
             with open_output(stage / f"{self.name}.meta") as output, meta.open("rb") as source:
                 while data := source.read(1 << 20):
                     output.write(data)

@@ -77,7 +77,7 @@ class Model:
         self.feeds = {tensor(name): np.asarray(value) for name, value in feeds.items()}
         forward = find_forward(graph, set(checkpoint), fetches=list(fetches), fed=list(feeds))
         self._session = Session(forward, checkpoint, dtypes_of(forward, self.feeds))
-        nodes = bind(structure.findings.analysis.graph, checkpoint)
+        nodes = bind(structure.graph.findings.analysis.graph, checkpoint)
         self._nodes = {n.name: b for n, b in nodes.items() if n.name in forward.variables}
         noise = np.random.default_rng(0)
         roles = checkpoint.roles()
@@ -105,9 +105,9 @@ class Model:
 
     def axes_of(self, source: Tensor) -> list[Axis]:
         """Return the axes of any tensor of the graph."""
-        analysis = self.structure.findings.analysis
+        analysis = self.structure.graph.findings.analysis
         found = analysis.tensor(Output(analysis.graph.by_name[source.node], source.port))
-        return [self.structure.write(atom) for atom in found.axes or ()]
+        return [self.structure.graph.write(atom) for atom in found.axes or ()]
 
     def permutation_error(self, width: str) -> float:
         """Return how far the outputs move when the units of a width are permuted everywhere."""

@@ -50,7 +50,7 @@ def test_nothing_contradicts(case: Case) -> None:
     structure = infer(checkpoint)
     assert structure.conflicts == ()
     assert structure.opaque == ()
-    assert structure.findings.analysis.unknown == {}
+    assert structure.graph.findings.analysis.unknown == {}
     assert list(structure.axes) == list(checkpoint)
     check(
         (
@@ -155,4 +155,4 @@ def test_it_takes_no_time() -> None:
     structure = infer(checkpoint)
     # 4,068 nodes take a tenth of a second; TensorFlow imports them in half a second.
     assert time.perf_counter() - began < 3
-    assert len(structure.findings.analysis.graph.nodes) == 4068
+    assert len(structure.graph.findings.analysis.graph.nodes) == 4068

@@ -79,7 +79,7 @@ def test_no_integer_that_a_shape_is_made_of_is_missed(name: str) -> None:
         for axis in axes
         if axis.widths() and axis.size(structure.sizes) > 8
     }
-    graph = structure.findings.analysis.graph
+    graph = structure.graph.findings.analysis.graph
     found = lengths(structure).integers
     missed = {
         (node.name, place)
@@ -110,14 +110,16 @@ def test_gradients_contradict_nothing(case: Case) -> None:
     if checkpoint.meta is None:
         return
     structure = infer(checkpoint)
-    before = {n: list(map(structure.write, a)) for n, a in structure.findings.axes.items()}
+    before = {
+        n: list(map(structure.graph.write, a)) for n, a in structure.graph.findings.axes.items()
+    }
     found = lengths(structure)
     assert found.torn == {}
-    assert structure.findings.analysis.conflicts == []
+    assert structure.graph.findings.analysis.conflicts == []
     roles = checkpoint.roles()
-    for name, axes in structure.findings.axes.items():
+    for name, axes in structure.graph.findings.axes.items():
         if roles[name].kind == "model":
-            assert list(map(structure.write, axes)) == before[name], name
+            assert list(map(structure.graph.write, axes)) == before[name], name
 
 
 def test_a_constant_that_two_widths_share_is_torn() -> None:

@@ -41,7 +41,7 @@ def test_every_width_is_named_and_explained(models: Path, name: str) -> None:
     structure = infer(checkpoint)
     assert structure.conflicts == ()
     assert structure.opaque == ()
-    assert structure.findings.analysis.unknown == {}
+    assert structure.graph.findings.analysis.unknown == {}
     assert all(width.produced_by for width in structure.widths.values())
 
 

@@ -492,7 +492,7 @@ def test_an_unknown_op_makes_what_it_touches_opaque() -> None:
         "a SomebodysOp odd",
         "b/inputs SomebodysOp odd",
     }
-    assert structure.findings.analysis.unknown == {"SomebodysOp": 1}
+    assert structure.graph.findings.analysis.unknown == {"SomebodysOp": 1}
     assert not structure.widths["a"].resizable
     assert not structure.widths["a"].exact
     assert structure.widths["b"].resizable

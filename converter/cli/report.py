@@ -10,6 +10,7 @@ from converter.cli.text import count, shape, size
 from converter.names import Role
 from converter.pipeline import Result
 from converter.plan import Change, Plan
+from converter.resize.exactness import Resizes
 from converter.variable import Variable
 
 _FEW = 40
@@ -35,8 +36,11 @@ def plan_lines(plan: Plan, *, verbose: bool = False) -> Iterator[str]:
         verbose: list every variable, where otherwise long lists are cut and copies counted.
     """
     yield _source_line(plan.source)
+    for resizes in plan.resized:
+        yield from _width_lines(resizes)
     changed = [change for change in plan.changes if change.steps]
-    yield from _cut([_change_line(change) for change in changed], verbose)
+    shapes = _shapes(plan)
+    yield from _cut([_change_line(change, shapes) for change in changed], verbose)
     yield from _dropped_lines(plan, verbose)
     copied = [change.variable for change in plan.changes if not change.steps]
     copied = [v for v in copied if v.name not in {left.name for left, _ in plan.left_out}]
@@ -95,6 +99,18 @@ def as_json(plan: Plan, result: Result | None) -> dict[str, object]:
         "undecided": {v.name: reason for v, reason in plan.unheld},
         "left_out": {v.name: reason for v, reason in plan.left_out},
         "notes": list(plan.notes),
+        "widths": [
+            {
+                "name": width.name,
+                "old": width.old,
+                "new": width.new,
+                "exact": width.verdict.exact,
+                "why": width.verdict.why,
+                "dead": width.dead,
+            }
+            for resizes in plan.resized
+            for width in resizes.widths
+        ],
     }
     if result is not None:
         report["result"] = {
@@ -119,7 +135,25 @@ def _source_line(source: Checkpoint) -> str:
     return line
 
 
-def _change_line(change: Change) -> str:
+def _width_lines(resizes: Resizes) -> Iterator[str]:
+    """Yield what happens to each width: its sizes, whether that is exact, and whether it learns."""
+    for width in resizes.widths:
+        verdict = "exact" if width.verdict.exact else "not exact"
+        yield f"width   {width.name}  {width.old} -> {width.new}  {verdict}: {width.verdict.why}"
+        if width.dead is not None:
+            yield f"        dead to training: {width.dead}"
+
+
+def _shapes(plan: Plan) -> dict[str, str]:
+    """Return the change of shape over widths, where one step alone changed it."""
+    found: dict[str, str] = {}
+    if len(plan.resized) == 1:
+        for name, (old, new) in plan.resized[0].shapes.items():
+            found[name] = f"{old} -> {new}"
+    return found
+
+
+def _change_line(change: Change, shapes: Mapping[str, str]) -> str:
     label = "+".join(change.steps).ljust(7)
     new = change.variable
     old = change.sources[0] if len(change.sources) == 1 else None
@@ -130,7 +164,7 @@ def _change_line(change: Change) -> str:
     dtype = f"{new.dtype}" if new.dtype is old.dtype else f"{old.dtype} -> {new.dtype}"
     sizes = shape(new.shape)
     if new.shape != old.shape:
-        sizes = f"{shape(old.shape)} -> {sizes}"
+        sizes = shapes.get(old.name, f"{shape(old.shape)} -> {sizes}")
     return f"{label} {name}  {dtype} {sizes}"
 
 

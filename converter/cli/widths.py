@@ -73,12 +73,12 @@ def _entry(width: Width) -> dict[str, object]:
 
 
 def _show(checkpoint: Checkpoint, structure: Structure, names: list[str], *, verbose: bool) -> None:
-    analysis = structure.findings.analysis
-    graph = analysis.graph
-    say(
-        f"{graph.path}  {count(len(graph.nodes), 'node')}, "
-        f"{count(len(structure.widths), 'width')} in {count(len(names), 'variable')}"
-    )
+    found = f"{count(len(structure.widths), 'width')} in {count(len(names), 'variable')}"
+    if structure.findings is None:
+        say(f"{checkpoint.path}  no graph, {found}")
+    else:
+        graph = structure.findings.analysis.graph
+        say(f"{graph.path}  {count(len(graph.nodes), 'node')}, {found}")
     click.echo()
     if structure.widths:
         print_table(

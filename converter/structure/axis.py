@@ -121,6 +121,8 @@ class Width:
         resizable: whether the graph allows another size at all.
         growth: what makes new units may hold `any` numbers, or has to be `zero`, if the outputs
             are not to change, and what takes them is zero; `none` where they change.
+        stays_zero: whether units that are made of zeros reach all that consumes them as zeros, so
+            that training never moves a unit that is zero on both sides.
         produced_by: the model variables that produce it; slots and averages follow theirs.
         consumed_by: the variables that contract with it or look up in it.
         followed_by: the variables that hold one number for each unit.
@@ -138,6 +140,7 @@ class Width:
     followed_by: tuple[str, ...] = ()
     why: str = ""
     touches: tuple[tuple[str, str], ...] = ()
+    stays_zero: bool = False
 
     @property
     def exact(self) -> bool:
@@ -157,12 +160,18 @@ class Equation(NamedTuple):
     subject: str
 
 
-def solve(equations: Sequence[Equation], known: Mapping[str, int]) -> dict[str, int]:
+_ADVICE = "correct the axis or the sizes"
+
+
+def solve(
+    equations: Sequence[Equation], known: Mapping[str, int], advice: str = _ADVICE
+) -> dict[str, int]:
     """Find the sizes of the widths for which all axes have their lengths.
 
     Args:
         equations: the axes and their lengths.
         known: sizes that are given.
+        advice: what to do where no sizes are found.
 
     Returns:
         The sizes; a width that the lengths leave open (`a + b` of 100) is not among them.
@@ -179,30 +188,30 @@ def solve(equations: Sequence[Equation], known: Mapping[str, int]) -> dict[str, 
             if len(unknown) > 1:
                 undecided.append(equation)
             elif unknown:
-                sizes[unknown[0]] = _solve_one(equation, unknown[0], sizes)
+                sizes[unknown[0]] = _solve_one(equation, unknown[0], sizes, advice)
             else:
-                _check(equation, sizes)
+                _check(equation, sizes, advice)
         if len(undecided) == len(waiting):
             return sizes
         waiting = undecided
 
 
-def check(equations: Iterable[Equation], sizes: Mapping[str, int]) -> None:
+def check(equations: Iterable[Equation], sizes: Mapping[str, int], advice: str = _ADVICE) -> None:
     """Raise PlanError for the first axis that does not have its length at these sizes."""
     for equation in equations:
-        _check(equation, sizes)
+        _check(equation, sizes, advice)
 
 
-def _check(equation: Equation, sizes: Mapping[str, int]) -> None:
+def _check(equation: Equation, sizes: Mapping[str, int], advice: str) -> None:
     found = equation.axis.size(sizes)
     if found != equation.length:
         raise PlanError(
             f"{equation.subject}: {equation.axis} is {equation.axis.shown(sizes)} = {found}, "
-            f"but its length is {equation.length}; correct the axis or the sizes"
+            f"but its length is {equation.length}; {advice}"
         )
 
 
-def _solve_one(equation: Equation, name: str, sizes: Mapping[str, int]) -> int:
+def _solve_one(equation: Equation, name: str, sizes: Mapping[str, int], advice: str) -> int:
     """Find the size of the one unknown width. The length grows with it, so halving finds it."""
     low, high = 0, equation.length
     while low < high:
@@ -215,7 +224,7 @@ def _solve_one(equation: Equation, name: str, sizes: Mapping[str, int]) -> int:
         given = equation.axis.format(lambda n: n if n == name else str(sizes[n]))
         raise PlanError(
             f"{equation.subject}: no size of {name} makes {given} as long as {equation.length}; "
-            "correct the axis or the sizes"
+            f"{advice}"
         )
     return low
 

@@ -58,6 +58,7 @@ _KEEPS = ops("""
     DynamicStitch DynamicPartition SegmentSum UnsortedSegmentSum SpaceToBatchND BatchToSpaceND
     ResizeBilinear ResizeNearestNeighbor
     """)
+_BATCH_NORMS = ops("FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3")
 _ADDS = ops("Add AddV2 Sub BiasAdd")
 _CONTRACTS = ops("MatMul BatchMatMul BatchMatMulV2 BatchMatMulV3 Einsum")
 
@@ -77,6 +78,25 @@ def growth(analysis: Analysis, fact: Facts) -> Growth:
         if not (any(found) if what == "self paired" else all(found)):
             return "none"
     return "zero"
+
+
+def stays_zero(analysis: Analysis, fact: Facts) -> bool:
+    """Tell whether units that are made of zeros reach all that consumes them as zeros.
+
+    Then neither side gets a gradient if both are zero: a unit that is zero in what makes it and in
+    what takes it is dead to training.
+    """
+    if "lookup" in fact.touches or "sum" in fact.touches or not fact.by_use("consume"):
+        return False
+    zeros = _Zeros(analysis, fact)
+    for found in fact.uses.values():
+        if (node := found.get("consume")) is None:
+            continue
+        taken = [output for output in node.inputs if zeros.is_carrier(output)]
+        data = [o for o in taken if not analysis.tensor(o).origins]
+        if any(not zeros.is_zero(output) for output in data):
+            return False
+    return True
 
 
 def _sums(analysis: Analysis, atom: Atom) -> Iterable[tuple[Node, str]]:
@@ -123,6 +143,9 @@ class _Zeros:
             self._others.add(node)
             waiting += [c for c in analysis.graph.consumers[node] if c in self._carriers]
 
+    def is_carrier(self, output: Output) -> bool:
+        return output.node in self._carriers
+
     def is_zero(self, output: Output) -> bool:
         return output.node in self._carriers and output.node not in self._others
 
@@ -135,7 +158,11 @@ class _Zeros:
             return self._is_filled_with_zeros(node)
         if any(role.use == "produce" for role in self._analysis.roles.get(node, ())):
             return True
-        taken = [o for o in node.inputs if o.node in self._carriers]
+        inputs = node.inputs
+        if node.op in _BATCH_NORMS:
+            # Scale and variance divide and multiply; training mode has no mean of its own.
+            inputs = tuple(inputs[k] for k in (0, 2, 3) if k < len(inputs))
+        taken = [o for o in inputs if o.node in self._carriers]
         zero = [self.is_zero(output) for output in taken]
         if node.op == "Mul" or node.op in _CONTRACTS:
             return any(zero)

@@ -18,11 +18,12 @@ from converter.structure.facts import Facts, Place, gather
 from converter.structure.flow import READS
 from converter.structure.gates import labels_of
 from converter.structure.graph import Graph, Node, read_graph
-from converter.structure.growth import growth
+from converter.structure.growth import growth, stays_zero
 from converter.structure.run import Findings, analyse
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
+    from converter.structure.layout import Layout
 
 _MAX_PASSED = 64
 _APPLIES = re.compile(r"(Resource)?(Sparse)?Apply[A-Z]\w*")
@@ -56,6 +57,13 @@ class SizeFactor(NamedTuple):
     power: float
 
 
+class OfGraph(NamedTuple):
+    """What only a graph tells: `Structure.findings` and `Structure.write`."""
+
+    findings: Findings
+    write: Callable[[Atom], Axis]
+
+
 @dataclass(frozen=True)
 class Structure:
     """Which axes share a width.
@@ -67,9 +75,10 @@ class Structure:
         opaque: the widths that cannot be resized, as it is not known what they are tied to.
         factors: the constants that move with a width, by its name.
         conflicts: ops that make two axes of different length one, for people.
-        findings: all that the graph says, for what has to be told of its other tensors.
+        findings: all that the graph says, for what has to be told of its other tensors; None
+            where no graph was read.
         write: gives the expression of any axis in the findings; what is no width is a number,
-            0 where that is not known.
+            0 where that is not known. None where there are no findings.
     """
 
     widths: Mapping[str, Width]
@@ -78,8 +87,22 @@ class Structure:
     opaque: tuple[Opaque, ...]
     factors: Mapping[str, tuple[SizeFactor, ...]]
     conflicts: tuple[str, ...]
-    findings: Findings
-    write: Callable[[Atom], Axis]
+    findings: Findings | None
+    write: Callable[[Atom], Axis] | None
+
+    @property
+    def graph(self) -> OfGraph:
+        """The findings, for what cannot do without a graph.
+
+        Raises:
+            InputError: no graph was read.
+        """
+        if self.findings is None or self.write is None:
+            raise InputError(
+                "there is no graph whose tensors could be told; put the .meta file that was saved "
+                "with the checkpoint beside it"
+            )
+        return OfGraph(self.findings, self.write)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -87,8 +110,12 @@ class Structure:
         return {name: width.size for name, width in self.widths.items()}
 
 
-def infer(checkpoint: Checkpoint) -> Structure:
+def infer(checkpoint: Checkpoint, layout: Layout | None = None) -> Structure:
     """Tell the structure of a checkpoint from its graph.
+
+    Args:
+        checkpoint: whose variables are told.
+        layout: what somebody says of them, which goes before all else.
 
     Raises:
         InputError: there is no graph, it is damaged, or it is that of another checkpoint.
@@ -206,17 +233,19 @@ def _width(name: str, fact: Facts, verdict: classes.Verdict, analysis: Analysis)
     produced = fact.by_use("produce")
     consumed = fact.by_use("consume")
     rest = list(dict.fromkeys(place.variable for place in fact.places))
+    grows = growth(analysis, fact) if verdict.resizable else "none"
     return Width(
         name,
         size_of(fact.atom) or 0,
         verdict.symmetry,
         verdict.resizable,
-        growth(analysis, fact) if verdict.resizable else "none",
+        grows,
         tuple(produced),
         tuple(consumed),
         tuple(n for n in rest if n not in produced and n not in consumed),
         verdict.why,
         tuple((what, f"{node.op} {node.name}") for what, node in fact.touches.items()),
+        grows != "none" and stays_zero(analysis, fact),
     )
 
 

@@ -33,7 +33,7 @@ class Lengths:
 
 def lengths(structure: Structure) -> Lengths:
     """Find all that moves with the widths, gradients, optimizers and initialisers included."""
-    analysis = structure.findings.analysis
+    analysis = structure.graph.findings.analysis
     analysis.run(analysis.graph.nodes)
     integers: dict[str, dict[int, Axis]] = {}
     torn: dict[str, tuple[Axis, ...]] = {}
@@ -62,7 +62,7 @@ def lengths(structure: Structure) -> Lengths:
 
 def _axes(structure: Structure, node: Node) -> tuple[Axis, ...] | None:
     """Return the axes of what a node makes or holds, if there is a width in them."""
-    tensor = structure.findings.analysis.tensor(Output(node, 0))
+    tensor = structure.graph.findings.analysis.tensor(Output(node, 0))
     atoms = tensor.element.axes if tensor.element is not None else tensor.axes
     axes = [_written(structure, atom) for atom in atoms or ()]
     found = tuple(axis for axis in axes if axis is not None)
@@ -73,6 +73,6 @@ def _axes(structure: Structure, node: Node) -> tuple[Axis, ...] | None:
 
 def _written(structure: Structure, atom: Atom) -> Axis | None:
     try:
-        return structure.write(atom)
+        return structure.graph.write(atom)
     except Clash:
         return None

@@ -1,4 +1,4 @@
-"""Cuts variables at the end of their axes."""
+"""Cuts widths at their end."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from converter import Role, Strategy, Variable, hookimpl
-from converter_plugins.shapes import ToShapes
+from converter import Coupled, Resizer, Strategy, Units, Width, WidthMap, hookimpl
 
 
 @dataclass(frozen=True)
-class Truncate(ToShapes):
-    """Cut variables at the end of their axes, to a template's shapes or explicit ones.
+class Truncate(Resizer):
+    """Keep the first units of widths, in every block of every variable.
+
+    The outputs change, unless the model was trained to be cut. `select` chooses the units.
 
     Example:
         convert ckpt model.ckpt --plugin truncate --like small.ckpt -o out/
@@ -20,12 +21,12 @@ class Truncate(ToShapes):
 
     name: ClassVar[str] = "truncate"
 
-    def resize(self, variable: Variable, shape: tuple[int, ...], role: Role) -> Variable:
-        # What is left has the places that it had.
-        return variable.derive(variable.load, shape=shape)
+    def width_map(self, width: Width, size: int, coupled: Coupled) -> WidthMap:
+        units = Units.first(width.size, size)
+        return WidthMap(units, units)
 
-    def refusal(self, old: int, new: int) -> str | None:
-        return "it only cuts axes (pad grows them)" if new > old else None
+    def refusal(self, width: Width, size: int) -> str | None:
+        return "it only cuts them (pad grows)" if size > width.size else None
 
 
 @hookimpl

@@ -1,0 +1,1 @@
+"""Resizing: the maps of widths applied to every axis of every variable."""

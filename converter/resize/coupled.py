@@ -1,0 +1,89 @@
+"""What the variables of a model hold for the units of a width: to choose or mix units by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from converter.checkpoint import Checkpoint
+from converter.resize.maps import places_of
+from converter.structure.axis import Axis, Use
+from converter.structure.infer import Structure
+from converter.variable import BLOCK_BYTES, Array, Region, Variable, regions, whole
+
+
+@dataclass(frozen=True)
+class Coupled:
+    """The entries of all variables of the model that belong to the units of one width.
+
+    Slots and averages are not among them. Nothing is read before a method is called.
+
+    Attributes:
+        checkpoint: the variables.
+        structure: their axes.
+        width: the name of the width.
+    """
+
+    checkpoint: Checkpoint
+    structure: Structure
+    width: str
+
+    @property
+    def size(self) -> int:
+        """How many units there are."""
+        return self.structure.widths[self.width].size
+
+    def squares(self, *uses: Use) -> Array:
+        """Return the sum of the squares of all entries of each unit: float64 of shape (n,).
+
+        Args:
+            uses: which axes count; all for none.
+        """
+        total = np.zeros(self.size)
+        for variable, number, places in self._places(uses):
+            sums = np.zeros(variable.shape[number])
+            for region in regions(variable.shape, BLOCK_BYTES // variable.dtype.itemsize):
+                values = np.asarray(variable.read(region), np.float64)
+                other = tuple(k for k in range(values.ndim) if k != number)
+                sums[region[number]] += np.square(values).sum(axis=other)
+            total += sums[places].sum(axis=0)
+        return total
+
+    def rows(self, *uses: Use) -> Iterator[Array]:
+        """Yield all entries as rows: float64 of shape (m, n), a column for each unit.
+
+        Args:
+            uses: which axes count; all for none.
+        """
+        for variable, number, places in self._places(uses):
+            for region in _whole_along(variable, number):
+                values = np.asarray(variable.read(region), np.float64)
+                lines = np.moveaxis(values, number, -1)
+                for one in places:
+                    yield lines[..., one].reshape(-1, self.size)
+
+    def _places(self, uses: tuple[Use, ...]) -> Iterator[tuple[Variable, int, Array]]:
+        roles = self.checkpoint.roles()
+        for name, axes in self.structure.axes.items():
+            variable = self.checkpoint[name]
+            if roles[name].kind not in ("model", "batch_statistic") or not variable.dtype.is_float:
+                continue
+            used = self.structure.uses.get(name, ({},) * len(axes))
+            for number, axis in enumerate(axes):
+                found = used[number].get(self.width, ())
+                if self.width in axis.widths() and (not uses or not set(uses).isdisjoint(found)):
+                    yield variable, number, self._on(axis)
+
+    def _on(self, axis: Axis) -> Array:
+        return places_of(axis, self.structure.sizes, self.width)
+
+
+def _whole_along(variable: Variable, number: int) -> Iterator[Region]:
+    """Yield regions that are whole along one axis."""
+    shape = variable.shape
+    across = [1 if k == number else size for k, size in enumerate(shape)]
+    items = max(1, BLOCK_BYTES // (variable.dtype.itemsize * max(1, shape[number])))
+    for part in regions(across, items):
+        yield (*part[:number], whole(shape)[number], *part[number + 1 :])

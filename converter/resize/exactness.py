@@ -1,0 +1,187 @@
+"""Whether a model computes the same with its widths resized, and whether new units can learn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from converter.initializers import Zeros
+from converter.resize.maps import Units, WidthMap
+from converter.structure.axis import Width
+from converter.structure.infer import SizeFactor
+
+# What is not the same with some units twice, though their shares add up to one.
+_COUNTING = frozenset(
+    [
+        "choice",
+        "constant",
+        "dynamic",
+        "index",
+        "input",
+        "label",
+        "norm",
+        "opaque",
+        "output",
+        "rest",
+        "self paired",
+        "softmax",
+        "square sum",
+        "sum",
+        "unread",
+        "weight norm",
+    ]
+)
+# What only asks that every unit stands there as often as any other.
+_AVERAGING = frozenset(["mean", "square mean", "variance"])
+_TOLERANCE = 1e-9
+
+
+class Verdict(NamedTuple):
+    """What is known of a width that changes, before anything runs.
+
+    Attributes:
+        exact: whether the outputs stay what they are, up to rounding.
+        why: if not, why not; else what it rests on. Half a sentence.
+    """
+
+    exact: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resized:
+    """A width that a strategy changes.
+
+    Attributes:
+        name: the width.
+        old: how many units it had.
+        new: how many it will have.
+        verdict: whether the outputs stay what they are.
+        dead: why training would never use the new units, and what would cure it; None where it
+            does, or where there are no new units.
+    """
+
+    name: str
+    old: int
+    new: int
+    verdict: Verdict
+    dead: str | None
+
+
+class Resizes(NamedTuple):
+    """What a strategy does to the widths of a checkpoint.
+
+    Attributes:
+        widths: those that change.
+        shapes: of each variable that changes, the old and the new shape over its widths:
+            `[256 + 100, 4*100]` and `[256 + 160, 4*160]`.
+    """
+
+    widths: tuple[Resized, ...]
+    shapes: Mapping[str, tuple[str, str]]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The new size of each width that changes."""
+        return {width.name: width.new for width in self.widths}
+
+
+def judge(
+    width: Width, width_map: WidthMap, factors: tuple[SizeFactor, ...], *, tied: bool
+) -> Verdict:
+    """Tell whether a map of a width is exact.
+
+    Args:
+        width: the old width.
+        width_map: what becomes of it.
+        factors: the constants of the graph that move with its size.
+        tied: whether one axis produces and consumes it.
+    """
+    if width_map.size < width.size:
+        return Verdict(False, f"{width.size - width_map.size} of its units are removed")
+    produce, consume = width_map.produce, width_map.consume
+    if not isinstance(produce, Units) or not isinstance(consume, Units):
+        verdict = _judge_matrices(width, width_map, tied=tied)
+    else:
+        verdict = _judge_units(width, width_map, produce, consume, tied=tied)
+    if verdict.exact and (moved := _unmatched(width, width_map, factors)):
+        return Verdict(False, moved)
+    return verdict
+
+
+def _judge_units(
+    width: Width, width_map: WidthMap, produce: Units, consume: Units, *, tied: bool
+) -> Verdict:
+    index = produce.index
+    counts = np.bincount(index[index >= 0], minlength=width.size)
+    if not counts.all():
+        return Verdict(False, f"{int((counts == 0).sum())} of its units are removed")
+    if width_map.noise:
+        return Verdict(False, "noise is added to the copies")
+    touches = dict(width.touches)
+    if counts.max() > 1:
+        shares = np.ones(consume.size) if consume.weight is None else consume.weight
+        totals = np.bincount(index[index >= 0], shares[index >= 0], minlength=width.size)
+        if not np.allclose(totals, 1, atol=_TOLERANCE):
+            return Verdict(False, "the shares of the copies do not add up to 1")
+        if tied:
+            return Verdict(False, "one variable produces and consumes it, so copies count twice")
+        if what := next((t for t in touches if t in _COUNTING), None):
+            return Verdict(False, f"copies count twice: {width.why} ({touches[what]})")
+        averaged = next((t for t in touches if t in _AVERAGING), None)
+        if averaged and len(set(counts.tolist())) > 1:
+            return Verdict(False, f"{touches[averaged]} averages over it; copy every unit as often")
+        if averaged and (index < 0).any():
+            return Verdict(False, f"{touches[averaged]} averages over it, new units included")
+        return Verdict(True, "the shares of the copies add up to 1")
+    if not (index < 0).any():
+        return Verdict(True, "its units stay")
+    zero = width_map.gain == 1 and isinstance(width_map.fill, Zeros)
+    if width.growth == "any" or (width.growth == "zero" and zero):
+        return Verdict(True, "what consumes the new units is zero")
+    if width.growth == "zero":
+        return Verdict(False, f"new units would have to be zero: {width.why}")
+    return Verdict(False, width.why)
+
+
+def _judge_matrices(width: Width, width_map: WidthMap, *, tied: bool) -> Verdict:
+    produce, consume = width_map.produce, width_map.consume
+    if isinstance(produce, Units) or isinstance(consume, Units):
+        return Verdict(False, "it is mixed on one side only")
+    if not np.allclose(produce @ consume, np.eye(width.size), atol=1e-6):
+        return Verdict(False, "what consumes it does not undo what produces it")
+    if tied and not np.allclose(produce, consume.T, atol=1e-6):
+        return Verdict(False, "one variable produces and consumes it, and the two maps differ")
+    if width.symmetry == "free":
+        return Verdict(True, "only linear ops touch it, and the maps undo each other")
+    return Verdict(False, f"its units are mixed: {width.why}")
+
+
+def _unmatched(width: Width, width_map: WidthMap, factors: tuple[SizeFactor, ...]) -> str | None:
+    """Return which constant moves with the size and is not made up for, in words."""
+    for factor in factors:
+        wanted = (width_map.size / width.size) ** -factor.power
+        if not np.isclose(width_map.rescale, wanted, rtol=1e-6):
+            return (
+                f"{factor.node} multiplies with {factor.number:g}, which is "
+                f"{width.size}**{factor.power:g} and moves with it"
+            )
+    return None
+
+
+def dead(width: Width, width_map: WidthMap) -> str | None:
+    """Tell why training would never move the new units; None where it does."""
+    if not isinstance(width_map.produce, Units) or width_map.size <= width.size:
+        return None
+    if not (width_map.produce.index < 0).any() or not width.stays_zero:
+        return None
+    if not isinstance(width_map.fill, Zeros):
+        return None
+    if width.growth == "zero":
+        return "both sides of the new units are zero, as they have to be here"
+    return (
+        "both sides of the new units are zero; give them a fill such as --pad-fill glorot_uniform"
+    )

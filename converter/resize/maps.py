@@ -1,0 +1,263 @@
+"""What becomes of the units of a width, and of an axis that is made of widths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from converter.initializer import Initializer
+from converter.initializers import Zeros
+from converter.structure.axis import Axis, Blocks, Factor, Term
+from converter.variable import Array
+
+Matrix = Array
+"""Of float64: (n, N) for what produces a width of n units, and (N, n) for what consumes it."""
+
+
+class Units:
+    """An index map: which old unit each new unit is, and how much of it.
+
+    Args:
+        size: how many new units there are.
+        index: for each new unit the old one, -1 where it is new. A function is called when the
+            first values are asked for, so that a choice can look at values while a plan is free.
+        weight: for each new unit the factor of its entries; None for 1.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        index: Array | Callable[[], Array],
+        weight: Array | Callable[[], Array] | None = None,
+    ) -> None:
+        self.size = size
+        self.is_weighted = weight is not None
+        self._index = index
+        self._weight = weight
+
+    @cached_property
+    def index(self) -> Array:
+        """The old unit of each new one, -1 for none; int64 of shape (size,)."""
+        index = self._index() if callable(self._index) else self._index
+        return np.asarray(index, np.int64)
+
+    @cached_property
+    def weight(self) -> Array | None:
+        """The factor of each new unit, float64 of shape (size,); None for 1."""
+        weight = self._weight() if callable(self._weight) else self._weight
+        return None if weight is None else np.asarray(weight, np.float64)
+
+    @classmethod
+    def first(cls, old: int, new: int) -> Units:
+        """Keep the first units; those beyond the old ones are new."""
+        return cls(new, lambda: np.where(np.arange(new) < old, np.arange(new), -1))
+
+
+UnitMap: TypeAlias = Units | Matrix
+ZEROS = Zeros()
+
+
+@dataclass(frozen=True, eq=False)
+class WidthMap:
+    """What becomes of a width of n units that is to have N.
+
+    Attributes:
+        produce: for the axes that produce it, and for biases, which shift it: a choice of units,
+            or a matrix (n, N) that the entries are multiplied with from the right.
+        consume: for the axes that consume it: a choice of units whose weights say how much of the
+            old unit each takes, or a matrix (N, n).
+        fill: what new units are made of, on the producing side. What consumes them is zero.
+        gain: a factor of the gains of a normalised width, in addition.
+        rescale: a factor of all that produces it, where a constant of the graph moves with the
+            width.
+        noise: of copies: how far from the original they are, in its standard deviations.
+    """
+
+    produce: UnitMap
+    consume: UnitMap
+    fill: Initializer = ZEROS
+    gain: float = 1.0
+    rescale: float = 1.0
+    noise: float = 0.0
+
+    @property
+    def size(self) -> int:
+        """The number of units that there will be."""
+        return self.produce.size if isinstance(self.produce, Units) else self.produce.shape[1]
+
+
+class Entries(NamedTuple):
+    """What the entries of an axis are made of.
+
+    Attributes:
+        old: the old entry of each new one; -1 where it is new.
+        weight: the factor of each; None for 1.
+    """
+
+    old: Array
+    weight: Array | None
+
+
+class AxisMap:
+    """What becomes of an axis by choosing units, entry by entry and without writing it out.
+
+    Args:
+        axis: the expression.
+        sizes: the old size of each of its widths.
+        units: what becomes of the units of a width; those that are not in it stay.
+    """
+
+    def __init__(self, axis: Axis, sizes: Mapping[str, int], units: Mapping[str, Units]) -> None:
+        self._axis = axis
+        self._old = sizes
+        self._units = units
+        self._new = {name: units[name].size if name in units else sizes[name] for name in sizes}
+        self.old_length = axis.size(self._old)
+        self.length = axis.size(self._new)
+        self.is_weighted = any(u.is_weighted for n, u in units.items() if n in axis.widths())
+
+    def entries(self, start: int, stop: int) -> Entries:
+        """Return what the new entries from `start` to `stop` are."""
+        index, weight = self._of_axis(self._axis, np.arange(start, stop))
+        return Entries(index, weight if self.is_weighted else None)
+
+    def _of_axis(self, axis: Axis, places: Array) -> tuple[Array, Array]:
+        index = np.full(places.shape, -1)
+        weight = np.ones(places.shape)
+        begin = old_begin = 0
+        for term in axis.terms:
+            end = begin + _length(term, self._new)
+            here = (places >= begin) & (places < end)
+            if here.all() or here.any():
+                found, factor = self._of_term(term, places[here] - begin)
+                index[here] = np.where(found < 0, -1, found + old_begin)
+                weight[here] = factor
+            begin = end
+            old_begin += _length(term, self._old)
+        return index, weight
+
+    def _of_term(self, term: Term, places: Array) -> tuple[Array, Array]:
+        index = np.zeros(places.shape, np.int64)
+        weight = np.ones(places.shape)
+        inner = _length(term, self._new)
+        for factor in term:
+            inner //= max(1, _length((factor,), self._new))
+            digit, places = np.divmod(places, max(1, inner))
+            found, more = self._of_factor(factor, digit)
+            index = np.where(
+                (index < 0) | (found < 0), -1, index * _length((factor,), self._old) + found
+            )
+            weight = weight * more
+        return index, weight
+
+    def _of_factor(self, factor: Factor, places: Array) -> tuple[Array, Array]:
+        if isinstance(factor, Axis):
+            return self._of_axis(factor, places)
+        if isinstance(factor, str) and (units := self._units.get(factor)) is not None:
+            chosen = units.index[places]
+            weight = units.weight
+            return chosen, np.ones(places.shape) if weight is None else weight[places]
+        return places, np.ones(places.shape)
+
+
+def places_of(axis: Axis, sizes: Mapping[str, int], name: str) -> Array:
+    """Return where the units of a width stand on an axis: int64 of shape (times, units)."""
+    owner = _owners(axis, sizes, name, np.arange(axis.size(sizes)))
+    held = np.flatnonzero(owner >= 0)
+    order = held[np.argsort(owner[held], kind="stable")]
+    found: Array = order.reshape(sizes[name], -1).T
+    return found
+
+
+def _owners(axis: Axis, sizes: Mapping[str, int], name: str, places: Array) -> Array:
+    """Return of which unit of a width each entry is; -1 where it is of none."""
+    owner = np.full(places.shape, -1)
+    begin = 0
+    for term in axis.terms:
+        end = begin + _length(term, sizes)
+        here = (places >= begin) & (places < end)
+        rest, inner = places[here] - begin, end - begin
+        found = np.full(rest.shape, -1)
+        for factor in term:
+            inner //= max(1, _length((factor,), sizes))
+            digit, rest = np.divmod(rest, max(1, inner))
+            if factor == name:
+                found = digit
+            elif isinstance(factor, Axis):
+                within = _owners(factor, sizes, name, digit)
+                found = np.where(within < 0, found, within)
+        owner[here] = found
+        begin = end
+    return owner
+
+
+def _length(term: Sequence[Factor], sizes: Mapping[str, int]) -> int:
+    found = 1
+    for factor in term:
+        if isinstance(factor, Axis):
+            found *= factor.size(sizes)
+        elif isinstance(factor, Blocks):
+            found *= len(factor.labels)
+        else:
+            found *= sizes[factor] if isinstance(factor, str) else factor
+    return found
+
+
+class Panel(NamedTuple):
+    """A stretch of an axis that a matrix acts on: `outer` times n entries, `inner` apart.
+
+    Attributes:
+        old: where it begins and ends on the old axis.
+        new: where on the new one.
+        outer: how many times the width stands in it.
+        inner: how many entries each unit has.
+        matrix: (n, N) of float64; None where the entries stay.
+    """
+
+    old: slice
+    new: slice
+    outer: int
+    inner: int
+    matrix: Matrix | None
+
+
+def panels(
+    axis: Axis, sizes: Mapping[str, int], matrices: Mapping[str, Matrix]
+) -> tuple[Panel, ...]:
+    """Cut an axis into stretches on each of which one matrix acts, or none.
+
+    The matrices act on one width at a time, and on widths that stand in no brackets.
+
+    Raises:
+        ValueError: a matrix would have to act inside brackets, or twice in a product.
+    """
+    new_sizes = {
+        name: matrices[name].shape[1] if name in matrices else sizes[name] for name in sizes
+    }
+    found = []
+    begin = old_begin = 0
+    for term in axis.terms:
+        length, old_length = _length(term, new_sizes), _length(term, sizes)
+        dense = [place for place, factor in enumerate(term) if factor in matrices]
+        inside = any(
+            isinstance(f, Axis) and not matrices.keys().isdisjoint(f.widths()) for f in term
+        )
+        if inside or len(dense) > 1:
+            raise ValueError(str(axis))
+        old, new = slice(old_begin, old_begin + old_length), slice(begin, begin + length)
+        if dense:
+            place = dense[0]
+            outer, inner = _length(term[:place], sizes), _length(term[place + 1 :], sizes)
+            name = term[place]
+            assert isinstance(name, str)
+            found.append(Panel(old, new, outer, inner, matrices[name]))
+        else:
+            found.append(Panel(old, new, 1, math.prod([old_length]), None))
+        begin += length
+        old_begin += old_length
+    return tuple(found)

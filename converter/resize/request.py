@@ -1,0 +1,211 @@
+"""What a resizing strategy is asked to do with a checkpoint, and what becomes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.errors import PlanError
+from converter.patterns import by_name
+from converter.resize.coupled import Coupled
+from converter.resize.exactness import Resized, Resizes, dead, judge
+from converter.resize.maps import WidthMap
+from converter.resize.resizer import Resizer
+from converter.resize.variables import Resizing
+from converter.structure.axis import Axis, Use, Width
+from converter.structure.choose import choose
+from converter.structure.infer import Structure
+from converter.structure.layout import read_layout
+from converter.structure.template import sizes_like
+from converter.variable import Variable
+
+Shape = tuple[int, ...]
+
+
+class Request:
+    """What a resizing strategy is asked to do with a checkpoint. Making one reads no values.
+
+    Attributes:
+        structure: of the checkpoint, with widths of their own for the shapes that are given.
+        maps: what becomes of each width that changes.
+        notes: what the user should know of.
+
+    Raises:
+        UsageError, PlanError: what is asked for cannot be.
+    """
+
+    def __init__(self, resizer: Resizer, checkpoint: Checkpoint) -> None:
+        self._resizer = resizer
+        self._checkpoint = checkpoint
+        self._template = None if resizer.like is None else open_checkpoint(resizer.like)
+        self._shapes = by_name(resizer.shape, checkpoint)
+        self.structure = _with_shapes(self._known_structure(), checkpoint, self._shapes)
+        sizes, self.notes = self._sizes()
+        self.maps = {name: self._map(name, size) for name, size in sizes.items()}
+
+    def variables(self, *, require_exact: bool) -> Iterator[Variable]:
+        """Give the variables of the result.
+
+        Raises:
+            PlanError: a variable cannot be resized; or the outputs would change, and must not.
+        """
+        if require_exact:
+            for change in self.resizes().widths:
+                if not change.verdict.exact:
+                    raise PlanError(
+                        f"{change.name}: {change.old} to {change.new} units is not exact: "
+                        f"{change.verdict.why}; choose another width, or leave out --require-exact"
+                    )
+        looked_up = {
+            name
+            for name, width in self.structure.widths.items()
+            if "lookup" in dict(width.touches) and not width.produced_by
+        }
+        resizing = Resizing(
+            self._checkpoint,
+            self.structure,
+            self.maps,
+            frozenset(looked_up),
+            self._template,
+            self._resizer.seed,
+        )
+        _check_companions(self._checkpoint, resizing, self._shapes)
+        return resizing.variables()
+
+    def resizes(self) -> Resizes:
+        """Return what happens to each width that changes, and to the shapes of variables."""
+        found = []
+        for name, width_map in self.maps.items():
+            width = self.structure.widths[name]
+            factors = tuple(self.structure.factors.get(name, ()))
+            verdict = judge(width, width_map, factors, tied=_is_tied(self.structure, name))
+            dies = dead(width, width_map)
+            found.append(Resized(name, width.size, width_map.size, verdict, dies))
+        old = self.structure.sizes
+        new = old | {width.name: width.new for width in found}
+        shapes = {
+            name: (_shown(axes, old), _shown(axes, new))
+            for name, axes in self.structure.axes.items()
+            if any(not self.maps.keys().isdisjoint(axis.widths()) for axis in axes)
+        }
+        return Resizes(tuple(found), shapes)
+
+    def _known_structure(self) -> Structure:
+        if self._template is None and not self._resizer.resize:
+            # Nothing has to be known of the model where every shape is given.
+            return Structure({}, {}, {}, (), {}, (), None, None)
+        path = self._resizer.layout
+        return self._checkpoint.structure(None if path is None else read_layout(path))
+
+    def _sizes(self) -> tuple[dict[str, int], tuple[str, ...]]:
+        sizes: dict[str, int] = {}
+        notes: tuple[str, ...] = ()
+        if self._template is not None:
+            sizes = sizes_like(self.structure, self._checkpoint, self._template)
+        if self._resizer.resize:
+            chosen = choose(self.structure, self._resizer.resize)
+            sizes |= chosen.sizes
+            notes = chosen.notes
+        for name, shape in self._shapes.items():
+            old = self._checkpoint[name].shape
+            if len(shape) != len(old):
+                raise PlanError(
+                    f"{name}: {self._resizer.name} cannot turn {list(old)} into {list(shape)}; "
+                    f"the number of axes differs"
+                )
+            sizes |= {f"{name}[{k}]": size for k, size in enumerate(shape)}
+        widths = self.structure.widths
+        return {n: size for n, size in sizes.items() if size != widths[n].size}, notes
+
+    def _map(self, name: str, size: int) -> WidthMap:
+        width = self.structure.widths[name]
+        if reason := self._resizer.refusal(width, size):
+            raise PlanError(
+                f"{name}: {self._resizer.name} cannot turn {width.size} units into {size}; {reason}"
+            )
+        coupled = Coupled(self._checkpoint, self.structure, name)
+        return self._resizer.width_map(width, size, coupled)
+
+
+def _shown(axes: Sequence[Axis], sizes: Mapping[str, int]) -> str:
+    return f"[{', '.join(axis.shown(sizes) for axis in axes)}]"
+
+
+def _is_tied(structure: Structure, name: str) -> bool:
+    """Whether one axis both produces and consumes a width."""
+    return any(
+        {"produce", "consume"} <= set(used.get(name, ()))
+        for uses in structure.uses.values()
+        for used in uses
+    )
+
+
+def _with_shapes(
+    structure: Structure, checkpoint: Checkpoint, declared: Mapping[str, Shape]
+) -> Structure:
+    """Return a structure in which every axis of some variables is a width of its own."""
+    if not declared:
+        return structure
+    widths = dict(structure.widths)
+    axes = dict(structure.axes)
+    uses = dict(structure.uses)
+    roles = checkpoint.roles()
+    for name in declared:
+        shape = checkpoint[name].shape
+        named = tuple(f"{name}[{k}]" for k in range(len(shape)))
+        for width, size in zip(named, shape, strict=True):
+            widths[width] = Width(
+                width,
+                size,
+                "bound",
+                resizable=True,
+                growth="none",
+                why="its shape is given, and nothing follows",
+                produced_by=(name,),
+            )
+        own = tuple(Axis(((width,),)) for width in named)
+        used: tuple[Use, ...] = ("produce",)
+        axes[name] = own
+        uses[name] = tuple({width: used} for width in named)
+        for other, role in roles.items():
+            if role.of == name and other not in declared:
+                followed = _axes_of_follower(checkpoint[other].shape, shape, own)
+                if followed is not None:
+                    axes[other] = followed
+    return replace(structure, widths=widths, axes=axes, uses=uses)
+
+
+def _axes_of_follower(shape: Shape, of: Shape, axes: tuple[Axis, ...]) -> tuple[Axis, ...] | None:
+    """Return the axes of a slot: those of its variable, of which a factored one lacks one."""
+    if shape == of:
+        return axes
+    for lost in range(len(of)):
+        if shape == of[:lost] + of[lost + 1 :]:
+            return axes[:lost] + axes[lost + 1 :]
+    return None
+
+
+def _check_companions(
+    checkpoint: Checkpoint, resizing: Resizing, shapes: Mapping[str, Shape]
+) -> None:
+    """Refuse to leave a slot or an average that does not fit its variable any more.
+
+    A training run that restores it would fail, or worse, not fail.
+    """
+    for name, role in checkpoint.roles().items():
+        if role.of is None or not {name, role.of} & shapes.keys() or role.of not in checkpoint:
+            continue
+        own, new = checkpoint[name].shape, resizing.shape_of(name)
+        of_old, of_new = checkpoint[role.of].shape, resizing.shape_of(role.of)
+        if (own, of_old) == (new, of_new) or (own == of_old and new == of_new):
+            continue
+        # Factored and matrix-like slots (Adafactor, Shampoo) have sizes of single axes.
+        if own != of_old and set(new) <= {1, *of_new}:
+            continue
+        kind, word = ("average", "averages") if role.kind == "average" else ("slot", "slots")
+        sizes = ",".join(map(str, of_new))
+        raise PlanError(
+            f"{name}: as the {kind} of {role.of} it would be {list(new)} beside {list(of_new)}; "
+            f"resize it too (--shape '{name}={sizes}'), or drop it before (--drop {word})"
+        )

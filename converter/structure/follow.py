@@ -1,0 +1,65 @@
+"""The structure of what strategies made of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from converter.structure.axis import Axis
+from converter.structure.infer import Structure
+
+if TYPE_CHECKING:
+    from converter.checkpoint import Checkpoint
+
+
+def follow(
+    structure: Structure, parent: Checkpoint, derived: Checkpoint, sizes: Mapping[str, int]
+) -> Structure:
+    """Return the structure of variables that were made of others.
+
+    What has the shape that its origin has, at the new sizes, has its axes too, under whatever name.
+    All else has no axes that are known.
+
+    Args:
+        structure: of `parent`.
+        parent: the variables that they were made from.
+        derived: the variables.
+        sizes: the new sizes of the widths that have another one.
+    """
+    widths = {
+        name: replace(width, size=sizes.get(name, width.size))
+        for name, width in structure.widths.items()
+    }
+    new = {name: width.size for name, width in widths.items()}
+    by_source = {source: name for name, v in parent.items() for source in v.sources}
+    names: dict[str, str] = {}
+    axes: dict[str, tuple[Axis, ...]] = {}
+    for name, variable in derived.items():
+        origins = {by_source[s] for s in variable.sources if s in by_source}
+        origin = origins.pop() if len(origins) == 1 else None
+        found = structure.axes.get(origin) if origin is not None else None
+        if found is None or tuple(axis.size(new) for axis in found) != variable.shape:
+            continue
+        assert origin is not None
+        axes[name] = found
+        names.setdefault(origin, name)
+    uses = {name: structure.uses[old] for old, name in names.items() if old in structure.uses}
+
+    def renamed(variables: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(names[name] for name in variables if name in names)
+
+    return replace(
+        structure,
+        widths={
+            name: replace(
+                width,
+                produced_by=renamed(width.produced_by),
+                consumed_by=renamed(width.consumed_by),
+                followed_by=renamed(width.followed_by),
+            )
+            for name, width in widths.items()
+        },
+        axes=axes,
+        uses=uses,
+    )
