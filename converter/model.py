@@ -6,7 +6,9 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from types import TracebackType
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from converter.checkpoint import Checkpoint
@@ -98,8 +100,8 @@ class Model:
             for node in self._session.variables
             if self.forward.variables[node].key in checkpoint
         }
-        names = dict.fromkeys(held.key for held in self._held.values())
-        self.values: Values = {name: checkpoint[name].read() for name in names}
+        keys = dict.fromkeys(held.key for held in self._held.values())
+        self.values: Values = {key: checkpoint[key].read() for key in keys}
         self._assigned = dict(self.values)
 
     def __enter__(self) -> Model:
@@ -112,6 +114,16 @@ class Model:
         traceback: TracebackType | None,
     ) -> None:
         self._session.close()
+
+    def precision(self) -> float:
+        """Return the precision of the coarsest numbers that it computes with."""
+        graph = self.forward.graph
+        outputs = [output.tensor for output in self.forward.outputs]
+        needed = graph.ancestors(outputs, given=self.feeds.values, instead=self.forward.instead)
+        dtypes = {graph.dtype(Tensor(name)) for name in needed}
+        return max(
+            (precision_of(d.numpy) for d in dtypes if d and d.is_float and d.numpy), default=0.0
+        )
 
     def run(self, values: Values, feeds: Mapping[Tensor, Array] | None = None) -> Outputs:
         """Compute the outputs with these values.
@@ -189,19 +201,27 @@ def is_float(values: Array) -> bool:
     return "float" in values.dtype.name
 
 
-def rounded(values: Values) -> dict[str, Array]:
-    """Return the values with the error that rounding them once more would make."""
+def rounded(values: Values, precision: float) -> dict[str, Array]:
+    """Return the values with the error that rounding them once more would make.
+
+    Args:
+        values: of variables.
+        precision: at what part of a number it is rounded at least.
+    """
     found = {}
     for name, array in values.items():
         found[name] = array
         if is_float(array):
-            import ml_dtypes
-
-            last = float(ml_dtypes.finfo(array.dtype).eps) / 2
+            last = max(precision, precision_of(array.dtype)) / 2
             rng = np.random.default_rng(zlib.crc32(name.encode("utf-8", "surrogateescape")))
             wide = array.astype(np.float64)
             found[name] = (wide * (1 + rng.uniform(-last, last, wide.shape))).astype(array.dtype)
     return found
+
+
+def precision_of(dtype: np.dtype[Any]) -> float:
+    """Return how far the next number after 1 is from it."""
+    return float(ml_dtypes.finfo(dtype).eps)  # type: ignore[no-untyped-call]
 
 
 def _is_alike(values: Array) -> bool:

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -39,6 +39,9 @@ from converter.structure.graph import Output
 from converter.structure.infer import Structure
 from converter.variable import Array
 
+if TYPE_CHECKING:
+    from converter.session import RunError
+
 Result = Literal["tested", "refuted", "bound", "unseen"]
 
 # Of the scale of an output: what an axis that stands in a wrong order moves at least.
@@ -46,9 +49,9 @@ SEEN = 1e-4
 # How much more than the rounding of the values the rounding of the sums may be.
 _ROUNDING = 10
 # With a tolerance above this part of the scale nothing could be told.
-_BLURRED = 0.02
+_BLURRED = 0.1
 # Noise with which an axis is looked for that was not seen, as parts of the largest value.
-_STRONG = (0.5, 10.0)
+_STRONG = (0.5, 10.0, 1000.0)
 _MAX_PAIRS = 1000
 
 
@@ -87,6 +90,7 @@ class Trial:
         but_for: the axes with which the outputs move, and without which they stay.
         together: the widths that are one with this, as the outputs stay when they are permuted
             together.
+        why: what is to be said of the result; nothing where it was tested.
     """
 
     name: str
@@ -98,6 +102,7 @@ class Trial:
     invariant: tuple[Member, ...] = ()
     but_for: tuple[Member, ...] = ()
     together: tuple[str, ...] = ()
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -161,6 +166,7 @@ class _Tester:
         progress: Callable[[int, int], None] | None,
     ) -> None:
         self._model = model
+        self._precision = model.precision()
         self._structure = structure
         self._sizes = structure.sizes
         self._progress = progress
@@ -172,7 +178,7 @@ class _Tester:
         }
         self._values: Values = jittered(model.values, positive=self._positive)
         self._axes = {
-            source: _axes_of(structure, source)
+            source: axes_of(structure, source)
             for source in (*model.feeds.values, *(o.tensor for o in model.forward.outputs))
         }
         self._members = {name: list(self._find_members(name)) for name in structure.widths}
@@ -182,8 +188,13 @@ class _Tester:
         kept = [name for name in checkpoint if roles[name].kind in ("model", "batch_statistic")]
         self._unread = [name for name in kept if name not in read]
         self._total = 2 + sum(1 + len(members) for members in self._members.values())
+        if progress is not None:
+            progress(0, self._total)
         self._outputs = self._run(self._values)
-        self._tolerance = max(tolerance, _ROUNDING * self._rounding())
+        error = self._rounding(self._values, self._outputs)
+        if not _ROUNDING * error < _BLURRED:
+            raise _telling_nothing(model.forward, error)
+        self._tolerance = max(tolerance, _ROUNDING * error)
 
     def test(self) -> PermutationTest:
         """Test every width, and those that fail in pairs."""
@@ -198,19 +209,9 @@ class _Tester:
             self._model.forward, self._model.feeds, trials, self._tolerance, tuple(notes)
         )
 
-    def _rounding(self) -> float:
-        """Return how far rounding alone moves the outputs."""
-        from converter.session import RunError
-
-        found = difference(self._outputs, self._run(rounded(self._values)))
-        if not _ROUNDING * found < _BLURRED:
-            said = "they are not finite" if np.isnan(found) else f"they move by {found:.2g} of it"
-            raise RunError(
-                f"{self._model.forward.graph.path}: its outputs tell nothing about widths: {said} "
-                "when the values are rounded; give inputs (--inputs x.npz), or choose what to "
-                "compute (--fetch NAME)"
-            )
-        return found
+    def _rounding(self, values: Values, outputs: Outputs) -> float:
+        """Return how far rounding alone moves the outputs; NaN if they are nowhere finite."""
+        return difference(outputs, self._run(rounded(values, self._precision)))
 
     def _run(self, values: Values, feeds: Mapping[Tensor, Array] | None = None) -> Outputs:
         self._runs += 1
@@ -237,17 +238,19 @@ class _Tester:
             if width.name in axis.widths()
         )
         if not members or width.size < 2:
-            return Trial(width.name, "unseen", unread=unread)
+            why = "one unit has no other order" if members else "the outputs do not need it"
+            return Trial(width.name, "unseen", unread=unread, why=why)
         orders = {width.name: cycle(width.name, width.size)}
         error = self._error(orders, self._values, self._outputs)
         moved = tuple(self._moved(width.name))
         trial = Trial(width.name, "unseen", error, None, moved, unread)
         if error > self._tolerance:
-            if self._failed(width.name) == "bound":
-                return replace(trial, result="bound")
-            controls = self._controls(orders, members, self._values, self._outputs)
-            but_for = tuple(m for m, found in controls.items() if found <= self._tolerance)
-            return replace(trial, result="refuted", but_for=but_for)
+            trial = self._failed(trial, error)
+            if trial.result == "refuted":
+                controls = self._controls(orders, members, self._values, self._outputs)
+                but_for = tuple(m for m, found in controls.items() if found <= self._tolerance)
+                trial = replace(trial, but_for=but_for)
+            return trial
         return self._controlled(trial, orders, members)
 
     def _controlled(
@@ -255,31 +258,41 @@ class _Tester:
     ) -> Trial:
         """Tell of a width that passes whether the test would have seen it if it should not."""
         controls = self._controls(orders, members, self._values, self._outputs)
+        seen = {member: found for member, found in controls.items() if found > self._seen}
         for part in _STRONG:
-            blind = [m for m in members if controls[m] <= self._seen]
+            blind = [member for member in members if member not in seen]
             names = {m.name for m in blind if not m.is_fed and is_float(self._values[m.name])}
             if not names:
                 break
             values = {**self._values, **{name: self._noisy(name, part) for name in names}}
             outputs = self._run(values)
+            limit = max(self._seen, 10 * _ROUNDING * self._rounding(values, outputs))
+            if not limit < _BLURRED:
+                break
             error = self._error(orders, values, outputs)
-            if error > self._seen:
-                return replace(trial, result=self._failed(trial.name), error=error)
-            controls |= self._controls(orders, blind, values, outputs)
-        seen = [found for found in controls.values() if found > self._seen]
-        return replace(
-            trial,
-            result="tested" if seen else "unseen",
-            control=min(seen, default=None),
-            invariant=tuple(m for m in members if controls[m] <= self._seen),
-        )
+            if error > limit:
+                return self._failed(trial, error)
+            controls = self._controls(orders, blind, values, outputs)
+            seen |= {member: found for member, found in controls.items() if found > limit}
+        invariant = tuple(member for member in members if member not in seen)
+        if not seen:
+            why = "the outputs stay in a wrong order, too"
+            return replace(trial, invariant=invariant, why=why)
+        control = min(seen.values())
+        return replace(trial, result="tested", control=control, invariant=invariant)
 
     def _noisy(self, name: str, part: float) -> Array:
         return noisy(name, self._values[name], part, positive=name in self._positive)
 
-    def _failed(self, width: str) -> Result:
-        is_bound = self._structure.widths[width].symmetry in ("bound", "opaque")
-        return "bound" if is_bound else "refuted"
+    def _failed(self, trial: Trial, error: float) -> Trial:
+        why = f"the outputs move by {error:.2g} of their scale"
+        result: Result = "refuted"
+        if self._structure.widths[trial.name].symmetry in ("bound", "opaque"):
+            result = "bound"
+        elif random := self._model.forward.random:
+            result = "unseen"
+            why += f", but {random[0]} draws other random numbers for each unit"
+        return replace(trial, result=result, error=error, why=why)
 
     @property
     def _seen(self) -> float:
@@ -382,6 +395,16 @@ class _Tester:
         yield tuple(names)
 
 
+def _telling_nothing(forward: Forward, error: float) -> RunError:
+    from converter.session import RunError
+
+    said = "they are not finite" if np.isnan(error) else f"they move by {error:.2g} of their scale"
+    return RunError(
+        f"{forward.graph.path}: its outputs tell nothing about widths: {said} when the values are "
+        "rounded; give inputs (--inputs x.npz), or choose what to compute (--fetch NAME)"
+    )
+
+
 def cycle(name: str, size: int) -> Array:
     """Return an order in which no unit stays: a single cycle, drawn by the name of the width."""
     rng = np.random.default_rng(zlib.crc32(name.encode("utf-8", "surrogateescape")))
@@ -391,14 +414,15 @@ def cycle(name: str, size: int) -> Array:
     return order
 
 
-def _axes_of(structure: Structure, source: Tensor) -> tuple[Axis, ...]:
+def axes_of(structure: Structure, source: Tensor) -> tuple[Axis, ...]:
     """Return the axes of a tensor of the graph; none where they are not known."""
-    analysis = structure.findings.analysis
+    if structure.findings is None:
+        return ()
+    analysis, write = structure.graph.findings.analysis, structure.graph.write
     node = analysis.graph.by_name.get(source.node)
     if node is None:
         return ()
     try:
-        atoms = analysis.tensor(Output(node, source.port)).axes
-        return tuple(structure.write(atom) for atom in atoms or ())
+        return tuple(map(write, analysis.tensor(Output(node, source.port)).axes or ()))
     except Clash:
         return ()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from converter.checkpoint import Checkpoint
-from converter.errors import ConverterError, InputError, PlanError, UsageError
+from converter.errors import InputError, PlanError, UsageError
 from converter.forward.feeds import Feeds, complete, given_values, parse_feed, read_inputs
 from converter.forward.find import Forward, find_forward
 from converter.forward.graph import Graph, Tensor, read_graph, tensor
@@ -348,29 +348,30 @@ def start(
     from converter.session import RunError, Session, dtypes_of
 
     tries = complete(forward, given, seed)
-    feeds = next(tries)
-    session = Session(forward, variables, dtypes_of(forward, feeds.values))
+    first = next(tries)
+    session = Session(forward, variables, dtypes_of(forward, first.values))
     failed: RunError | None = None
     empty: tuple[Feeds, dict[Tensor, Array]] | None = None
     try:
-        for feeds in chain((feeds,), tries):
+        for feeds in chain((first,), tries):
             try:
                 outputs = session.run(feeds.values)
             except RunError as error:
                 # What was tried first suits best, and so does what is said of it.
-                failed = failed or error
+                failed = failed or _explained(error, feeds)
                 continue
             if not feeds.drawn or _say_something(outputs):
                 return session, feeds, outputs
             # Of pictures that are too small nothing may be left.
             empty = empty or (feeds, outputs)
-        if empty is not None:
-            return session, *empty
-        assert failed is not None
-        raise _explained(failed, feeds)
     except BaseException:
         session.close()
         raise
+    if empty is None:
+        session.close()
+        assert failed is not None
+        raise failed
+    return session, *empty
 
 
 def _say_something(outputs: Mapping[Tensor, Array]) -> bool:
@@ -379,7 +380,7 @@ def _say_something(outputs: Mapping[Tensor, Array]) -> bool:
     return any((np.abs(np.nan_to_num(_wide(o))) > 0).any() for o in floats) or not floats
 
 
-def _explained(error: RunError, feeds: Feeds) -> ConverterError:
+def _explained(error: RunError, feeds: Feeds) -> RunError:
     drawn = ", ".join(str(source) for source in feeds.drawn)
     if not drawn:
         return error
