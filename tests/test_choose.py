@@ -63,7 +63,10 @@ def test_passes_over_what_cannot_be_resized(request_: str) -> None:
     ("requests", "message"),
     [
         ({"rnn/cel_1": 4}, "rnn/cel_1 fits none of the 4 widths; did you mean 'rnn/cell_1'?"),
-        ({"x*": 4}, "x* fits none of the 4 widths; they are rnn/cell_0, rnn/cell_1, rnn/inputs, softmax"),
+        (
+            {"x*": 4},
+            "x* fits none of the 4 widths; they are rnn/cell_0, rnn/cell_1, rnn/inputs, softmax",
+        ),
         ({"31": 4}, "no width has 31 units; the nearest sizes are 14, 30"),
         ({"9" * 30: 4}, f"no width has {'9' * 30} units; the nearest sizes are 14, 30"),
         ({"rnn/cell_1": 0}, "rnn/cell_1=0: a width must have one unit at least"),

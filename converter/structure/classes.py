@@ -33,7 +33,7 @@ FIXED = ("spatial", "fixed")
 _PERMUTATION = {
     "nonlinear": "{op} {name} is nonlinear",
     "gated": "{op} {name} multiplies it with other data, unit by unit",
-    "affine": "{op} {name} adds a constant to each unit",
+    "affine": "{op} {name} adds a number to each unit",
     "variance": "{op} {name} normalises by mean and variance over it",
     "mean": "{op} {name} averages over it",
     "extreme": "{op} {name} takes the largest over it",

@@ -137,7 +137,8 @@ def infer(checkpoint: Checkpoint, layout: Layout | None = None) -> Structure:
     roles = checkpoint.roles()
     told = by_name(checkpoint, roles, layout)
     axes, uses = with_followers(told.axes, told.uses, checkpoint, roles)
-    return Structure(told.widths, axes, uses, (), {}, (), None, None)
+    followers = {n: roles[n].of or "" for n in checkpoint if follows(roles[n], checkpoint)}
+    return Structure(told.widths, axes, uses, (), {}, followers, (), None, None)
 
 
 def infer_from(graph: Graph, checkpoint: Checkpoint, layout: Layout | None = None) -> Structure:
