@@ -16,7 +16,7 @@ from converter import Array, Units, Variable
 from converter.resize import maps
 from converter.resize.chosen import choose, new_entries
 from converter.resize.dense import multiply
-from converter.resize.maps import AxisMap, Run, Taken, panels, places_of
+from converter.resize.maps import AxisMap, Matrix, Run, Taken, panels, places_of
 from converter.structure.axis import Axis, Blocks, Factor
 
 NAMES = ("a", "b", "c")
@@ -241,7 +241,7 @@ def written_out(axis: Axis, sizes: Mapping[str, int], name: str, matrix: Array) 
     """Return the matrix of a whole axis: block-diagonal over sums, Kronecker over products."""
     blocks = []
     for term in axis.terms:
-        block = np.eye(1)
+        block: Array = np.eye(1)
         for factor in term:
             size = Axis(((factor,),)).size(sizes)
             block = np.kron(block, matrix if factor == name else np.eye(size))
@@ -263,9 +263,9 @@ def test_matrices_act_on_stretches(data: st.DataObject) -> None:
     in_brackets = any(isinstance(f, Axis) and "a" in f.widths() for t in axis.terms for f in t)
     if in_brackets or any(term.count("a") > 1 for term in axis.terms):
         with pytest.raises(ValueError, match="a"):
-            panels(axis, sizes, {"a": matrix})
+            panels(axis, sizes, {"a": Matrix.of(matrix)})
         return
-    cut = panels(axis, sizes, {"a": matrix})
+    cut = panels(axis, sizes, {"a": Matrix.of(matrix)})
     turn = written_out(axis, sizes, "a", matrix)
     number = data.draw(st.integers(0, 1))
     array = np.random.default_rng(1).standard_normal((3, len(turn)))

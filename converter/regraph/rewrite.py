@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from converter.checkpoint import Checkpoint
 from converter.errors import InputError, PlanError, UsageError, did_you_mean, printable
 from converter.formats.messages import message
-from converter.regraph.factors import Change, Rescaled, changes
+from converter.regraph.factors import Rescaled, changes
 from converter.regraph.sizes import Sizes
 from converter.regraph.slices import Slices, specification
 from converter.regraph.tensors import Constant

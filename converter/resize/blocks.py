@@ -182,8 +182,9 @@ class Filling:
         for other in changed:
             found = self._maps[other].produce
             size = self._maps[other].size
-            is_it = other == name and isinstance(found, Units)
-            units[other] = found.plain() if is_it else Units.first(size, size)
+            units[other] = Units.first(size, size)
+            if other == name and isinstance(found, Units):
+                units[other] = found.plain()
         return AxisMap(axis, sizes, units)
 
 

@@ -9,13 +9,14 @@ from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.errors import PlanError
 from converter.patterns import by_name
 from converter.resize.coupled import Coupled
-from converter.resize.exactness import Resized, Resizes, dead, judge
+from converter.resize.exactness import Resized, Resizes, dead, is_looked_up, judge, made_up
 from converter.resize.maps import WidthMap
 from converter.resize.resizer import Resizer
 from converter.resize.variables import Resizing
 from converter.structure.axis import Axis, Use, Width
 from converter.structure.choose import choose
-from converter.structure.infer import Structure, kept_axes
+from converter.structure.followers import kept_axes
+from converter.structure.infer import Structure
 from converter.structure.layout import read_layout
 from converter.structure.template import sizes_like
 from converter.variable import Variable
@@ -57,11 +58,7 @@ class Request:
                         f"{change.name}: {change.old} to {change.new} units is not exact: "
                         f"{change.verdict.why}; choose another width, or leave out --require-exact"
                     )
-        looked_up = {
-            name
-            for name, width in self.structure.widths.items()
-            if "lookup" in dict(width.touches) and not width.produced_by
-        }
+        looked_up = {name for name, w in self.structure.widths.items() if is_looked_up(w)}
         resizing = Resizing(
             self._checkpoint,
             self.structure,
@@ -126,7 +123,10 @@ class Request:
                 f"{name}: {self._resizer.name} cannot turn {width.size} units into {size}; {reason}"
             )
         coupled = Coupled(self._checkpoint, self.structure, name)
-        return self._resizer.width_map(width, size, coupled)
+        width_map = self._resizer.width_map(width, size, coupled)
+        factor = made_up(width, size, self.structure.factors.get(name, ()))
+        # A resizer that knows of the factor has its own way.
+        return replace(width_map, rescale=factor) if width_map.rescale == 1 else width_map
 
 
 def _shown(axes: Sequence[Axis], sizes: Mapping[str, int]) -> str:

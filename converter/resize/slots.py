@@ -41,7 +41,9 @@ class Ftrl(NamedTuple):
 
 def holds_values(role: Role) -> bool:
     """Whether a variable holds what its variable does: all but slots, and copies among these."""
-    return (role.kind != "slot" and role.optimizer is None) or role.slot in COPIES
+    if role.kind == "slot":
+        return role.slot in COPIES
+    return role.optimizer is None or role.kind == "average"
 
 
 def is_linear(role: Role) -> bool:
@@ -93,7 +95,7 @@ def thinned(
         maps: how gradients are turned, by width.
         new: the new sizes of all widths.
     """
-    if role.slot not in FACTORED or role.of not in structure.axes:
+    if role.slot not in FACTORED or role.of is None or role.of not in structure.axes:
         return None
     lost = _lost(structure.axes[name], structure.axes[role.of], role)
     if lost is None or maps.keys().isdisjoint(lost.widths()):

@@ -21,7 +21,7 @@ def of_values(width_map: WidthMap, uses: Sequence[Use]) -> UnitMap:
     if "variance" in uses:
         return _scaled(_to_power(produce, 2), width_map.rescale**2)
     if "gain" in uses and "produce" not in uses:
-        return _scaled(_plain(produce), width_map.gain)
+        return _scaled(plain(produce), width_map.gain)
     return _scaled(produce, width_map.rescale)
 
 
@@ -37,7 +37,7 @@ def of_gradients(width_map: WidthMap, uses: Sequence[Use], power: int) -> UnitMa
         power: 0 for what is measured in steps, whose size does not depend on gradients.
     """
     if power == 0:
-        return _plain(width_map.produce)
+        return plain(width_map.produce)
     if "consume" in uses and "produce" not in uses:
         return _to_power(width_map.produce, power)
     follows = "produce" not in uses and not _FOLLOWS.isdisjoint(uses)
@@ -55,10 +55,15 @@ def of_both(width_map: WidthMap, uses: Sequence[Use]) -> UnitMap:
     return values.weighted(lambda: _weight(values) * _weight(gradients))
 
 
+def plain(unit_map: UnitMap) -> UnitMap:
+    """Return the choice of units without its weights."""
+    return unit_map.plain() if isinstance(unit_map, Units) else unit_map
+
+
 def squares(unit_map: UnitMap) -> float:
     """Return the sum of the squares of what is left of units that were all 1."""
     if not isinstance(unit_map, Units):
-        return float(np.square(unit_map).sum())
+        return float(np.square(unit_map.values).sum())
     if unit_map.kept is not None and not unit_map.is_weighted:
         return float(unit_map.kept)
     return float(np.square(_weight(unit_map))[unit_map.index >= 0].sum())
@@ -68,16 +73,11 @@ def _transposed(unit_map: UnitMap) -> UnitMap:
     return unit_map if isinstance(unit_map, Units) else unit_map.T
 
 
-def _plain(unit_map: UnitMap) -> UnitMap:
-    """Return the choice of units without its weights."""
-    return unit_map.plain() if isinstance(unit_map, Units) else unit_map
-
-
 def _scaled(unit_map: UnitMap, factor: float) -> UnitMap:
     if factor == 1:
         return unit_map
     if not isinstance(unit_map, Units):
-        return unit_map * factor
+        return unit_map.map(lambda values: factor * values)
     return unit_map.weighted(lambda: factor * _weight(unit_map))
 
 
@@ -85,8 +85,7 @@ def _to_power(unit_map: UnitMap, power: int) -> UnitMap:
     if power == 1:
         return unit_map
     if not isinstance(unit_map, Units):
-        found: UnitMap = unit_map**power
-        return found
+        return unit_map.map(lambda values: values**power)
     if not unit_map.is_weighted:
         return unit_map
     return unit_map.weighted(lambda: _weight(unit_map) ** power)

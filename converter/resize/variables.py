@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from converter.checkpoint import Checkpoint
 from converter.drawing import Drawing
@@ -14,7 +16,8 @@ from converter.resize.blocks import Filling
 from converter.resize.chosen import choose, new_entries
 from converter.resize.dense import multiply
 from converter.resize.maps import AxisMap, Matrix, UnitMap, Units, WidthMap, panels
-from converter.resize.taking import of_both, of_gradients, of_values
+from converter.resize.noise import Noise, add_noise, copies
+from converter.resize.taking import of_both, of_gradients, of_values, plain
 from converter.structure.axis import Axis, Use
 from converter.structure.infer import Structure
 from converter.variable import Variable
@@ -81,7 +84,7 @@ class Resizing:
         maps = self._maps(variable.name, role, axes, uses)
         result = variable
         for number, found in enumerate(maps):
-            matrices = {n: m for n, m in found.items() if not isinstance(m, Units)}
+            matrices = {n: m for n, m in found.items() if isinstance(m, Matrix)}
             result = self._multiplied(result, number, axes[number], matrices, uses[number])
         chosen = [self._chosen(axis, found) for axis, found in zip(axes, maps, strict=True)]
         if not slots.holds_values(role):
@@ -94,8 +97,30 @@ class Resizing:
         if not variable.dtype.is_float:
             return result
         of = role.of if role.of in self.checkpoint else None
-        blocks = filling.blocks(variable, self.shape_of(variable.name), axes, uses, self._sizes, of)
-        return drawing.redraw(result, blocks, stream=of or variable.name) if blocks else result
+        shape = self.shape_of(variable.name)
+        key = of or variable.name
+        if blocks := filling.blocks(variable, shape, axes, uses, self._sizes, of):
+            result = drawing.redraw(result, blocks, stream=key)
+        if noises := list(self._noises(axes, uses)):
+            result = add_noise(result, noises, self.checkpoint[key], drawing, key)
+        return result
+
+    def _noises(self, axes: Sequence[Axis], uses: Sequence[_AxisUses]) -> Iterator[Noise]:
+        for number, (axis, used) in enumerate(zip(axes, uses, strict=True)):
+            for name in axis.widths():
+                width_map = self.maps.get(name)
+                if width_map is None or not width_map.noise:
+                    continue
+                produce = width_map.produce
+                makes = not {"produce", "shift"}.isdisjoint(used.get(name, ()))
+                if makes and isinstance(produce, Units):
+                    yield Noise(number, self._copied(axis, name, produce), width_map.noise)
+
+    def _copied(self, axis: Axis, name: str, produce: Units) -> AxisMap:
+        """Return a map by which the entries of an axis are new that belong to copies of units."""
+        units = {n: Units.first(m.size, m.size) for n, m in self.maps.items()}
+        units[name] = Units(produce.size, lambda: np.where(copies(produce), -1, 0))
+        return AxisMap(axis, self._sizes, units)
 
     @property
     def _sizes(self) -> dict[str, int]:
@@ -116,21 +141,23 @@ class Resizing:
         self, name: str, role: Role, axes: Sequence[Axis], uses: Sequence[_AxisUses]
     ) -> list[dict[str, UnitMap]]:
         """Return how each axis takes the units of the widths that change."""
-        take: Callable[[WidthMap, Sequence[Use]], UnitMap]
-        if slots.holds_values(role):
-            take = of_values
-        elif slots.is_linear(role):
-            take = of_both
-        else:
-            power = slots.power_of(name, role)
+        power = None if slots.holds_values(role) else slots.power_of(name, role)
 
-            def take(width_map: WidthMap, used: Sequence[Use]) -> UnitMap:
-                return of_gradients(width_map, used, power)
+        def taken(width: str, used: Sequence[Use]) -> UnitMap:
+            width_map = self.maps[width]
+            if "consume" in used and width in self.looked_up:
+                # Nothing sums over its copies.
+                return plain(of_values(width_map, used))
+            if power is None:
+                return of_values(width_map, used)
+            if slots.is_linear(role):
+                return of_both(width_map, used)
+            return of_gradients(width_map, used, power)
 
         found = []
         for axis, used in zip(axes, uses, strict=True):
             names = [width for width in axis.widths() if width in self.maps]
-            found.append({n: take(self.maps[n], used.get(n, ())) for n in names})
+            found.append({n: taken(n, used.get(n, ())) for n in names})
         return found
 
     def _chosen(self, axis: Axis, maps: Mapping[str, UnitMap]) -> AxisMap | None:

@@ -18,7 +18,6 @@ from converter.structure.atoms import ONE, Atom, Clash, concat, cut, find, leaf,
 from converter.structure.graph import Node, Output
 from converter.structure.rules.integers import axes_of
 
-
 _MAX_DEALING = 64
 
 
