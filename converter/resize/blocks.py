@@ -12,6 +12,7 @@ from converter.checkpoint import Checkpoint
 from converter.drawing import Block, Values, fans
 from converter.errors import PlanError
 from converter.initializers import Constant, Ones, Zeros
+from converter.resize.chosen import in_dtype
 from converter.resize.maps import AxisMap, Units, WidthMap
 from converter.structure.axis import Axis, Blocks, Use
 from converter.variable import Region, Variable, regions, whole
@@ -55,7 +56,8 @@ class Filling:
         """Return what entries hold that no initializer draws.
 
         Raises:
-            PlanError: they would have to be drawn, and the variable holds no real numbers.
+            PlanError: they would have to be drawn, and the variable holds no real numbers; or its
+                dtype cannot hold the number that they are to be.
         """
         changed = [
             (name, used.get(name, ()))
@@ -68,20 +70,20 @@ class Filling:
             return 1.0
         if "gain" in found and _is_vector(variable) and not _is_peephole(variable):
             return 1.0
-        drawn = [
-            self._maps[name].fill
-            for name, used in changed
-            if self._is_drawn(variable, name, used) and not variable.dtype.is_float
-        ]
-        for fill in drawn:
-            if isinstance(fill, Constant):
-                return fill.value
-            if isinstance(fill, Ones):
-                return 1.0
-            raise PlanError(
-                f"{variable.name}: {fill} draws floats only, and it is {variable.dtype}; choose "
-                f"zeros, ones or a number"
-            )
+        for name, used in changed:
+            fill = self._maps[name].fill
+            if not self._is_drawn(variable, name, used):
+                continue
+            if isinstance(fill, (Constant, Ones)):
+                number = fill.value if isinstance(fill, Constant) else 1.0
+                in_dtype(variable, number)
+                if not variable.dtype.is_float:
+                    return number
+            elif "produce" in used and not variable.dtype.is_float:
+                raise PlanError(
+                    f"{variable.name}: {fill} draws floats only, and it is {variable.dtype}; "
+                    f"choose zeros, ones or a number"
+                )
         return 0.0
 
     def blocks(

@@ -39,10 +39,10 @@ def choose(
     """
     shape = [size if m is None else m.length for m, size in zip(axes, variable.shape, strict=True)]
     _check(variable, shape, axes)
-    filling = None if callable(fill) else _in_dtype(variable, fill)
+    filling = None if callable(fill) else in_dtype(variable, fill)
 
     def new() -> Array:
-        found = _in_dtype(variable, fill()) if callable(fill) else filling
+        found = in_dtype(variable, fill()) if callable(fill) else filling
         assert found is not None
         return found
 
@@ -93,6 +93,8 @@ def _copied(
     new: Callable[[], Array],
 ) -> Array | None:
     """Copy a region piece by piece; None where that would read far more than is wanted."""
+    if not math.prod(shape):
+        return np.empty(shape, variable.dtype.numpy)
     olds = [[piece.old for piece in along if piece.old is not None] for along in pieces]
     if not all(olds) and pieces:
         return np.full(shape, new())
@@ -227,8 +229,12 @@ def _check(variable: Variable, shape: Sequence[int], axes: Sequence[AxisMap | No
         raise PlanError(f"{variable.name}: {dtype} variables cannot grow; new entries are numbers")
 
 
-def _in_dtype(variable: Variable, fill: float) -> Array | None:
-    """Return the fill as an array of shape () of the variable's dtype; None for strings."""
+def in_dtype(variable: Variable, fill: float) -> Array | None:
+    """Return the fill as an array of shape () of the variable's dtype; None for strings.
+
+    Raises:
+        PlanError: the dtype cannot hold it.
+    """
     dtype = variable.dtype
     if not dtype.itemsize:
         return None
