@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from growth import growth_error
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from model_maker import Maker, question, save
 
@@ -369,6 +369,8 @@ def control_flow(tf: Any, version: int) -> Iterator[None]:
     derandomize=True,
     max_examples=24,
     deadline=None,
+    # To look for a smaller model that fails takes minutes.
+    phases=[Phase.generate],
     suppress_health_check=[HealthCheck.too_slow],
 )
 @given(data=st.data())
