@@ -14,6 +14,7 @@ from converter.target import Target
 from converter.variable import Stored, Variable
 
 if TYPE_CHECKING:
+    from converter.regraph import Regraphed
     from converter.resize.exactness import Resizes
 
 
@@ -69,6 +70,29 @@ class Plan:
     def nbytes(self) -> int:
         """Bytes of the values to be written, strings not counted."""
         return sum(v.nbytes for v in (*self.variables, *self.sidecar))
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether no width changes in a way that changes the outputs."""
+        return all(width.verdict.exact for resizes in self.resized for width in resizes.widths)
+
+    def resized_graph(self) -> bytes | None:
+        """Return the graph of the source at the sizes of the result: a MetaGraphDef.
+
+        None where no width of the graph changed.
+        """
+        if isinstance(self.meta, bytes):
+            return self.meta
+        found = _regraphed(self.source, self.resized)
+        return None if found is None else found.meta
+
+    def shape_in_graph(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a variable of the source at the sizes of the result."""
+        structure = self.resized[0].structure if self.resized else None
+        if structure is None or name not in structure.axes:
+            return self.source[name].shape
+        sizes = structure.sizes | _sizes(self.resized)
+        return tuple(axis.size(sizes) for axis in structure.axes[name])
 
     def refuse(self, *, force: bool = False) -> None:
         """Raise the first reason for which the plan cannot be carried out.
@@ -241,10 +265,10 @@ def _fit(
         if target.format == "tf":
             reason = "its variables changed; TensorFlow 2 finds those of the output by name only"
         left_out = [(result[n], f"the object graph: {reason}") for n in graph]
+    meta: Path | bytes | None = source.meta if carried else None
     if source.meta is not None and target is not None and target.format == "tf" and not same:
-        notes.append(
-            f"{source.meta.name} is left out: it describes the old names, shapes and dtypes"
-        )
+        meta, told = _rewritten(source, result, resized)
+        notes += told
     if target is not None and target.format == "tf" and target.state and _is_beside(target, source):
         target = replace(target, state=False)
         notes.append(f"{target.directory / 'checkpoint'} belongs to the source and stays as it is")
@@ -267,10 +291,40 @@ def _fit(
         sidecar=tuple(v for v, _ in refused) if beside else (),
         unheld=() if beside else tuple(refused),
         left_out=tuple(left_out),
-        meta=source.meta if carried else None,
+        meta=meta,
         notes=tuple(notes),
         resized=tuple(resized),
     )
+
+
+def _rewritten(
+    source: Checkpoint, result: Checkpoint, resized: Sequence[Resizes]
+) -> tuple[bytes | None, list[str]]:
+    """Return the graph of a resized model, where nothing but sizes changed, and notes about it."""
+    assert source.meta is not None
+    names = {(v.name, v.dtype.name) for v in source.values()}
+    found = None
+    if names == {(v.name, v.dtype.name) for v in result.values()}:
+        found = _regraphed(source, resized)
+    if found is None:
+        return None, [
+            f"{source.meta.name} is left out: it describes the old names, shapes and dtypes"
+        ]
+    return found.meta, [f"{source.meta.name}: {note}" for note in found.notes]
+
+
+def _regraphed(source: Checkpoint, resized: Sequence[Resizes]) -> Regraphed | None:
+    """Return the graph at the new sizes; None where no width of the graph changed."""
+    structure = resized[0].structure if resized else None
+    if structure is None or structure.findings is None:
+        return None
+    from converter.regraph import regraph
+
+    return regraph(source, structure, _sizes(resized))
+
+
+def _sizes(resized: Sequence[Resizes]) -> dict[str, int]:
+    return {name: size for resizes in resized for name, size in resizes.sizes.items()}
 
 
 def _is_beside(target: Target, source: Checkpoint) -> bool:

@@ -17,11 +17,12 @@ from converter.checkpoint import Checkpoint
 from converter.errors import InputError, PlanError, UsageError
 from converter.forward.feeds import Feeds, complete, given_values, parse_feed, read_inputs
 from converter.forward.find import Forward, find_forward
-from converter.forward.graph import Graph, Tensor, read_graph, tensor
+from converter.forward.graph import Graph, Tensor, graph_of, read_graph, tensor
 from converter.variable import Array, Variable
 
 if TYPE_CHECKING:
     from converter.plan import Plan
+    from converter.resize.tensors import Tensors
     from converter.session import RunError, Session
 
 TOLERANCE = 1e-5
@@ -190,8 +191,8 @@ def prove(a: Checkpoint, b: Checkpoint, question: Question | None = None) -> Pro
 def prove_plan(plan: Plan, output: Checkpoint | None, question: Question | None = None) -> Proof:
     """Run the source of a plan and what becomes of it on the same inputs.
 
-    An output with a graph of its own runs in that; another in the source's, if every variable
-    that the graph needs is in it under some name, in the same shape.
+    An output with a graph of its own runs in that; another in the source's, at the new sizes
+    where widths changed, if every variable that the graph needs is in it under some name.
 
     Args:
         plan: what is written.
@@ -213,10 +214,18 @@ def prove_plan(plan: Plan, output: Checkpoint | None, question: Question | None 
         )
     own = read_graph(output) if output is not None else None
     question = question or Question()
+    tensors = None
+    if plan.resized:
+        from converter.resize.tensors import Tensors
+
+        tensors = Tensors(plan.resized)
+    first = _Side(graph, source, source)
     if own is not None and output is not None:
-        return _prove(_Side(graph, source, source), _Side(own, output, output), question)
+        return _prove(first, _Side(own, output, output), question, tensors)
     held = plan.result if output is None else output
-    return _prove(_Side(graph, source, source), _Side(graph, source, held, plan), question)
+    resized = plan.resized_graph()
+    runs_in = graph if resized is None else graph_of(source, resized)
+    return _prove(first, _Side(runs_in, source, held, plan), question, tensors)
 
 
 def _given(graph: Graph | None) -> Graph:
@@ -265,22 +274,23 @@ def _renamed(plan: Plan, key: str, variables: Mapping[str, Variable]) -> Variabl
         kinds = result.roles()
         found = [v for v in result.values() if averages & set(v.sources)]
         found = [v for v in found if kinds[v.name].kind != "average"]
-    found.sort(key=lambda v: (v.shape != plan.source[key].shape, v.name != key))
+    shape = plan.shape_in_graph(key)
+    found.sort(key=lambda v: (v.shape != shape, v.name != key))
     if not found or found[0].name not in variables:
         raise PlanError(
             f"{key}: the graph of {plan.source.path} needs it to run, and the output does not "
             "have it; keep it, or leave out --prove"
         )
-    if found[0].shape != plan.source[key].shape:
+    if found[0].shape != shape:
         raise PlanError(
-            f"{key}: it is {list(plan.source[key].shape)} in the graph of {plan.source.path}, "
+            f"{key}: it is {list(shape)} in the graph of {plan.source.path}, "
             f"which cannot run the output, where {found[0].name} is {list(found[0].shape)}; "
             "leave out --prove"
         )
     return variables[found[0].name]
 
 
-def _prove(a: _Side, b: _Side, question: Question) -> Proof:
+def _prove(a: _Side, b: _Side, question: Question, tensors: Tensors | None = None) -> Proof:
     from converter.session import can_run
 
     given = given_by(a.graph, question)
@@ -300,15 +310,27 @@ def _prove(a: _Side, b: _Side, question: Question) -> Proof:
         raise UsageError(f"{b.graph.path}: it has none of the outputs of {a.graph.path}")
     others = find_forward(b.graph, b.keys, fetches=names, fed=fed, can_run=runs)
     notes += [note for note in others.notes if note not in notes]
-    found = _run(others, b.values(others), _same(others, feeds))
-    compared = [
-        compare(name, outputs[source], found[source], question.tolerance)
-        for name, source in zip(names, (o.tensor for o in others.outputs), strict=True)
-    ]
+    values = _same(others, feeds, tensors)
+    if tensors is not None:
+        # Of another size, other numbers would be drawn from the same seed.
+        noise = {s: outputs[s] for s in _noise(forward) if s.node in b.graph.nodes}
+        values |= {s: tensors.fed(*s, v) for s, v in noise.items()}
+    found = _run(others, b.values(others), values)
+    compared = []
+    for name, output in zip(names, others.outputs, strict=True):
+        pair = outputs[output.tensor], found[output.tensor]
+        if tensors is not None:
+            pair = tensors.common(*output.tensor, *pair)
+        compared.append(compare(name, *pair, question.tolerance))
     if question.fetches:
         # What somebody asked for by name is not passed over.
         compared = [replace(c, passed=False) if c.passed is None else c for c in compared]
     return Proof(forward, feeds, tuple(compared), question.tolerance, tuple(notes))
+
+
+def _noise(forward: Forward) -> list[Tensor]:
+    """Return the random numbers that the outputs depend on, as far as they can be looked at."""
+    return [Tensor(name) for name in forward.random if name not in forward.graph.frames]
 
 
 def given_by(graph: Graph, question: Question) -> dict[Tensor, Array]:
@@ -355,7 +377,7 @@ def start(
     try:
         for feeds in chain((first,), tries):
             try:
-                outputs = session.run(feeds.values)
+                outputs = session.run(feeds.values, _noise(forward))
             except RunError as error:
                 # What was tried first suits best, and so does what is said of it.
                 failed = failed or _explained(error, feeds)
@@ -390,9 +412,11 @@ def _explained(error: RunError, feeds: Feeds) -> RunError:
     )
 
 
-def _same(forward: Forward, feeds: Feeds) -> dict[Tensor, Array]:
+def _same(forward: Forward, feeds: Feeds, tensors: Tensors | None) -> dict[Tensor, Array]:
     """Return what the second graph is fed: the same, and what it alone has decided."""
     values = {s: v for s, v in feeds.values.items() if s.node in forward.graph.nodes}
+    if tensors is not None:
+        values = {s: tensors.fed(s.node, s.port, v) for s, v in values.items()}
     missing = [
         found.tensor
         for found in forward.inputs

@@ -133,11 +133,14 @@ class Session:
         self._assigned[name] = value
         self._set(name, value)
 
-    def run(self, feeds: Mapping[Tensor, Array]) -> dict[Tensor, Array]:
+    def run(
+        self, feeds: Mapping[Tensor, Array], also: Sequence[Tensor] = ()
+    ) -> dict[Tensor, Array]:
         """Compute the outputs: the same for the same values, however often.
 
         Args:
             feeds: a value for each tensor that the session was made for.
+            also: what is computed on the way, and is wanted too.
 
         Raises:
             RunError: the graph does not run with these.
@@ -145,7 +148,7 @@ class Session:
         if not self._is_fresh:
             self._start_again()
         self._is_fresh = False
-        outputs = [output.tensor for output in self._forward.outputs]
+        outputs = [*(output.tensor for output in self._forward.outputs), *also]
         taken = [self._tensor(self._forward.instead.get(t, t)) for t in outputs]
         given = {**self._feeds, **feeds}
         values = {self._tensor(Tensor(self._pruned.fed[t])): v for t, v in given.items()}

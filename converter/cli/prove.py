@@ -193,6 +193,8 @@ class Check:
         question: what is run.
         is_quiet: print nothing.
         as_json: print nothing, but a failed proof.
+        must_pass: whether outputs that differ are an error; not where the plan says that they do,
+            and nobody says by how much they may.
         proof: what came of it.
     """
 
@@ -200,6 +202,7 @@ class Check:
     question: Question
     is_quiet: bool
     as_json: bool
+    must_pass: bool
     proof: Proof | None = None
 
     def report(self) -> dict[str, object]:
@@ -214,11 +217,16 @@ class Check:
         """
         written = open_checkpoint(output) if output is not None else None
         self.proof = prove_plan(self.plan, written, self.question)
-        if self.as_json and not self.proof.passed:
+        fails = self.must_pass and not self.proof.passed
+        if self.as_json and fails:
             click.echo(json_text({"proof": proof_json(self.proof)}))
         elif not (self.as_json or self.is_quiet):
             show(self.proof)
-        if not self.proof.passed:
+            if not (fails or self.proof.passed):
+                say(
+                    "note    the plan says that the outputs change; --tolerance says how far they may"
+                )
+        if fails:
             how = "; nothing was published" if output is not None else ""
             raise ConverterError(
                 f"{self.plan.source.path}: the output does not compute the same: "
@@ -228,4 +236,5 @@ class Check:
 
 def check_of(plan: Plan, given: dict[str, Any]) -> Check:
     """Return the check that `--prove` and the options beside it ask for."""
-    return Check(plan, question_of(given), given["quiet"], given["as_json"])
+    must_pass = plan.is_exact or given["tolerance"] is not None
+    return Check(plan, question_of(given), given["quiet"], given["as_json"], must_pass)

@@ -313,6 +313,14 @@ def read_graph(checkpoint: Checkpoint) -> Graph | None:
     return None
 
 
+def graph_of(checkpoint: Checkpoint, meta: bytes) -> Graph:
+    """Return a graph that was rewritten for a checkpoint: the bytes of a MetaGraphDef."""
+    path = checkpoint.meta or checkpoint.path
+    names = {key: name for name, keys in checkpoint.stored_keys.items() for key in keys}
+    definition = parse("MetaGraphDef", meta, f"{path}: what was rewritten of it")
+    return Graph(path, definition.graph_def, definition, names)
+
+
 def _bytes(path: Path) -> bytes:
     try:
         if path.stat().st_size >= _MAX_BYTES:

@@ -58,8 +58,8 @@ def _product(variable: Variable, axis: int, panels: Sequence[Panel], region: Reg
             continue
         values = variable.load((*region[:axis], panel.old, *region[axis + 1 :]))
         rows = np.moveaxis(np.asarray(values, np.float64), axis, -1)
-        blocks = rows.reshape(*rows.shape[:-1], panel.outer, len(panel.matrix), panel.inner)
-        turned = np.einsum("...nk,nm->...mk", blocks, panel.matrix, optimize=True)
+        blocks = rows.reshape(*rows.shape[:-1], panel.outer, panel.matrix.shape[0], panel.inner)
+        turned = np.einsum("...nk,nm->...mk", blocks, panel.matrix.values, optimize=True)
         flat = turned.reshape(*rows.shape[:-1], -1)[..., within]
         pieces.append(round_to(np.moveaxis(flat, -1, axis), variable.dtype, variable.counts))
     return np.concatenate(pieces, axis=axis) if pieces else np.empty(shape_of(region))

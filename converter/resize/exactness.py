@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ import numpy as np
 from converter.initializers import Zeros
 from converter.resize.maps import Units, WidthMap
 from converter.structure.axis import Width
-from converter.structure.infer import SizeFactor
+from converter.structure.infer import SizeFactor, Structure
 
 # What is not the same with some units twice, though their shares add up to one.
 _COUNTING = frozenset(
@@ -36,6 +36,7 @@ _COUNTING = frozenset(
 )
 # What only asks that every unit stands there as often as any other.
 _AVERAGING = frozenset(["mean", "square mean", "variance"])
+_SEEN = _COUNTING | _AVERAGING
 _TOLERANCE = 1e-9
 
 
@@ -78,10 +79,14 @@ class Resizes(NamedTuple):
         widths: those that change.
         shapes: of each variable that changes, the old and the new shape over its widths:
             `[256 + 100, 4*100]` and `[256 + 160, 4*160]`.
+        maps: what becomes of each width that changes.
+        structure: that they are widths of; None where the shape of a variable was given.
     """
 
     widths: tuple[Resized, ...]
     shapes: Mapping[str, tuple[str, str]]
+    maps: Mapping[str, WidthMap]
+    structure: Structure | None
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -89,8 +94,13 @@ class Resizes(NamedTuple):
         return {width.name: width.new for width in self.widths}
 
 
+def is_looked_up(width: Width) -> bool:
+    """Whether a width is only looked up in, so that nothing sums over it: an input vocabulary."""
+    return "lookup" in dict(width.touches) and not width.produced_by
+
+
 def judge(
-    width: Width, width_map: WidthMap, factors: tuple[SizeFactor, ...], *, tied: bool
+    width: Width, width_map: WidthMap, factors: Sequence[SizeFactor], *, tied: bool
 ) -> Verdict:
     """Tell whether a map of a width is exact.
 
@@ -122,6 +132,8 @@ def _judge_units(
     if width_map.noise:
         return Verdict(False, "noise is added to the copies")
     touches = dict(width.touches)
+    if counts.max() > 1 and is_looked_up(width) and touches.keys().isdisjoint(_SEEN):
+        return Verdict(True, "what was looked up stays in its place")
     if counts.max() > 1:
         shares = np.ones(consume.size) if consume.weight is None else consume.weight
         totals = np.bincount(index[index >= 0], shares[index >= 0], minlength=width.size)
@@ -151,23 +163,42 @@ def _judge_matrices(width: Width, width_map: WidthMap, *, tied: bool) -> Verdict
     produce, consume = width_map.produce, width_map.consume
     if isinstance(produce, Units) or isinstance(consume, Units):
         return Verdict(False, "it is mixed on one side only")
-    if not np.allclose(produce @ consume, np.eye(width.size), atol=1e-6):
+    if not np.allclose(produce.values @ consume.values, np.eye(width.size), atol=1e-6):
         return Verdict(False, "what consumes it does not undo what produces it")
-    if tied and not np.allclose(produce, consume.T, atol=1e-6):
+    if tied and not np.allclose(produce.values, consume.values.T, atol=1e-6):
         return Verdict(False, "one variable produces and consumes it, and the two maps differ")
     if width.symmetry == "free":
         return Verdict(True, "only linear ops touch it, and the maps undo each other")
     return Verdict(False, f"its units are mixed: {width.why}")
 
 
-def _unmatched(width: Width, width_map: WidthMap, factors: tuple[SizeFactor, ...]) -> str | None:
+def made_up(width: Width, size: int, factors: Sequence[SizeFactor]) -> float:
+    """Return what makes up for the constants that move with a width, if all that makes it has it.
+
+    Queries and keys are contracted, and the product is divided by the square root of the head size.
+    The queries take on what the constant loses. Where a constant stands elsewhere, 1.
+
+    Args:
+        width: the old width.
+        size: the new size.
+        factors: the constants.
+    """
+    powers = {factor.power for factor in factors if factor.is_of_products}
+    if len(powers) != 1 or not all(factor.is_of_products for factor in factors):
+        return 1.0
+    if width.symmetry != "free" or "self paired" in dict(width.touches):
+        return 1.0
+    return float((size / width.size) ** -powers.pop())
+
+
+def _unmatched(width: Width, width_map: WidthMap, factors: Sequence[SizeFactor]) -> str | None:
     """Return which constant moves with the size and is not made up for, in words."""
     for factor in factors:
         wanted = (width_map.size / width.size) ** -factor.power
-        if not np.isclose(width_map.rescale, wanted, rtol=1e-6):
+        if not factor.is_of_products or not np.isclose(width_map.rescale, wanted, rtol=1e-6):
             return (
                 f"{factor.node} multiplies with {factor.number:g}, which is "
-                f"{width.size}**{factor.power:g} and moves with it"
+                f"{width.size}**{factor.power:g} and moves with it, and nothing makes up for that"
             )
     return None
 

@@ -10,13 +10,52 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from converter.errors import ConverterError
 from converter.initializer import Initializer
 from converter.initializers import Zeros
 from converter.structure.axis import Axis, Blocks, Factor, Term
 from converter.variable import Array
 
-Matrix = Array
-"""Of float64: (n, N) for what produces a width of n units, and (N, n) for what consumes it."""
+
+class Matrix:
+    """A matrix that units are mixed by, made when its first entry is asked for.
+
+    Args:
+        shape: (n, N) for what produces a width of n units, and (N, n) for what consumes it.
+        values: gives its entries: an array of that shape, of real numbers.
+    """
+
+    def __init__(self, shape: tuple[int, int], values: Callable[[], Array]) -> None:
+        self.shape = shape
+        self._values = values
+
+    @classmethod
+    def of(cls, values: Array) -> Matrix:
+        """Return the matrix that an array (rows, columns) is."""
+        rows, columns = values.shape
+        return cls((rows, columns), lambda: values)
+
+    @cached_property
+    def values(self) -> Array:
+        """Its entries, float64."""
+        found = np.asarray(self._values(), np.float64)
+        if found.shape != self.shape or not np.isfinite(found).all():
+            gave = "NaN or infinities" if found.shape == self.shape else list(found.shape)
+            raise ConverterError(
+                f"a matrix of a width has {gave}, where finite values {list(self.shape)} are "
+                f"expected; this is a bug of the strategy that made it"
+            )
+        return found
+
+    @property
+    def T(self) -> Matrix:
+        """The transposed matrix."""
+        rows, columns = self.shape
+        return Matrix((columns, rows), lambda: self.values.T)
+
+    def map(self, function: Callable[[Array], Array]) -> Matrix:
+        """Return the matrix whose entries are `function` of these."""
+        return Matrix(self.shape, lambda: function(self.values))
 
 
 class Units:
@@ -68,7 +107,9 @@ class WidthMap:
 
     Attributes:
         produce: for the axes that produce it, and for biases, which shift it: a choice of units,
-            or a matrix (n, N) that the entries are multiplied with from the right.
+            or a `Matrix` (n, N) that the entries are multiplied with from the right. Both are asked
+            for their values when the first of a variable are, or, where units are added, for the
+            verdict: functions of a grown width read no variables.
         consume: for the axes that consume it: a choice of units whose weights say how much of the
             old unit each takes, or a matrix (N, n).
         fill: what new units are made of, on the producing side. What consumes them is zero.

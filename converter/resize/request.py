@@ -9,7 +9,7 @@ from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.errors import PlanError
 from converter.patterns import by_name
 from converter.resize.coupled import Coupled
-from converter.resize.exactness import Resized, Resizes, dead, judge
+from converter.resize.exactness import Resized, Resizes, dead, is_looked_up, judge, made_up
 from converter.resize.maps import WidthMap
 from converter.resize.resizer import Resizer
 from converter.resize.variables import Resizing
@@ -57,11 +57,7 @@ class Request:
                         f"{change.name}: {change.old} to {change.new} units is not exact: "
                         f"{change.verdict.why}; choose another width, or leave out --require-exact"
                     )
-        looked_up = {
-            name
-            for name, width in self.structure.widths.items()
-            if "lookup" in dict(width.touches) and not width.produced_by
-        }
+        looked_up = {name for name, w in self.structure.widths.items() if is_looked_up(w)}
         resizing = Resizing(
             self._checkpoint,
             self.structure,
@@ -89,12 +85,13 @@ class Request:
             for name, axes in self.structure.axes.items()
             if any(not self.maps.keys().isdisjoint(axis.widths()) for axis in axes)
         }
-        return Resizes(tuple(found), shapes)
+        structure = None if self._shapes else self.structure
+        return Resizes(tuple(found), shapes, self.maps, structure)
 
     def _known_structure(self) -> Structure:
         if self._template is None and not self._resizer.resize:
             # Nothing has to be known of the model where every shape is given.
-            return Structure({}, {}, {}, (), {}, (), None, None)
+            return Structure({}, {}, {}, (), {}, {}, (), None, None)
         path = self._resizer.layout
         return self._checkpoint.structure(None if path is None else read_layout(path))
 
@@ -125,7 +122,10 @@ class Request:
                 f"{name}: {self._resizer.name} cannot turn {width.size} units into {size}; {reason}"
             )
         coupled = Coupled(self._checkpoint, self.structure, name)
-        return self._resizer.width_map(width, size, coupled)
+        width_map = self._resizer.width_map(width, size, coupled)
+        factor = made_up(width, size, self.structure.factors.get(name, ()))
+        # A resizer that knows of the factor has its own way.
+        return replace(width_map, rescale=factor) if width_map.rescale == 1 else width_map
 
 
 def _shown(axes: Sequence[Axis], sizes: Mapping[str, int]) -> str:

@@ -18,7 +18,8 @@ from converter.names.fresh import fresh_value
 from converter.names.gradient import FACTORED, gradient_power
 from converter.resize.chosen import choose
 from converter.resize.dense import multiply
-from converter.resize.maps import AxisMap, UnitMap, Units, WidthMap, panels
+from converter.resize.maps import AxisMap, Matrix, UnitMap, Units, WidthMap, panels
+from converter.resize.noise import Noise, add_noise, copies
 from converter.structure.axis import Axis, Use
 from converter.structure.infer import Structure
 from converter.variable import Array, Region, Variable, regions, whole
@@ -83,7 +84,7 @@ class Resizing:
         sizes = self.structure.sizes
         result = variable
         for number, maps in enumerate(weighted):
-            matrices = {n: m for n, m in maps.items() if not isinstance(m, Units)}
+            matrices = {n: m for n, m in maps.items() if isinstance(m, Matrix)}
             if matrices:
                 result = self._multiplied(result, number, axes[number], matrices, uses[number])
         chosen: list[AxisMap | None] = []
@@ -99,11 +100,39 @@ class Resizing:
             blocks = list(self._blocks(variable, axes, uses))
             if blocks:
                 result = drawing.redraw(result, blocks, stream=key)
+            if variable.dtype.is_float and (noises := list(self._noises(axes, uses))):
+                result = add_noise(result, noises, self.checkpoint.get(key, variable), drawing, key)
         return result
+
+    def _noises(self, axes: Sequence[Axis], uses: Sequence[_AxisUses]) -> Iterator[Noise]:
+        for number, (axis, used) in enumerate(zip(axes, uses, strict=True)):
+            for name in axis.widths():
+                width_map = self.maps.get(name)
+                if width_map is None or not width_map.noise:
+                    continue
+                produce = width_map.produce
+                makes = not {"produce", "shift"}.isdisjoint(used.get(name, ()))
+                if makes and isinstance(produce, Units):
+                    marked = self._marked(axis, name, partial(copies, produce))
+                    yield Noise(number, marked, width_map.noise)
+
+    def _marked(self, axis: Axis, name: str, marks: Callable[[], Array]) -> AxisMap:
+        """Return a map by which the entries of an axis are new that belong to marked units.
+
+        Args:
+            axis: over the new sizes.
+            name: the width.
+            marks: says of each of its new units whether it is marked.
+        """
+        units = {
+            n: Units(m.size, partial(np.zeros, m.size, np.int64)) for n, m in self.maps.items()
+        }
+        units[name] = Units(self.maps[name].size, lambda: np.where(marks(), -1, 0))
+        return AxisMap(axis, self.structure.sizes, units)
 
     def _power(self, name: str, role: Role) -> int | None:
         """Return the power of the gradient that a slot holds; None for what holds values."""
-        if role.kind != "slot" and role.optimizer is None:
+        if not _follows_gradients(role):
             return None
         power = gradient_power(role.optimizer, role.slot)
         if power is None:
@@ -121,7 +150,12 @@ class Resizing:
         found = []
         for axis, used in zip(axes, uses, strict=True):
             names = [name for name in axis.widths() if name in self.maps]
-            found.append({n: _map(self.maps[n], used.get(n, ()), power) for n in names})
+            found.append(
+                {
+                    n: _map(self.maps[n], used.get(n, ()), power, looked_up=n in self.looked_up)
+                    for n in names
+                }
+            )
         return found
 
     def _multiplied(
@@ -129,21 +163,20 @@ class Resizing:
         variable: Variable,
         number: int,
         axis: Axis,
-        matrices: Mapping[str, UnitMap],
+        matrices: Mapping[str, Matrix],
         uses: _AxisUses,
     ) -> Variable:
-        for name, matrix in matrices.items():
+        for name in matrices:
             if not {"gain", "variance"}.isdisjoint(uses.get(name, ())):
                 raise PlanError(
                     f"{variable.name}: it holds one factor for each unit of {name}, which no "
                     f"matrix can mix; choose a strategy that keeps units as they are"
                 )
-            assert not isinstance(matrix, Units)
         sizes = self.structure.sizes
         for name in matrices:
             one = {name: matrices[name]}
             try:
-                cut = panels(axis, sizes, one)  # type: ignore[arg-type]  # checked above
+                cut = panels(axis, sizes, one)
             except ValueError:
                 raise PlanError(
                     f"{variable.name}: {axis} holds {name} where no matrix can act on it; choose a "
@@ -161,7 +194,7 @@ class Resizing:
         uses: Sequence[_AxisUses],
     ) -> float | Callable[[], float]:
         """Return what entries hold that no initializer draws."""
-        if role.kind == "slot" or role.optimizer is not None:
+        if _follows_gradients(role):
             fresh = fresh_value(role.optimizer, role.slot) or 0.0
             if fresh or gradient_power(role.optimizer, role.slot) != 2:
                 return fresh
@@ -228,14 +261,7 @@ class Resizing:
         produce = self.maps[name].produce
         if not isinstance(produce, Units):
             return
-        marks = Units(produce.size, lambda: np.where(produce.index < 0, -1, 0))
-        others = {
-            n: Units(m.size, partial(np.zeros, m.size, np.int64))
-            for n, m in self.maps.items()
-            if n != name
-        }
-        sizes = self.structure.sizes
-        axis_map = AxisMap(axis, sizes, {**others, name: marks})
+        axis_map = self._marked(axis, name, lambda: produce.index < 0)
         begin = None
         for (part,) in regions((axis_map.length,), _RUNS):
             new = axis_map.entries(part.start, part.stop).old < 0
@@ -265,6 +291,10 @@ class Resizing:
             Values(variable, whole(variable.shape)),
             None if other is None else Values(other, region),
         )
+
+
+def _follows_gradients(role: Role) -> bool:
+    return role.kind == "slot" or (role.optimizer is not None and role.kind != "average")
 
 
 class _Median:
@@ -303,28 +333,34 @@ def _uses(structure: Structure, name: str, role: Role) -> tuple[_AxisUses, ...]:
     return tuple(found)
 
 
-def _map(width_map: WidthMap, uses: Sequence[Use], power: int | None) -> UnitMap:
+def _map(
+    width_map: WidthMap, uses: Sequence[Use], power: int | None, *, looked_up: bool
+) -> UnitMap:
     """Return how an axis takes the units of a width, by what it does with it.
 
     Args:
         width_map: what becomes of the width.
         uses: what the axis does with the width.
         power: of the gradient, for a slot; None for values.
+        looked_up: whether the width is only looked up in: nothing sums over its copies then.
     """
     consumes = "consume" in uses and "produce" not in uses
-    follows = not consumes and not {"gain", "mean", "variance"}.isdisjoint(uses)
+    gains = not consumes and "gain" in uses
+    if consumes and looked_up:
+        return _plain(_transposed(width_map.consume))
     if power is None:
         if consumes:
             return _transposed(width_map.consume)
         if "variance" in uses:
-            return _scaled(width_map.produce, width_map.rescale**2)
-        factor = width_map.gain if "gain" in uses else width_map.rescale
-        return _scaled(_plain(width_map.produce) if "gain" in uses else width_map.produce, factor)
-    if power == 0 or follows:
+            return _scaled(_to_power(width_map.produce, 2), width_map.rescale**2)
+        factor = width_map.gain if gains else width_map.rescale
+        return _scaled(_plain(width_map.produce) if gains else width_map.produce, factor)
+    if power == 0:
         return _plain(width_map.produce)
-    turned = width_map.produce if consumes else _transposed(width_map.consume)
-    scale = 1.0 if consumes else 1 / width_map.rescale
-    return _scaled(_to_power(turned, power), scale**power)
+    if consumes:
+        return _to_power(width_map.produce, power)
+    factor = width_map.gain if gains else width_map.rescale
+    return _scaled(_to_power(_transposed(width_map.consume), power), factor**-power)
 
 
 def _transposed(unit_map: UnitMap) -> UnitMap:
@@ -340,7 +376,7 @@ def _scaled(unit_map: UnitMap, factor: float) -> UnitMap:
     if factor == 1:
         return unit_map
     if not isinstance(unit_map, Units):
-        return unit_map * factor
+        return unit_map.map(lambda values: factor * values)
     return Units(
         unit_map.size,
         lambda: unit_map.index,
@@ -354,8 +390,7 @@ def _to_power(unit_map: UnitMap, power: int) -> UnitMap:
     if power == 1:
         return unit_map
     if not isinstance(unit_map, Units):
-        found: UnitMap = unit_map**power
-        return found
+        return unit_map.map(lambda values: values**power)
     if not unit_map.is_weighted:
         return unit_map
     return Units(unit_map.size, lambda: unit_map.index, lambda: unit_map.weight**power)  # type: ignore[operator]

@@ -58,9 +58,14 @@ class Whole:
 
     It stays one axis for whoever joins all slices in their order. Only where a slice by itself
     meets something else is the axis the sum of its slices: see `settle`.
+
+    Args:
+        sizes: of the slices, in order.
+        name: of the axis, for people.
     """
 
-    def __init__(self, sizes: Sequence[int]) -> None:
+    def __init__(self, sizes: Sequence[int], name: str = "") -> None:
+        self.name = name
         self.full = leaf(sum(sizes))
         self.parts = tuple(Atom(size) for size in sizes)
         self.is_whole = True
@@ -91,6 +96,11 @@ class Piece:
 
     whole: Whole
     index: int
+
+    @property
+    def name(self) -> str:
+        """What the slice is called, which no width is."""
+        return f"{self.whole.name}[{self.index}]"
 
 
 class Clash(Exception):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from converter.errors import printable
@@ -202,11 +202,14 @@ class Factor(NamedTuple):
         node: the node that multiplies with it.
         number: the factor.
         power: of the size: 0.5, -0.5 or -1.
+        is_of_products: whether all that is made of the width are contractions of two tensors, each
+            of them scaled by such a factor: what produces the width can make up for it then.
     """
 
     node: Node
     number: float
     power: float
+    is_of_products: bool = False
 
 
 def scale_factors(
@@ -223,7 +226,31 @@ def scale_factors(
                 if math.isclose(abs(scale.number), atom.size**power, rel_tol=1e-5):
                     found.setdefault(atom, []).append(Factor(scale.node, scale.number, power))
                     facts[atom].touches.setdefault("scaled by size", scale.node)
+    for atom, factors in found.items():
+        if _makes_products_only(analysis, facts[atom], factors):
+            found[atom] = [factor._replace(is_of_products=True) for factor in factors]
     return found
+
+
+def _makes_products_only(analysis: Analysis, fact: Facts, factors: Sequence[Factor]) -> bool:
+    """Whether a width is contracted in products of two tensors alone, and each has one factor."""
+    products = {p.node for p in analysis.pairings if fact.atom in leaves(p.atom)}
+    scaled = []
+    for factor in factors:
+        near = {factor.node, *(o.node for o in factor.node.inputs)}
+        near.update(analysis.graph.consumers[factor.node])
+        scaled += [node for node in products if node in near]
+    if sorted(n.order for n in scaled) != sorted(n.order for n in products):
+        return False
+    # A variable that takes the width by itself would take what is scaled.
+    made = {
+        role.node
+        for roles in analysis.roles.values()
+        for role in roles
+        if role.use in ("produce", "shift") and fact.atom in leaves(role.atom)
+    }
+    consumers = (found["consume"] for found in fact.uses.values() if "consume" in found)
+    return all(node in made for node in consumers)
 
 
 def _scaled(analysis: Analysis, operand: Node, node: Node) -> list[Atom]:

@@ -329,15 +329,31 @@ def read_graph(checkpoint: Checkpoint) -> Graph | None:
     Raises:
         InputError: its file cannot be read, or is damaged.
     """
-    if checkpoint.meta is not None:
-        meta = _parse("MetaGraphDef", checkpoint.meta)
-        return Graph(checkpoint.meta, meta.graph_def, meta)
+    found = read_definition(checkpoint)
+    if found is None:
+        return None
+    path, definition = found
     if "frozen" in checkpoint.format:
-        return Graph(checkpoint.files[0], _parse("GraphDef", checkpoint.files[0]))
+        return Graph(path, definition)
+    return Graph(path, definition.graph_def, definition)
+
+
+def read_definition(checkpoint: Checkpoint) -> tuple[Path, Any] | None:
+    """Return the file and the MetaGraphDef that belong to a checkpoint; None without one.
+
+    Of a frozen graph it is the GraphDef.
+
+    Raises:
+        InputError: the file cannot be read, or is damaged.
+    """
+    if checkpoint.meta is not None:
+        return checkpoint.meta, _parse("MetaGraphDef", checkpoint.meta)
+    if "frozen" in checkpoint.format:
+        return checkpoint.files[0], _parse("GraphDef", checkpoint.files[0])
     exported = checkpoint.path.parent.parent / "saved_model.pb"
     if checkpoint.path.parent.name == "variables" and exported.is_file():
         graphs = sorted(_parse("SavedModel", exported).meta_graphs, key=_is_for_training)
-        return Graph(exported, graphs[0].graph_def, graphs[0]) if graphs else None
+        return (exported, graphs[0]) if graphs else None
     return None
 
 

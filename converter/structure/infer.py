@@ -14,8 +14,11 @@ from converter.structure import classes, naming
 from converter.structure.analysis import Analysis
 from converter.structure.atoms import ONE, Atom, Kind, Product, find, size_of, terms
 from converter.structure.axis import Axis, Blocks, Factor, Term, Use, Width
+from converter.structure.cells import by_name
+from converter.structure.declare import declare
 from converter.structure.facts import Facts, Place, gather
 from converter.structure.flow import READS
+from converter.structure.followers import Axes, Uses, follows, with_followers
 from converter.structure.gates import labels_of
 from converter.structure.graph import Graph, Node, read_graph
 from converter.structure.growth import growth, stays_zero
@@ -50,11 +53,14 @@ class SizeFactor(NamedTuple):
         node: the node that multiplies with it.
         number: its value.
         power: the power of the width's size that it is.
+        is_of_products: whether all that is made of the width are contractions of two tensors, each
+            of them scaled by such a factor.
     """
 
     node: str
     number: float
     power: float
+    is_of_products: bool = False
 
 
 class OfGraph(NamedTuple):
@@ -74,11 +80,13 @@ class Structure:
         uses: what each axis of a variable does with its widths, in the order of the axes.
         opaque: the widths that cannot be resized, as it is not known what they are tied to.
         factors: the constants that move with a width, by its name.
+        follows: of each slot and average, the variable that it is one of.
         conflicts: ops that make two axes of different length one, for people.
         findings: all that the graph says, for what has to be told of its other tensors; None
             where no graph was read.
         write: gives the expression of any axis in the findings; what is no width is a number,
-            0 where that is not known. None where there are no findings.
+            0 where that is not known, and a slice of an axis that is stored in slices has a name.
+            None where there are no findings.
     """
 
     widths: Mapping[str, Width]
@@ -86,6 +94,7 @@ class Structure:
     uses: Mapping[str, tuple[Mapping[str, tuple[Use, ...]], ...]]
     opaque: tuple[Opaque, ...]
     factors: Mapping[str, tuple[SizeFactor, ...]]
+    follows: Mapping[str, str]
     conflicts: tuple[str, ...]
     findings: Findings | None
     write: Callable[[Atom], Axis] | None
@@ -111,34 +120,39 @@ class Structure:
 
 
 def infer(checkpoint: Checkpoint, layout: Layout | None = None) -> Structure:
-    """Tell the structure of a checkpoint from its graph.
+    """Tell the structure of a checkpoint from its graph; where there is none, from its names.
 
     Args:
         checkpoint: whose variables are told.
         layout: what somebody says of them, which goes before all else.
 
     Raises:
-        InputError: there is no graph, it is damaged, or it is that of another checkpoint.
+        InputError: the graph is damaged, or it is that of another checkpoint.
+        PlanError: lengths contradict the layout, or graph and names contradict each other.
+        UsageError: the layout is of another checkpoint, or leaves something open.
     """
     graph = read_graph(checkpoint)
-    if graph is None:
-        raise InputError(
-            f"{checkpoint.path}: there is no graph that tells which axes share a width (looked for "
-            f"{checkpoint.path}.meta); put the .meta file that was saved with it beside it"
-        )
-    return infer_from(graph, checkpoint)
+    if graph is not None:
+        return infer_from(graph, checkpoint, layout)
+    roles = checkpoint.roles()
+    told = by_name(checkpoint, roles, layout)
+    axes, uses = with_followers(told.axes, told.uses, checkpoint, roles)
+    followers = {n: roles[n].of or "" for n in checkpoint if follows(roles[n], checkpoint)}
+    return Structure(told.widths, axes, uses, (), {}, followers, (), None, None)
 
 
-def infer_from(graph: Graph, checkpoint: Checkpoint) -> Structure:
-    """Tell the structure of a checkpoint from a graph.
+def infer_from(graph: Graph, checkpoint: Checkpoint, layout: Layout | None = None) -> Structure:
+    """Tell the structure of a checkpoint from a graph, and from a layout if there is one.
 
     Raises:
         InputError: it is the graph of another checkpoint.
+        PlanError: lengths contradict the layout.
+        UsageError: the layout is of another checkpoint, or leaves something open.
     """
     findings = analyse(graph, checkpoint)
     roles = checkpoint.roles()
     roles = {**roles, **_slots(findings, checkpoint, roles)}
-    followers = {name for name in checkpoint if _follows(roles[name], checkpoint)}
+    followers = {n: roles[n].of or "" for n in checkpoint if follows(roles[n], checkpoint)}
     held = [name for name in findings.axes if name not in followers]
     facts, products = gather(findings, held)
     _mark_unused(findings, facts)
@@ -150,7 +164,7 @@ def infer_from(graph: Graph, checkpoint: Checkpoint) -> Structure:
     factors = classes.scale_factors(findings.analysis, facts, moving)
     writer = _Writer(names, labels_of(findings.analysis, facts.values(), products))
     axes, uses = _axes(checkpoint, roles, products, facts, names, writer)
-    return Structure(
+    structure = Structure(
         {
             names[atom]: _width(names[atom], fact, verdicts[atom], findings.analysis)
             for atom, fact in widths.items()
@@ -159,9 +173,12 @@ def infer_from(graph: Graph, checkpoint: Checkpoint) -> Structure:
         uses,
         tuple(_opaque(names[a], f) for a, f in widths.items() if verdicts[a].symmetry == "opaque"),
         {
-            names[atom]: tuple(SizeFactor(f.node.name, f.number, f.power) for f in found)
+            names[atom]: tuple(
+                SizeFactor(f.node.name, f.number, f.power, f.is_of_products) for f in found
+            )
             for atom, found in factors.items()
         },
+        followers,
         tuple(
             f"{c.node.op} {c.node.name}: the {c.what} {c.sizes[0]} and {c.sizes[1]} stand opposite"
             for c in findings.analysis.conflicts
@@ -169,6 +186,7 @@ def infer_from(graph: Graph, checkpoint: Checkpoint) -> Structure:
         findings,
         writer.any_axis,
     )
+    return structure if layout is None else declare(structure, checkpoint, layout, roles)
 
 
 def _slots(
@@ -196,11 +214,6 @@ def _source(node: Node) -> Node:
             break
         node = node.inputs[0].node
     return node
-
-
-def _follows(role: Role, checkpoint: Checkpoint) -> bool:
-    """Whether a variable is a slot or an average of another one, whose axes it has."""
-    return role.kind in ("slot", "average") and role.of is not None and role.of in checkpoint
 
 
 def _mark_unused(findings: Findings, facts: Mapping[Atom, Facts]) -> None:
@@ -303,6 +316,8 @@ class _Writer:
     def _factor(self, atom: Atom) -> Factor:
         root = find(atom)
         if root.kind is Kind.LEAF:
+            if root.piece is not None and root.piece.whole.is_whole:
+                return root.piece.name
             return self._names.get(root, size_of(root) or 0)
         inner = Axis(tuple(self._term(term) for term in terms(root)))
         if inner.widths():
@@ -317,9 +332,6 @@ def _product(term: Iterable[Factor]) -> int:
     return found
 
 
-Uses = tuple[Mapping[str, tuple[Use, ...]], ...]
-
-
 def _axes(
     checkpoint: Checkpoint,
     roles: Mapping[str, Role],
@@ -327,7 +339,7 @@ def _axes(
     facts: Mapping[Atom, Facts],
     names: Mapping[Atom, str],
     writer: _Writer,
-) -> tuple[dict[str, tuple[Axis, ...]], dict[str, Uses]]:
+) -> tuple[dict[str, Axes], dict[str, Uses]]:
     """Write the axes of every variable; slots and averages have those of their variable."""
     by_place: dict[Place, dict[str, tuple[Use, ...]]] = {}
     for atom, fact in facts.items():
@@ -335,24 +347,14 @@ def _axes(
             if atom in names:
                 uses = _settled(fact, place, roles[place.variable])
                 by_place.setdefault(place, {})[names[atom]] = uses
-    axes: dict[str, tuple[Axis, ...]] = {}
+    axes: dict[str, Axes] = {}
     used: dict[str, Uses] = {}
     for name, variable in checkpoint.items():
         places = [Place(name, axis) for axis in range(len(variable.shape))]
-        if all(place in products for place in places):
+        if places and all(place in products for place in places):
             axes[name] = tuple(writer.axis(place, products[place]) for place in places)
             used[name] = tuple(by_place.get(place, {}) for place in places)
-        else:
-            axes[name] = tuple(Axis(((size,),)) for size in variable.shape)
-            used[name] = tuple({} for _ in places)
-    for name, variable in checkpoint.items():
-        if _follows(roles[name], checkpoint):
-            of = roles[name].of or ""
-            kept = _kept(variable.shape, checkpoint[of].shape, roles[name].slot)
-            if kept is not None:
-                axes[name] = tuple(axes[of][axis] for axis in kept)
-                used[name] = tuple(used[of][axis] for axis in kept)
-    return axes, used
+    return with_followers(axes, used, checkpoint, roles)
 
 
 def _settled(fact: Facts, place: Place, role: Role) -> tuple[Use, ...]:
@@ -365,19 +367,3 @@ def _settled(fact: Facts, place: Place, role: Role) -> tuple[Use, ...]:
     if role.kind != "batch_statistic":
         return ("shift",)
     return ("variance",) if "var" in place.variable.rpartition("/")[2] else ("mean",)
-
-
-def _kept(shape: Sequence[int], of: Sequence[int], slot: str | None) -> list[int] | None:
-    """Return which axes of its variable a slot has: all, or all but one where it is factored."""
-    if tuple(shape) == tuple(of):
-        return list(range(len(of)))
-    if len(shape) != len(of) - 1:
-        return None
-    if slot in ("vr", "r"):
-        gone = len(of) - 1
-    elif slot in ("vc", "c"):
-        gone = len(of) - 2
-    else:
-        return None
-    kept = [axis for axis in range(len(of)) if axis != gone]
-    return kept if [of[axis] for axis in kept] == list(shape) else None

@@ -46,7 +46,7 @@ def analyse(graph: Graph, checkpoint: Checkpoint) -> Findings:
             axes[name] = tuple(leaf(size) for size in shape)
             found = [axes[name]] * len(members)
         else:
-            axes[name], found, sliced = _sliced(shape, [bound[node] for node in members])
+            axes[name], found, sliced = _sliced(name, shape, [bound[node] for node in members])
             wholes += [(whole, members[0]) for whole in sliced]
         for node, atoms in zip(members, found, strict=True):
             origins = tuple(frozenset((Origin(name, axis),)) for axis in range(len(atoms)))
@@ -71,7 +71,7 @@ def analyse(graph: Graph, checkpoint: Checkpoint) -> Findings:
 
 
 def _sliced(
-    shape: Sequence[int], bindings: Sequence[Binding]
+    name: str, shape: Sequence[int], bindings: Sequence[Binding]
 ) -> tuple[tuple[Atom, ...], list[tuple[Atom, ...]], list[Whole]]:
     """Return the axes of a partitioned variable, those of its slices, and which are sliced."""
     wholes: list[Whole] = []
@@ -83,7 +83,7 @@ def _sliced(
         ends = [begin + length for begin, length in ranges]
         tiles = [begin for begin, _ in ranges] == [0, *ends[:-1]] and ends[-1] == size
         if tiles and len(ranges) > 1:
-            whole = Whole([length for _, length in ranges])
+            whole = Whole([length for _, length in ranges], f"{name}, axis {axis}")
             wholes.append(whole)
             full.append(whole.full)
             atoms = dict(zip(ranges, whole.parts, strict=True))

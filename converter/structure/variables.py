@@ -61,7 +61,7 @@ def bind(graph: Graph, checkpoint: Checkpoint) -> dict[Node, Binding]:
     for said in _said(graph):
         name = names.get(said.key, said.key)
         if name in checkpoint and said.node not in bound:
-            bound[said.node] = Binding(name, _slice(said.spec))
+            bound[said.node] = Binding(name, read_slice(said.spec))
     taken = {binding.name for binding in bound.values()}
     for node in graph.nodes:
         if node.op in VARIABLES and node not in bound:
@@ -163,7 +163,7 @@ def _variable(output: Output) -> Node | None:
     return None
 
 
-def _slice(spec: str) -> Slice | None:
+def read_slice(spec: str) -> Slice | None:
     """Read `48 20 0,48:0,10`: the full shape, and start and length for each axis."""
     *full, extents = spec.split(" ") if spec else [""]
     if not full:

@@ -75,6 +75,9 @@ _INTEGERS: dict[str, Callable[..., int]] = {
     "GreaterEqual": lambda a, b: int(a >= b),
 }
 _SAME = frozenset({"Maximum", "Minimum", "FloorDiv"})
+# The operand on one side that leaves that of the other side as it is.
+_RIGHT = {"Add": 0, "AddV2": 0, "Sub": 0, "Mul": 1, "FloorDiv": 1, "Div": 1, "RealDiv": 1}
+_LEFT = {"Add": 0, "AddV2": 0, "Mul": 1}
 _MAX_CELLS = 64
 _LARGE = 1 << 62
 
@@ -337,19 +340,31 @@ def _computed(op: str, function: Callable[..., int], row: tuple[Cell, ...]) -> C
             value = None
         if value is not None and abs(value) > _LARGE:
             value = None
+    if (same := _unchanged(op, row)) is not None:
+        return same
     if len(row) == 2 and value is None and op in _SAME:
         return _of_lengths(op, row[0], row[1])
     return Cell(value, _length(op, row))
+
+
+def _unchanged(op: str, row: tuple[Cell, ...]) -> Cell | None:
+    """Return the operand that an operation gives out as it is: `n // 1`, `max(n, 1)`, `0 + n`."""
+    if len(row) != 2:
+        return None
+    for (a, b), neutral in ((row, _RIGHT.get(op)), (row[::-1], _LEFT.get(op))):
+        if b.value == neutral and neutral is not None:
+            return a
+        # An axis has at least one entry wherever somebody asks for the larger of two.
+        if op == "Maximum" and b.value in (0, 1) and (a.value is None or a.value >= b.value):
+            return a
+    return None
 
 
 def _of_lengths(op: str, a: Cell, b: Cell) -> Cell:
     """Compute with lengths that are not known, as far as that can be done."""
     is_same = a.atom is not None and b.atom is not None and find(a.atom) is find(b.atom)
     if op == "FloorDiv":
-        return Cell(1) if is_same else Cell(None, a.atom) if b.value == 1 else Cell()
-    # An axis has at least one entry wherever somebody asks for the larger of two.
-    if op == "Maximum" and 1 in (a.value, b.value):
-        return a if b.value == 1 else b
+        return Cell(1) if is_same else Cell()
     return a if is_same else Cell()
 
 
@@ -358,8 +373,6 @@ def _length(op: str, row: tuple[Cell, ...]) -> Atom | None:
     if op in ("Add", "AddV2", "Mul") and all(cell.atom is not None for cell in row):
         atoms = [cell.atom for cell in row if cell.atom is not None]
         return product(atoms) if op == "Mul" else concat(atoms)
-    if op == "Mul":
-        return next((a.atom for a, b in (row, row[::-1]) if b.value == 1 and a.atom), None)
     return None
 
 

@@ -13,6 +13,7 @@ from converter.structure.atoms import Clash, find, leaf
 from converter.structure.graph import Node
 from converter.structure.rules.elementwise import all_alike
 from converter.structure.rules.integers import axes_of, sized_axes
+from converter.structure.rules.slicing import strided
 
 
 def bias(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
@@ -154,8 +155,12 @@ def average_pooling(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tenso
 
 
 def slice_of(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
-    """Put a gradient into zeros of a given shape."""
-    return Tensor(sized_axes(an, node, inputs[0]))
+    """Put a gradient into zeros of a given shape: where it goes is told as in a slice."""
+    axes = sized_axes(an, node, inputs[0])
+    whole = Tensor(axes)
+    if axes is not None:
+        an.tie_all((strided(an, node, (whole, *inputs[1:4])), inputs[4]), node)
+    return whole
 
 
 def lstm_block(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> list[Tensor]:

@@ -14,9 +14,11 @@ from converter.structure.analysis import (
     Tensor,
     for_ops,
 )
-from converter.structure.atoms import ONE, Atom, Clash, cut, find, leaf, size_of
-from converter.structure.graph import Node
+from converter.structure.atoms import ONE, Atom, Clash, concat, cut, find, leaf, size_of
+from converter.structure.graph import Node, Output
 from converter.structure.rules.integers import axes_of
+
+_MAX_DEALING = 64
 
 
 class _Step(NamedTuple):
@@ -119,18 +121,29 @@ def _range(an: Analysis, node: Node, atom: Atom, step: _Step) -> Atom:
         start, stop = max(0, min(start, size)), max(0, min(stop, size))
         if (start, stop) == (0, size):
             return atom
-        if part := an.piece(atom, start, stop):
-            return part
-        pieces = cut(atom, start, max(start, stop))
-        if step.end is not None and begin == 0:
-            an.demand(step.end, pieces[1], node)
-        return pieces[1]
+        before, middle, after = _pieces(an, atom, start, max(start, stop))
+        an.demand(step.begin, before if begin >= 0 else concat((middle, after)), node)
+        if step.end is not None and end == stop:
+            an.demand(step.end, concat((before, middle)), node)
+        elif step.end is not None and end < 0:
+            an.demand(step.end, after, node)
+        return middle
     an.touch("index", [atom], node)
     if step.stride == 1 and begin == 0 and step.end is not None:
         return an.sized(step.end, node) if (end or 0) >= 0 else Atom(None)
     if size is not None and step.stride and step.end is None and begin == 0:
         return leaf(-(-size // abs(step.stride)))
     return Atom(None)
+
+
+def _pieces(an: Analysis, atom: Atom, start: int, stop: int) -> tuple[Atom, Atom, Atom]:
+    """Return what of an axis lies before a range, in it, and behind it."""
+    if part := an.piece(atom, start, stop):
+        parts = part.piece.whole.parts if part.piece is not None else ()
+        at = parts.index(part)
+        return concat(parts[:at]), part, concat(parts[at + 1 :])
+    before, middle, after = cut(atom, start, stop)
+    return before, middle, after
 
 
 def _reaches(end: int | None, size: int | None) -> bool:
@@ -186,10 +199,9 @@ def _part(an: Analysis, node: Node, atom: Atom, begin: Cell, length: Cell) -> At
         stop = size if length.value == -1 else begin.value + length.value
         if not 0 <= begin.value <= stop <= size:
             raise Clash
-        if part := an.piece(atom, begin.value, stop):
-            return an.demand(length, part, node)
-        piece = cut(atom, begin.value, stop)[1]
-        return an.demand(length, piece, node)
+        before, middle, _ = _pieces(an, atom, begin.value, stop)
+        an.demand(begin, before, node)
+        return an.demand(length, middle, node)
     an.touch("index", [atom], node)
     return Atom(None) if length.value == -1 else an.sized(length, node)
 
@@ -215,11 +227,40 @@ def gather(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
         for place, atom in enumerate(x.axes):
             if place != axis and an.is_data(node.inputs[1]):
                 an.use(x.origin(place), atom, "produce", node)
+    if is_table and len(node.inputs[1].node.inputs) > 1:
+        _deal(an, node, x.axes[axis])
     middle = indices.axes[batch:]
     axes = (*x.axes[:axis], *middle, *x.axes[axis + 1 :])
     if x.origins is not None and not an.is_data(node.inputs[1]):
         origins = (*x.origins[:axis], *(NO_ORIGIN for _ in middle), *x.origins[axis + 1 :])
     return Tensor(axes, _looked_up(x, indices), x.number, origins)
+
+
+def _deal(an: Analysis, node: Node, rows: Atom) -> None:
+    """Look up in one slice of a table, by numbers that were dealt out to all slices.
+
+    Where they are dealt out by ranges, somebody has to say how long the whole table is. Else
+    neighbours lie in different slices, and rows cannot be added at the end.
+    """
+    piece = find(rows).piece
+    if piece is None or node.inputs[1].node.op != "DynamicPartition":
+        return
+    total, by_range = size_of(piece.whole.full), False
+    waiting, seen = [node.inputs[1].node], set()
+    while waiting and len(seen) < _MAX_DEALING:
+        current = waiting.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        cells = an.tensor(Output(current, 0)).cells or ()
+        if current.op == "Const" and len(cells) == 1 and cells[0].value == total:
+            an.demand(cells[0], piece.whole.full, node)
+            by_range = True
+        if current.op == "Shape" and an.is_weight(current.inputs[0]):
+            by_range = True
+        waiting += [source for source, _ in current.inputs]
+    if not by_range:
+        an.touch("index", [piece.whole.full], node)
 
 
 def _looked_up(x: Tensor, indices: Tensor) -> tuple[Cell, ...] | None:

@@ -1,0 +1,7 @@
+"""The graph of a resized model: what the model's own code would build at the new sizes."""
+
+from __future__ import annotations
+
+from converter.regraph.rewrite import Regraphed, Rescaled, regraph
+
+__all__ = ["Regraphed", "Rescaled", "regraph"]

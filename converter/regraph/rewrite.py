@@ -1,0 +1,355 @@
+"""Rewrites the graph of a checkpoint for other sizes of its widths.
+
+Only what carries a size is touched: shapes in attributes, integers that become shapes, constants
+that have a width themselves, factors that are a root of a size, and where the slices of
+partitioned variables lie. Everything else stays as it is, with what we do not know of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from converter.checkpoint import Checkpoint
+from converter.errors import InputError, PlanError, UsageError, did_you_mean, printable
+from converter.formats.messages import message
+from converter.regraph.factors import Rescaled, changes
+from converter.regraph.sizes import Sizes
+from converter.regraph.slices import Slices, specification
+from converter.regraph.tensors import Constant
+from converter.structure.graph import Graph, Node, read_definition
+from converter.structure.lengths import Lengths, lengths
+from converter.structure.run import analyse
+from converter.structure.variables import Binding, bind, read_slice
+
+if TYPE_CHECKING:
+    from converter.structure.axis import Axis
+    from converter.structure.infer import Structure
+
+_SHAPED = (b"shape", b"element_shape", b"element_shape_except0")
+import os
+
+DEBUG = os.environ.get("RGDEBUG")
+_SAVES = frozenset({"SaveV2", "SaveSlices", "RestoreV2", "RestoreSlice"})
+
+
+@dataclass(frozen=True)
+class Regraphed:
+    """The graph of a resized model.
+
+    Attributes:
+        meta: the serialized MetaGraphDef.
+        notes: what could not be rewritten, or only by a guess, each by name in one line.
+        unresolved: the nodes that may not compute what they should; none where all is well.
+        rescaled: the factors that moved with a width, such as the `1 / sqrt(head size)` of an
+            attention. What they multiply becomes larger or smaller by `after / before`. So the
+            outputs stay as they are only where something linear is multiplied with
+            `before / after`: of an attention, what consumes the width.
+    """
+
+    meta: bytes
+    notes: tuple[str, ...]
+    unresolved: tuple[str, ...]
+    rescaled: tuple[Rescaled, ...]
+
+
+def regraph(source: Checkpoint, structure: Structure, sizes: Mapping[str, int]) -> Regraphed:
+    """Return the graph of a checkpoint as its own code would build it at other sizes.
+
+    Args:
+        source: a checkpoint of TensorFlow 1 with its `.meta`, or in a SavedModel.
+        structure: what `infer` tells of it.
+        sizes: the new size of every width that changes.
+
+    Raises:
+        UsageError: there is no such width.
+        PlanError: a size is none, or the variables are constants of the graph.
+        InputError: the graph is damaged.
+    """
+    _check(structure, sizes)
+    found = read_definition(source)
+    if found is None or "frozen" in source.format:
+        what = "its variables are constants of its graph" if found else "there is no graph"
+        raise PlanError(
+            f"{source.path}: {what}, so that no graph of other sizes can be written; "
+            "resize the checkpoint that it was made from"
+        )
+    path, meta = found
+    rewriter = _Rewriter(str(path), source, structure, sizes)
+    rewriter.rewrite(meta)
+    rewriter.check(meta)
+    return Regraphed(
+        bytes(meta.SerializeToString()),
+        tuple(rewriter.notes),
+        tuple(dict.fromkeys(rewriter.unresolved)),
+        tuple(rewriter.rescaled),
+    )
+
+
+def _check(structure: Structure, sizes: Mapping[str, int]) -> None:
+    for name, size in sizes.items():
+        if name not in structure.widths:
+            raise UsageError(
+                f"there is no width {name!r}{did_you_mean(name, structure.widths)}; "
+                "convert inspect --widths lists them"
+            )
+        if size < 1:
+            raise PlanError(f"{name}: a width cannot be {size}; give it at least 1 unit")
+
+
+class _Rewriter:
+    """Rewrites one graph."""
+
+    def __init__(
+        self, path: str, source: Checkpoint, structure: Structure, sizes: Mapping[str, int]
+    ) -> None:
+        self._path = path
+        self._source = source
+        self._structure = structure
+        self._graph: Graph = structure.graph.findings.analysis.graph
+        self._found: Lengths = lengths(structure)
+        self._sizes = Sizes(structure.sizes, {**structure.sizes, **sizes}, self._found.parts)
+        self._bound: dict[Node, Binding] = bind(self._graph, source)
+        self._slices = Slices(self._bound, structure.axes, self._found, self._sizes)
+        self._names = {key: name for name, keys in source.stored_keys.items() for key in keys}
+        self._constants: dict[str, Mapping[int, float]] = {}
+        self.notes: list[str] = []
+        self.unresolved: list[str] = []
+        self.rescaled: list[Rescaled] = []
+
+    def rewrite(self, meta: Any) -> None:
+        """Change a MetaGraphDef in place."""
+        self._rescale()
+        specifications = self._specifications()
+        for node in meta.graph_def.node:
+            _keep_shape(node)
+            _forget_shapes(node)
+            name = _text(node.name)
+            self._reshape(name, node)
+            if node.op == b"Const":
+                self._recast(name, node, specifications.get(name))
+        for function in meta.graph_def.library.function:
+            for node in function.node_def:
+                _forget_shapes(node)
+        self._redefine(meta)
+        self._resign(meta)
+
+    def _note(self, node: str, text: str) -> None:
+        self.notes.append(f"{printable(node)}: {text}")
+        self.unresolved.append(node)
+
+    def check(self, meta: Any) -> None:
+        """Look at the new graph as at any other: what contradicts in it was missed."""
+        analysis = self._structure.findings.analysis
+        known = {conflict.node.name for conflict in analysis.conflicts}
+        graph = Graph(self._graph.path, meta.graph_def, meta)
+        try:
+            found = analyse(graph, self._resized()).analysis
+        except InputError as error:
+            self._note(str(self._path), str(error))
+            return
+        found.run(graph.nodes)
+        for node, (a, b), what in found.conflicts:
+            if node.name not in known:
+                self._note(node.name, f"the {what} {a} and {b} stand opposite in the new graph")
+        if DEBUG:
+            was = {n.name for n in analysis.stuck}
+            for n in found.stuck:
+                if n.name not in was:
+                    print("STUCK", n)
+
+    def _resized(self) -> Checkpoint:
+        """Return the variables as they are in the new graph, without values."""
+        variables = []
+        for name, variable in self._source.items():
+            axes = self._structure.axes[name]
+            shape = tuple(self._sizes.lengths(axis)[1] for axis in axes)
+            variables.append(replace(variable, shape=shape, stored=None))
+        return Checkpoint(
+            variables,
+            path=self._source.path,
+            format=self._source.format,
+            stored_keys=self._source.stored_keys,
+        )
+
+    def _rescale(self) -> None:
+        for change in changes(self._structure, self._sizes):
+            if isinstance(change, Rescaled):
+                self._note(
+                    change.node,
+                    f"its factor {change.before:g} is a root of {change.width}, and it stays, "
+                    f"where {change.after:g} would be right",
+                )
+                continue
+            self.rescaled.append(change.factor)
+            if change.constant is not None:
+                self._constants[change.constant] = {0: change.value}
+
+    def _specifications(self) -> dict[str, list[str]]:
+        """Return the keys that each constant of slices is about."""
+        found: dict[str, list[str]] = {}
+        for node in self._graph.nodes:
+            if node.op in _SAVES and len(node.inputs) > 2:
+                slices = node.inputs[2].node
+                if any(self._graph.strings(slices)):
+                    found.setdefault(slices.name, self._graph.strings(node.inputs[1].node))
+        return found
+
+    def _reshape(self, name: str, node: Any) -> None:
+        """Rewrite the shapes in the attributes of a node."""
+        for entry in node.attr:
+            if entry.key in _SHAPED:
+                axes = self._axes(name, entry.key.decode())
+                if axes is not None:
+                    self._resize(entry.value.shape, axes)
+            elif entry.key == b"output_shapes" and name in self._found.listed:
+                shapes = entry.value.list.shape
+                for shape, axes in zip(shapes, self._found.listed[name], strict=False):
+                    self._resize(shape, axes or ())
+
+    def _axes(self, name: str, key: str) -> Sequence[Axis] | None:
+        node = self._graph.by_name.get(name)
+        binding = self._bound.get(node) if node is not None else None
+        if binding is not None and binding.slice is None:
+            return self._structure.axes[binding.name]
+        return self._found.shapes.get((name, key))
+
+    def _resize(self, shape: Any, axes: Sequence[Axis]) -> None:
+        if len(shape.dim) == len(axes):
+            for dim, axis in zip(shape.dim, axes, strict=True):
+                size = self._sizes.resized(axis, dim.size)
+                if size is not None:
+                    dim.size = size
+
+    def _recast(self, name: str, node: Any, keys: Sequence[str] | None) -> None:
+        """Rewrite the value of a constant."""
+        value = next((entry.value for entry in node.attr if entry.key == b"value"), None)
+        if value is None:
+            return
+        subject = f"{self._path}: the constant {name}"
+        if keys is not None:
+            value.tensor = self._moved(Constant(value.tensor, subject), keys)
+        if name in self._constants:
+            value.tensor = Constant(value.tensor, subject).with_entries(self._constants[name])
+        if name in self._found.integers:
+            self._recount(name, value, subject)
+        if name in self._found.arrays:
+            self._regrow(name, value, subject)
+
+    def _recount(self, name: str, value: Any, subject: str) -> None:
+        constant = Constant(value.tensor, subject)
+        entries: dict[int, float] = {}
+        for place, axis in self._found.integers[name].items():
+            present = constant.entry(place)
+            after = None if present is None else self._sizes.resized(axis, int(present))
+            self._check_torn(name, place)
+            if after is not None:
+                entries[place] = after
+        if entries:
+            value.tensor = constant.with_entries(entries)
+
+    def _check_torn(self, name: str, place: int) -> None:
+        axes = self._found.torn.get((name, place), {})
+        found = {self._sizes.lengths(axis)[1]: axis for axis in axes}
+        if len(found) > 1:
+            told = " and ".join(f"{axis} = {size}" for size, axis in found.items())
+            self._note(name, f"its entry {place} is the size of {told}, which are not equal now")
+
+    def _regrow(self, name: str, value: Any, subject: str) -> None:
+        axes = self._found.arrays[name]
+        changed = [not self._sizes.changed.isdisjoint(axis.widths()) for axis in axes]
+        constant = Constant(value.tensor, subject)
+        if not any(changed) or len(axes) != len(constant.shape):
+            return
+        if any(self._sizes.lengths(a)[0] != n for a, n in zip(axes, constant.shape, strict=True)):
+            return
+        places = [self._sizes.places(a) if c else None for a, c in zip(axes, changed, strict=True)]
+        alike = [
+            self._sizes.collapsed(a) if c else None for a, c in zip(axes, changed, strict=True)
+        ]
+        taken = constant.taken(places, alike)
+        widths = ", ".join(
+            dict.fromkeys(w for axis in axes for w in axis.widths() if w in self._sizes.changed)
+        )
+        if taken is None:
+            self._note(name, f"it has {widths}, and its values cannot be told, so it stays")
+            return
+        value.tensor, goes_on = taken
+        if not goes_on:
+            self._note(
+                name,
+                f"each unit of {widths} has a number of its own in it; new ones repeat the last",
+            )
+
+    def _moved(self, constant: Constant, keys: Sequence[str]) -> bytes:
+        """Rewrite which slices a saver takes."""
+        values = constant.values()
+        texts = [] if values is None else [v.decode("utf-8", "replace") for v in values.flat]
+        entries: dict[int, Any] = {}
+        for place, (key, text) in enumerate(zip(keys, texts, strict=False)):
+            name = self._names.get(key, key)
+            if text and (moved := self._slices.moved(name, read_slice(text))) is not None:
+                entries[place] = specification(moved).encode()
+            elif text:
+                self._note(key, f"no node holds its slice {text}, which stays")
+        return constant.with_entries(entries)
+
+    def _redefine(self, meta: Any) -> None:
+        """Rewrite the slices that collections say variables are."""
+        for entry in meta.collection_def:
+            members = entry.value.bytes_list.value
+            for place, member in enumerate(members):
+                definition = self._redefined(member)
+                if definition is not None:
+                    members[place] = definition
+
+    def _redefined(self, member: bytes) -> bytes | None:
+        """Return the VariableDef of a slice as it is now; None for anything else."""
+        from google.protobuf.message import DecodeError
+
+        try:
+            definition = message("VariableDef").FromString(member)
+        except DecodeError:
+            return None
+        info = definition.save_slice_info_def
+        node = self._graph.by_name.get(_text(definition.variable_name).partition(":")[0])
+        binding = self._bound.get(node) if node is not None else None
+        if binding is None or not info.full_shape:
+            return None
+        moved = self._slices.moved(binding.name, binding.slice)
+        if moved is None:
+            return None
+        info.full_shape[:] = moved.full
+        info.var_offset[:] = moved.offset
+        info.var_shape[:] = moved.shape
+        return bytes(definition.SerializeToString())
+
+    def _resign(self, meta: Any) -> None:
+        """Rewrite the shapes of signatures."""
+        for entry in meta.signature_def:
+            for told in (*entry.value.inputs, *entry.value.outputs):
+                name, _, port = _text(told.value.name).rpartition(":")
+                axes = self._found.axes(name, int(port)) if port.isdecimal() else None
+                self._resize(told.value.tensor_shape, axes or ())
+
+
+def _keep_shape(node: Any) -> None:
+    """Give a placeholder the shape that it noted nowhere else, as was usual before 1.4."""
+    attributes = {entry.key: entry.value for entry in node.attr}
+    if node.op == b"Placeholder" and {b"shape", b"_output_shapes"} <= attributes.keys():
+        noted = attributes[b"_output_shapes"].list.shape
+        told = attributes[b"shape"].shape
+        if not told.dim and len(noted) == 1 and not noted[0].unknown_rank:
+            told.CopyFrom(noted[0])
+
+
+def _forget_shapes(node: Any) -> None:
+    """Remove the shapes that TensorFlow noted of the outputs, which are a hint only."""
+    for place in range(len(node.attr) - 1, -1, -1):
+        if node.attr[place].key == b"_output_shapes":
+            del node.attr[place]
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")

@@ -1,0 +1,110 @@
+"""Axes at two sizes: how long they were, how long they become, and which old entry is where."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from converter.structure.axis import Axis, Blocks, Factor
+from converter.structure.lengths import Part
+from converter.variable import Array
+
+
+class Sizes:
+    """The sizes of all widths before and after.
+
+    Args:
+        before: of every width.
+        after: of every width.
+        parts: the slices of partitioned variables, whose names stand in axes too.
+    """
+
+    def __init__(
+        self, before: Mapping[str, int], after: Mapping[str, int], parts: Mapping[str, Part]
+    ) -> None:
+        self.before = dict(before)
+        self.after = dict(after)
+        for name, part in parts.items():
+            self.before[name] = part.sizes[part.index]
+            self.after[name] = shares(part.axis.size(after), part.sizes)[part.index]
+        self.changed = {n for n, size in self.before.items() if self.after[n] != size}
+
+    def lengths(self, axis: Axis) -> tuple[int, int]:
+        """Return how long an axis was, and how long it becomes."""
+        return axis.size(self.before), axis.size(self.after)
+
+    def resized(self, axis: Axis, present: int) -> int | None:
+        """Return what a number becomes that is the length of an axis, or its negative.
+
+        None where it does not change, or is not the length.
+        """
+        if self.changed.isdisjoint(axis.widths()):
+            return None
+        before, after = self.lengths(axis)
+        return {before: after, -before: -after}.get(present) if before else None
+
+    def places(self, axis: Axis) -> Array:
+        """Return for each new entry of an axis the old one that it repeats: of new units the last.
+
+        Returns:
+            int64 [new length].
+        """
+        return self._places(axis, lambda name, old, new: np.minimum(np.arange(new), old - 1))
+
+    def collapsed(self, axis: Axis) -> Array:
+        """Return for each old entry of an axis that of the first unit of all that changes.
+
+        Returns:
+            int64 [old length].
+        """
+        return self._places(
+            axis,
+            lambda name, old, new: np.zeros(old, int) if name in self.changed else np.arange(old),
+        )
+
+    def _places(self, axis: Axis, choose: object) -> Array:
+        return np.concatenate([np.empty(0, int), *self._terms(axis, choose)])
+
+    def _terms(self, axis: Axis, choose: object) -> list[Array]:
+        found, start = [], 0
+        for term in axis.terms:
+            entries = np.zeros(1, int)
+            for factor in term:
+                old = _size(factor, self.before)
+                if isinstance(factor, str):
+                    inner = choose(factor, old, self.after[factor])
+                elif isinstance(factor, Axis):
+                    inner = self._places(factor, choose)
+                else:
+                    inner = np.arange(old)
+                entries = (entries[:, None] * old + inner).ravel()
+            found.append(entries + start)
+            start += math.prod(_size(factor, self.before) for factor in term)
+        return found
+
+
+def shares(total: int, sizes: Sequence[int]) -> tuple[int, ...]:
+    """Return how long the slices of an axis become that is `total` long now.
+
+    They are as even as TensorFlow's partitioners make them, if they were; else they keep their
+    parts of the whole.
+    """
+    count = len(sizes)
+    if tuple(sizes) == _even(sum(sizes), count):
+        return _even(total, count)
+    ends = np.cumsum(sizes) * total // max(1, sum(sizes))
+    return tuple(int(size) for size in np.diff(ends, prepend=0))
+
+
+def _even(total: int, count: int) -> tuple[int, ...]:
+    return tuple(total // count + (index < total % count) for index in range(count))
+
+
+def _size(factor: Factor, sizes: Mapping[str, int]) -> int:
+    if isinstance(factor, str):
+        return sizes[factor]
+    if isinstance(factor, Axis):
+        return factor.size(sizes)
+    return len(factor.labels) if isinstance(factor, Blocks) else factor
