@@ -53,6 +53,11 @@ _COLUMNS = 6
     metavar="FILE",
     help="With --widths: write them as a layout, to read and edit.",
 )
+@click.option(
+    "--layout",
+    metavar="FILE",
+    help="With --widths: what you say of axes and widths, before the graph and names.",
+)
 @click.option("--no-verify-source", is_flag=True, help="Don't compare checksums of what is read.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("-v", "--verbose", is_flag=True, help="List every variable, however many.")
@@ -65,6 +70,7 @@ def command(
     fetches: tuple[str, ...],
     widths: bool,
     output: str | None,
+    layout: str | None,
     no_verify_source: bool,
     as_json: bool,
     verbose: bool,
@@ -97,8 +103,10 @@ def command(
     if widths:
         from converter.cli.widths import show_widths
 
-        show_widths(path, output, as_json=as_json, verbose=verbose)
+        show_widths(path, output, layout, as_json=as_json, verbose=verbose)
         return
+    if layout is not None:
+        raise UsageError("--layout is about the widths; add --widths")
     if output is not None:
         raise UsageError("-o is where the widths are written; add --widths")
     if graph:

@@ -12,20 +12,30 @@ from converter.cli.output import json_text, print_table
 from converter.cli.text import count, say
 from converter.structure.axis import Width
 from converter.structure.infer import Structure, infer
-from converter.structure.layout import layout_text, write_layout
+from converter.structure.layout import layout_text, read_layout, write_layout
 
 _FEW = 60
 
 
-def show_widths(path: str, output: str | None, *, as_json: bool, verbose: bool) -> None:
+def show_widths(
+    path: str, output: str | None, layout: str | None, *, as_json: bool, verbose: bool
+) -> None:
     """Print the widths of a checkpoint, or write them as a layout file.
 
+    Args:
+        path: the checkpoint.
+        output: the layout file to write.
+        layout: a layout file to read, which goes before the graph and names.
+        as_json: print JSON.
+        verbose: list the variables of each width, and all variables.
+
     Raises:
-        InputError: there is no graph, or it is not that of the checkpoint.
-        PlanError: the layout file exists.
+        InputError: the graph is not that of the checkpoint.
+        PlanError: the layout file exists, or lengths contradict the layout.
+        UsageError: the layout is none, or is of another checkpoint.
     """
     checkpoint = open_checkpoint(path)
-    structure = infer(checkpoint)
+    structure = infer(checkpoint, read_layout(Path(layout)) if layout is not None else None)
     names = _told(checkpoint)
     if output is not None:
         title = f"Which axes share a width in {checkpoint.path}"
@@ -75,7 +85,11 @@ def _entry(width: Width) -> dict[str, object]:
 def _show(checkpoint: Checkpoint, structure: Structure, names: list[str], *, verbose: bool) -> None:
     found = f"{count(len(structure.widths), 'width')} in {count(len(names), 'variable')}"
     if structure.findings is None:
-        say(f"{checkpoint.path}  no graph, {found}")
+        # The file that people forget to copy.
+        meta = (
+            "" if checkpoint.format.startswith("safetensors") else f" (no {checkpoint.path}.meta)"
+        )
+        say(f"{checkpoint.path}  by names, without a graph{meta}: {found}")
     else:
         graph = structure.findings.analysis.graph
         say(f"{graph.path}  {count(len(graph.nodes), 'node')}, {found}")
