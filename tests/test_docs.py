@@ -300,6 +300,8 @@ JSON: dict[str, list[list[str]]] = {
         ["tf14_v2_charlm_lstm_ema", "--variable", "charlm/embedding"],
         ["tf14_v2_rotation", "--norms"],
         ["tf14_v2_charlm_lstm_ema", "--graph"],
+        ["tf14_v2_charlm_lstm_ema", "--widths", "--test"],
+        ["tf012_v1_dtypes", "--widths"],
     ],
     "diff": [["tf14_v2_charlm_lstm_ema", "tf10_v2_partitioned"]],
     "prove": [["tf14_v2_charlm_lstm_ema", "tf14_v2_charlm_lstm_ema"]],

@@ -184,10 +184,8 @@ def test_an_axis_that_does_not_belong_is_named(
     charlm: tuple[Checkpoint, Structure, Question],
 ) -> None:
     checkpoint, structure, asked = charlm
-    sizes = {"charlm/softmax": "14", "charlm/embedding/vocabulary": "charlm/softmax"}
     wrong = changed(structure, embedding="charlm/softmax, charlm/embedding")
     test = permute(checkpoint, wrong, asked)
-    assert sizes
     # The class is bound, so that it is not refuted; with a class that is not, it is.
     assert test.trials["charlm/softmax"].result == "bound"
     widths = {**wrong.widths}
@@ -275,20 +273,6 @@ def test_what_is_not_needed_or_has_one_unit_is_unseen(
 
 
 @slow
-def test_a_width_that_moves_nothing_is_never_called_tested(
-    charlm: tuple[Checkpoint, Structure, Question],
-) -> None:
-    checkpoint, structure, asked = charlm
-    nothing = replace(structure.widths[CELL], name="nothing", size=25)
-    axes = dict(structure.axes)
-    # Of 30 steps none is longer than what is left of the vocabulary.
-    axes["charlm/embedding"] = (Axis.parse("14"), Axis.parse("8"))
-    widths = {**structure.widths, "nothing": nothing}
-    test = permute(checkpoint, replace(structure, widths=widths, axes=axes), asked)
-    assert test.trials["nothing"].result == "unseen"
-
-
-@slow
 def test_graphs_that_lack_something_are_told() -> None:
     checkpoint = open_checkpoint(case("tf221_raw_dtypes").path)
     structure = infer(open_checkpoint(case("tf14_v2_charlm_lstm_ema").path))
@@ -366,6 +350,21 @@ def test_what_a_softmax_does_not_see_is_listed(tested: Any) -> None:
     assert shared.invariant == (Member("k/bias", 0),)
     assert shared.control is not None
     assert shared.control > 1e-3
+
+
+@slow
+def test_a_width_that_moves_nothing_is_never_called_tested(tested: Any) -> None:
+    def make(m: Maker) -> list[Any]:
+        table = m.variable("positions", 3 * N, N)
+        return [m.dense(m.input(N, N) + table[:N], "out")]
+
+    structure, test = tested(make)
+    (rest,) = (n for n, w in structure.widths.items() if w.size == 2 * N)
+    assert test.trials[rest].result == "unseen"
+    assert test.trials[rest].error == 0
+    assert test.trials[rest].control is None
+    assert test.trials[rest].invariant == (Member("positions", 0),)
+    assert test.trials[rest].why == "the outputs stay in a wrong order, too"
 
 
 @slow
@@ -508,6 +507,27 @@ def test_people_see_what_was_tested(lstm: str) -> None:
 
 
 @slow
+def test_a_refuted_width_fails(tested: Any, tmp_path: Path) -> None:
+    def make(m: Maker) -> list[Any]:
+        tf = m.tf
+        h = m.dense(m.input(N, N), "first", act=tf.tanh)
+        return [tf.matmul(tf.transpose(h, [0, 1]), m.variable("second/kernel", N, N))]
+
+    tested(make, train=False)
+    path = str(tmp_path / "model")
+    arguments = (path, "--widths", "--test", "--fetch", "MatMul")
+    result = run(*arguments)
+    assert result.exit_code == 0
+    # The structure goes by the constant, and the graph by what is fed in its place.
+    result = run(*arguments, "--feed", "transpose/perm=[1, 0]")
+    assert result.exit_code == 1
+    assert "note    first is refuted: the outputs move by " in result.output
+    assert result.output.splitlines()[-1].startswith("failed  3 widths: ")
+    document = json.loads(run(*arguments, "--feed", "transpose/perm=[1, 0]", "--json").stdout)
+    assert document["passed"] is False
+
+
+@slow
 def test_members_are_listed_with_what_came_of_them(lstm: str) -> None:
     lines = run(lstm, "--widths", "--test", "-v").output.splitlines()
     start = lines.index(f"{CELL}  30, permutation")
@@ -537,7 +557,7 @@ def test_keys_of_json(lstm: str) -> None:
         "together": [],
         "why": "",
     }
-    assert document["outputs"] == ["charlm/softmax/BiasAdd"]
+    assert document["outputs"] == [{"name": "charlm/softmax/BiasAdd", "why": "chosen"}]
     assert document["passed"] is True
 
 

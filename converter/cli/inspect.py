@@ -53,6 +53,11 @@ _COLUMNS = 6
     metavar="FILE",
     help="With --widths: write them as a layout, to read and edit.",
 )
+@click.option(
+    "--layout",
+    metavar="FILE",
+    help="With --widths: what you say of axes and widths, before the graph and names.",
+)
 @click.option("--no-verify-source", is_flag=True, help="Don't compare checksums of what is read.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("-v", "--verbose", is_flag=True, help="List every variable, however many.")
@@ -67,6 +72,7 @@ def command(
     widths: bool,
     test: bool,
     output: str | None,
+    layout: str | None,
     no_verify_source: bool,
     as_json: bool,
     verbose: bool,
@@ -100,12 +106,12 @@ def command(
       widths     tested: {result, error, control, with, unread, invariant, but_for, together, why}
       inputs, outputs, tolerance, passed, notes
     """
-    _check(given, graph=graph, widths=widths, test=test, output=output)
+    _check(given, graph=graph, widths=widths, test=test, output=output, layout=layout)
     if widths:
         from converter.cli.widths import show_widths
 
         question = question_of(given) if test else None
-        if not show_widths(path, output, question, as_json=as_json, verbose=verbose):
+        if not show_widths(path, output, layout, question, as_json=as_json, verbose=verbose):
             ctx.exit(1)
         return
     if graph:
@@ -134,9 +140,17 @@ def command(
 
 
 def _check(
-    given: dict[str, Any], *, graph: bool, widths: bool, test: bool, output: str | None
+    given: dict[str, Any],
+    *,
+    graph: bool,
+    widths: bool,
+    test: bool,
+    output: str | None,
+    layout: str | None,
 ) -> None:
     """Refuse options that are about nothing that is shown."""
+    if layout is not None and not widths:
+        raise UsageError("--layout is about the widths; add --widths")
     if output is not None and not widths:
         raise UsageError("-o is where the widths are written; add --widths")
     if test and not widths:

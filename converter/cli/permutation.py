@@ -110,7 +110,7 @@ def test_json(test: PermutationTest) -> dict[str, object]:
     """Return on what widths were tested as plain data."""
     return {
         "inputs": list(input_entries(test.forward, test.feeds)),
-        "outputs": [str(output.tensor) for output in test.forward.outputs],
+        "outputs": [{"name": str(o.tensor), "why": o.why} for o in test.forward.outputs],
         "tolerance": test.tolerance,
         "passed": test.passed,
         "notes": list(test.notes),

@@ -14,7 +14,7 @@ from converter.cli.permutation import show_test, show_trial, test_json, trial_js
 from converter.cli.text import Progress, count, say
 from converter.structure.axis import Width
 from converter.structure.infer import Structure, infer
-from converter.structure.layout import layout_text, write_layout
+from converter.structure.layout import layout_text, read_layout, write_layout
 
 if TYPE_CHECKING:
     from converter.permutation import PermutationTest
@@ -24,28 +24,36 @@ _FEW = 60
 
 
 def show_widths(
-    path: str, output: str | None, question: Question | None, *, as_json: bool, verbose: bool
+    path: str,
+    output: str | None,
+    layout: str | None,
+    question: Question | None,
+    *,
+    as_json: bool,
+    verbose: bool,
 ) -> bool:
     """Print the widths of a checkpoint, or write them as a layout file.
 
     Args:
-        path: of the checkpoint.
-        output: the layout file.
+        path: the checkpoint.
+        output: the layout file to write.
+        layout: a layout file to read, which goes before the graph and names.
         question: on what they are tested; None not to test them.
         as_json: print JSON.
-        verbose: list the variables of each width.
+        verbose: list the variables of each width, and all variables.
 
     Returns:
         Whether no width is refuted.
 
     Raises:
-        InputError: there is no graph, or it is not that of the checkpoint.
-        PlanError: the layout file exists.
-        UsageError: a test is wanted, and TensorFlow is not installed, or an input does not fit.
+        InputError: the graph is not that of the checkpoint; a test is wanted, and there is none.
+        PlanError: the layout file exists, or lengths contradict the layout.
+        UsageError: the layout is none, or is of another checkpoint; a test is wanted, and
+            TensorFlow is not installed, or an input does not fit.
         RunError: the graph does not run.
     """
     checkpoint = open_checkpoint(path)
-    structure = infer(checkpoint)
+    structure = infer(checkpoint, read_layout(Path(layout)) if layout is not None else None)
     test = None if question is None else _test(checkpoint, structure, question)
     names = _told(checkpoint)
     if output is not None:
@@ -122,7 +130,11 @@ def _show(
 ) -> None:
     found = f"{count(len(structure.widths), 'width')} in {count(len(names), 'variable')}"
     if structure.findings is None:
-        say(f"{checkpoint.path}  no graph, {found}")
+        # The file that people forget to copy.
+        meta = (
+            "" if checkpoint.format.startswith("safetensors") else f" (no {checkpoint.path}.meta)"
+        )
+        say(f"{checkpoint.path}  by names, without a graph{meta}: {found}")
     else:
         graph = structure.findings.analysis.graph
         say(f"{graph.path}  {count(len(graph.nodes), 'node')}, {found}")

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
-from converter.errors import InputError
+from converter.errors import InputError, PlanError
 from converter.names import Role
 from converter.structure import classes, naming
 from converter.structure.analysis import Analysis
 from converter.structure.atoms import ONE, Atom, Kind, Product, find, size_of, terms
 from converter.structure.axis import Axis, Blocks, Factor, Term, Use, Width
-from converter.structure.cells import by_name
+from converter.structure.cells import by_name, labels_by_name
 from converter.structure.declare import declare
 from converter.structure.facts import Facts, Place, gather
 from converter.structure.flow import READS
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from converter.structure.layout import Layout
 
 _MAX_PASSED = 64
+# One gate by two names.
+_SAME = {"c": "j", "z": "u"}
 _APPLIES = re.compile(r"(Resource)?(Sparse)?Apply[A-Z]\w*")
 
 
@@ -146,7 +149,7 @@ def infer_from(graph: Graph, checkpoint: Checkpoint, layout: Layout | None = Non
 
     Raises:
         InputError: it is the graph of another checkpoint.
-        PlanError: lengths contradict the layout.
+        PlanError: lengths contradict the layout, or names the graph.
         UsageError: the layout is of another checkpoint, or leaves something open.
     """
     findings = analyse(graph, checkpoint)
@@ -186,7 +189,30 @@ def infer_from(graph: Graph, checkpoint: Checkpoint, layout: Layout | None = Non
         findings,
         writer.any_axis,
     )
+    _compare(structure, checkpoint, roles, layout)
     return structure if layout is None else declare(structure, checkpoint, layout, roles)
+
+
+def _compare(
+    structure: Structure,
+    checkpoint: Checkpoint,
+    roles: Mapping[str, Role],
+    layout: Layout | None,
+) -> None:
+    """Raise PlanError where the gates are others by the arithmetic than by the name of a cell."""
+    for name, number, blocks in labels_by_name(checkpoint, roles):
+        axis = structure.axes[name][number]
+        found = axis.terms[0][0]
+        if not isinstance(found, Blocks) or (layout is not None and name in layout.axes):
+            continue
+        if [_SAME.get(gate, gate) for gate in found.labels] != [
+            _SAME.get(gate, gate) for gate in blocks.labels
+        ]:
+            raise PlanError(
+                f"{checkpoint.path}: {name}, axis {number}, is {axis} by the graph, and {blocks} "
+                "by the name of the cell; say which it is in a layout file: "
+                f"[variables.{json.dumps(name)}] axes = ..."
+            )
 
 
 def _slots(

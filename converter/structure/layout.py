@@ -3,6 +3,7 @@
     [widths."rnn/lstm_cell"]
     size = 30
     class = "permutation"
+    resizable = true
     growth = "any"
 
     [variables."rnn/lstm_cell/kernel"]
@@ -137,9 +138,12 @@ def layout_text(structure: Structure, names: Sequence[str], title: str) -> str:
             f"[widths.{_quoted(name)}]",
             f"size = {width.size}",
             f'class = "{width.symmetry}"  # {json.dumps(width.why, ensure_ascii=False)[1:-1]}',
-            f'growth = "{width.growth}"',
-            *(() if width.resizable else ("resizable = false",)),
         ]
+        # Without a graph these follow from the axes, which may be edited.
+        if structure.findings is not None:
+            lines.append(f"resizable = {json.dumps(width.resizable)}")
+        if structure.findings is not None or width.resizable:
+            lines.append(f'growth = "{width.growth}"')
     for name in names:
         axes = ", ".join(_quoted(str(axis)) for axis in structure.axes[name])
         uses = ", ".join(_uses(found) for found in structure.uses[name])

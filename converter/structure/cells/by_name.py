@@ -80,12 +80,13 @@ def by_name(
         declared = _declared(layers, merged)
     links = Links(layers, declared)
     merged = _linked(merged, links, declared)
-    present = dict.fromkeys(w for found in merged.axes.values() for a in found for w in a.widths())
+    own = [n for n in checkpoint if n in merged.axes and not follows(roles[n], checkpoint)]
+    present = dict.fromkeys(w for n in own for a in merged.axes[n] for w in a.widths())
     consumers = _consumers(merged)
     slots = [slot for width, slot in unknown.items() if width in present]
-    known.update(verdicts(links, slots, consumers))
+    known.update(verdicts(links, slots, consumers, merged.axes))
     widths = {}
-    holders = holders_of(merged.axes, merged)
+    holders = holders_of(own, merged)
     for name in present:
         told = _width(name, merged.sizes[name], known.get(name), layout)
         told = with_members(told, holders[name])

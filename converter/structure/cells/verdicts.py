@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from typing import NamedTuple
 from converter.structure.axis import Axis
 from converter.structure.cells.layer import Known, Layer
 from converter.structure.cells.links import Links, is_output
+from converter.structure.followers import Axes
 
 _FEW = 3
 
@@ -36,6 +38,7 @@ def verdicts(
     links: Links,
     unknown: Sequence[Slot],
     consumers: Mapping[str, Sequence[str]],
+    axes: Mapping[str, Axes],
 ) -> dict[str, Known]:
     """Return what is known of each width of the layers.
 
@@ -43,14 +46,20 @@ def verdicts(
         links: the layers, and what they take of one another.
         unknown: the axes of variables that are of no layer.
         consumers: the variables that take each width.
+        axes: of all variables, for what is asked of people.
     """
-    return _Verdicts(links, unknown, consumers).told()
+    return _Verdicts(links, unknown, consumers, axes).told()
 
 
 class _Verdicts:
     def __init__(
-        self, links: Links, unknown: Sequence[Slot], consumers: Mapping[str, Sequence[str]]
+        self,
+        links: Links,
+        unknown: Sequence[Slot],
+        consumers: Mapping[str, Sequence[str]],
+        axes: Mapping[str, Axes],
     ) -> None:
+        self._axes = axes
         self._links = links
         self._consumers = consumers
         self._open = [
@@ -105,25 +114,44 @@ class _Verdicts:
             few = ", ".join(map(str, others[:_FEW])) + (" or others" if others[_FEW:] else "")
             return _held(
                 known,
-                f"no name tells whether {few} takes it; declare the axes of "
-                f"{others[0].variable} in a layout file",
+                f"no name tells whether {few} takes it; if so, say it in a layout file: "
+                f"{self._declaration(others[0], width, size)}",
             )
         if ties:
             return _held(
                 known,
-                f"no name tells whether it is the same as {', '.join(ties[:_FEW])}; declare both "
-                "in a layout file",
+                f"no name tells whether it is the same as {' or '.join(ties[:_FEW])}; give both "
+                "one name in a layout file, or say resizable = true",
             )
         if self._is_taken(layer, width):
             return known
         if is_output(layer):
             return Known("bound", "none", f"{layer.scope} is an output by its name")
         if layer.kind == "cell" or layer.kind == "other":
-            return known._replace(growth="none", why="no variable takes it: it may be an output")
-        return _held(known, f"no name tells what takes it; declare the layout of {layer.scope}")
+            return known._replace(growth="none", why="no variable takes it, so it is an output")
+        return _held(
+            known,
+            "no name tells what takes it; say it in a layout file, or resizable = true if it is an "
+            "output",
+        )
+
+    def _declaration(self, slot: Slot, width: str, size: int) -> str:
+        """Write the lines of a layout that let a slot take a width."""
+        axes = [str(axis) for axis in self._axes[slot.variable]]
+        held = self._axes[slot.variable][slot.number].widths()
+        if slot.layer is None:
+            axes[slot.number] = width if slot.size == size else f"{width} + ..."
+        else:
+            is_now = width if slot.size == size else f"{width} + ..."
+            axes[slot.number] = " + ".join(
+                is_now if name == slot.layer.inputs else name for name in held
+            )
+        return f"[variables.{json.dumps(slot.variable)}] axes = {json.dumps(axes)}"
 
     def _is_taken(self, layer: Layer, width: str) -> bool:
-        own = layer.axes if width not in layer.inner else ()
+        if width != layer.output:
+            return True
+        own = layer.axes if layer.kind != "other" else ()
         return any(name not in own for name in self._consumers.get(width, ()))
 
     def _others(self, layer: Layer, width: str, size: int) -> Iterator[Slot]:
@@ -194,10 +222,7 @@ class _Verdicts:
             why = f"no variable that names tell makes what {slot.variable} takes"
         else:
             few = ", ".join(candidates[:_FEW]) + (" and others" if candidates[_FEW:] else "")
-            why = (
-                f"no name tells what {slot} takes; it may hold {few}: declare the axes of "
-                f"{slot.variable} in a layout file"
-            )
+            why = f"no name tells what {slot} takes; it may hold {few}: say it in a layout file"
         return Known("bound", "none", why, resizable=False)
 
 
