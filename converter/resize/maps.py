@@ -115,7 +115,8 @@ class WidthMap:
         fill: what new units are made of, on the producing side. What consumes them is zero.
         gain: a factor of the gains of a normalised width, in addition.
         rescale: a factor of all that produces it, where a constant of the graph moves with the
-            width.
+            width, or a normalisation counts new units.
+        is_centred: whether the mean over the old units is taken off what makes a normalised width.
         noise: of copies: how far from the original they are, in its standard deviations.
     """
 
@@ -125,6 +126,7 @@ class WidthMap:
     gain: float = 1.0
     rescale: float = 1.0
     noise: float = 0.0
+    is_centred: bool = False
 
     @property
     def size(self) -> int:

@@ -80,7 +80,7 @@ class Resizing:
         axes = self.structure.axes[variable.name]
         uses = _uses(self.structure, variable.name, role)
         power = self._power(variable.name, role)
-        weighted = self._weighted(axes, uses, power)
+        weighted = self._weighted(variable.name, role, power)
         sizes = self.structure.sizes
         result = variable
         for number, maps in enumerate(weighted):
@@ -143,20 +143,47 @@ class Resizing:
             )
         return power
 
-    def _weighted(
-        self, axes: Sequence[Axis], uses: Sequence[_AxisUses], power: int | None
-    ) -> list[dict[str, UnitMap]]:
+    def _weighted(self, name: str, role: Role, power: int | None) -> list[dict[str, UnitMap]]:
         """Return how each axis takes the units of the widths that change."""
+        own = role.of if role.kind in ("slot", "average") and role.of else name
         found = []
-        for axis, used in zip(axes, uses, strict=True):
-            names = [name for name in axis.widths() if name in self.maps]
-            found.append(
-                {
-                    n: _map(self.maps[n], used.get(n, ()), power, looked_up=n in self.looked_up)
-                    for n in names
-                }
-            )
+        uses = _uses(self.structure, name, role)
+        for axis, used in zip(self.structure.axes[name], uses, strict=True):
+            names = [n for n in axis.widths() if n in self.maps]
+            found.append({n: self._map(own, n, used.get(n, ()), power) for n in names})
         return found
+
+    def _map(self, variable: str, name: str, uses: Sequence[Use], power: int | None) -> UnitMap:
+        """Return how an axis takes the units of a width, by what it does with it.
+
+        Args:
+            variable: the variable, of which a slot is.
+            name: the width.
+            uses: what the axis does with the width.
+            power: of the gradient, for a slot; None for values.
+        """
+        width_map, width = self.maps[name], self.structure.widths[name]
+        consumes = "consume" in uses and "produce" not in uses
+        gains = not consumes and "gain" in uses
+        if consumes and name in self.looked_up:
+            # Nothing sums over its copies.
+            return _plain(_transposed(width_map.consume))
+        if consumes:
+            turned = _transposed(width_map.consume) if power is None else width_map.produce
+            return _to_power(turned, 1 if power is None else power)
+        if power == 0:
+            return _plain(width_map.produce)
+        behind = width.normalised is not None and variable not in width.normalised.before
+        factor = width_map.gain if gains else 1.0 if behind else width_map.rescale
+        if power is not None:
+            return _scaled(_to_power(_transposed(width_map.consume), power), factor**-power)
+        if "variance" in uses:
+            return _scaled(_to_power(width_map.produce, 2), factor**2)
+        if gains:
+            return _scaled(_plain(width_map.produce), factor)
+        if width_map.is_centred and not behind:
+            return _centred(width.size, width_map.produce, factor)
+        return _scaled(width_map.produce, factor)
 
     def _multiplied(
         self,
@@ -333,34 +360,18 @@ def _uses(structure: Structure, name: str, role: Role) -> tuple[_AxisUses, ...]:
     return tuple(found)
 
 
-def _map(
-    width_map: WidthMap, uses: Sequence[Use], power: int | None, *, looked_up: bool
-) -> UnitMap:
-    """Return how an axis takes the units of a width, by what it does with it.
+def _centred(old: int, produce: UnitMap, factor: float) -> Matrix:
+    """Return the matrix that takes off the mean over the old units before they are chosen."""
 
-    Args:
-        width_map: what becomes of the width.
-        uses: what the axis does with the width.
-        power: of the gradient, for a slot; None for values.
-        looked_up: whether the width is only looked up in: nothing sums over its copies then.
-    """
-    consumes = "consume" in uses and "produce" not in uses
-    gains = not consumes and "gain" in uses
-    if consumes and looked_up:
-        return _plain(_transposed(width_map.consume))
-    if power is None:
-        if consumes:
-            return _transposed(width_map.consume)
-        if "variance" in uses:
-            return _scaled(_to_power(width_map.produce, 2), width_map.rescale**2)
-        factor = width_map.gain if gains else width_map.rescale
-        return _scaled(_plain(width_map.produce) if gains else width_map.produce, factor)
-    if power == 0:
-        return _plain(width_map.produce)
-    if consumes:
-        return _to_power(width_map.produce, power)
-    factor = width_map.gain if gains else width_map.rescale
-    return _scaled(_to_power(_transposed(width_map.consume), power), factor**-power)
+    def values() -> Array:
+        if isinstance(produce, Matrix):
+            chosen = produce.values
+        else:
+            chosen = (np.arange(old)[:, None] == produce.index).astype(np.float64)
+        centred: Array = factor * (chosen - chosen.mean(axis=0))
+        return centred
+
+    return Matrix((old, produce.size if isinstance(produce, Units) else produce.shape[1]), values)
 
 
 def _transposed(unit_map: UnitMap) -> UnitMap:

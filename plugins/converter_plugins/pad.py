@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -38,6 +39,11 @@ class Pad(Resizer):
 
     def width_map(self, width: Width, size: int, coupled: Coupled) -> WidthMap:
         units = Units.first(width.size, size)
+        if width.normalised is not None:
+            # Zeros count in its mean squares, which what makes the width makes up for.
+            scale = math.sqrt(size / width.size)
+            centred = width.normalised.is_centred
+            return WidthMap(units, units, gain=1 / scale, rescale=scale, is_centred=centred)
         # Where new units have to be zero to change nothing, nothing else is drawn.
         fill = ZEROS if width.growth == "zero" else self.fill
         return WidthMap(units, units, fill)
