@@ -113,6 +113,7 @@ class WidthMap:
         consume: for the axes that consume it: a choice of units whose weights say how much of the
             old unit each takes, or a matrix (N, n).
         fill: what new units are made of, on the producing side. What consumes them is zero.
+        bias: what the biases of new units hold; None for what the fill or zero gives.
         gain: a factor of the gains of a normalised width, in addition.
         rescale: a factor of all that produces it, where a constant of the graph moves with the
             width, or a normalisation counts new units.
@@ -123,6 +124,7 @@ class WidthMap:
     produce: UnitMap
     consume: UnitMap
     fill: Initializer = ZEROS
+    bias: float | None = None
     gain: float = 1.0
     rescale: float = 1.0
     noise: float = 0.0

@@ -227,13 +227,16 @@ class Resizing:
                 return fresh
             # A second moment of zero makes the first steps of new entries several times too large.
             return _Median(variable)
-        found = {
-            use
+        using = [
+            (name, use)
             for axis, used in zip(axes, uses, strict=True)
             for name in axis.widths()
             if name in self.maps
             for use in used.get(name, ())
-        }
+        ]
+        if using and (biases := [self.maps[n].bias for n, use in using if use == "shift"]):
+            return biases[0] or 0.0
+        found = {use for _, use in using}
         is_vector = sum(size > 1 for size in variable.shape) < 2
         return 1.0 if "variance" in found or ("gain" in found and is_vector) else 0.0
 
@@ -280,7 +283,7 @@ class Resizing:
         if "produce" in uses:
             return True
         if "shift" in uses:
-            return not width_map.fill.for_kernels
+            return not width_map.fill.for_kernels and width_map.bias is None
         return "gain" in uses and not is_vector
 
     def _new_runs(self, axis: Axis, name: str) -> Iterator[slice]:
