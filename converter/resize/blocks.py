@@ -65,6 +65,10 @@ class Filling:
             for name in axis.widths()
             if name in self._maps
         ]
+        biases = [self._maps[name].bias for name, used in changed if "shift" in used]
+        if given := [bias for bias in biases if bias is not None]:
+            in_dtype(variable, given[0])
+            return given[0]
         found = {use for _, used in changed for use in used}
         if "variance" in found:
             return 1.0
@@ -133,7 +137,7 @@ class Filling:
         if "produce" in uses:
             return True
         if "shift" in uses:
-            return not fill.for_kernels
+            return not fill.for_kernels and self._maps[name].bias is None
         return "gain" in uses and (not _is_vector(variable) or _is_peephole(variable))
 
     def _of_template(

@@ -157,12 +157,30 @@ def _judge_units(
         return Verdict(True, "the shares of the copies add up to 1")
     if not taken.new:
         return Verdict(True, "its units stay")
+    if width.normalised is not None and _is_made_up(width, width_map):
+        return Verdict(
+            True, "what makes it is scaled by the new units that its normalisation counts"
+        )
     zero = width_map.gain == 1 and isinstance(width_map.fill, Zeros)
     if width.growth == "any" or (width.growth == "zero" and zero):
         return Verdict(True, "what consumes the new units is zero")
+    if averaged := next((t for t in touches if t in _AVERAGING), None):
+        return Verdict(False, f"{touches[averaged]} averages over it, new units included")
     if width.growth == "zero":
         return Verdict(False, f"new units would have to be zero: {width.why}")
     return Verdict(False, width.why)
+
+
+def _is_made_up(width: Width, width_map: WidthMap) -> bool:
+    """Whether a normalised width gives what it gave, with new units that are zero."""
+    assert width.normalised is not None
+    scale = (width_map.size / width.size) ** 0.5
+    return (
+        isinstance(width_map.fill, Zeros)
+        and bool(np.isclose(width_map.rescale, scale, rtol=1e-6))
+        and bool(np.isclose(width_map.gain * scale, 1, rtol=1e-6))
+        and width_map.is_centred >= width.normalised.is_centred
+    )
 
 
 def _judge_matrices(width: Width, width_map: WidthMap, *, tied: bool) -> Verdict:

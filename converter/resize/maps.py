@@ -188,18 +188,22 @@ class WidthMap:
         consume: for the axes that consume it: a choice of units whose weights say how much of the
             old unit each takes, or a matrix (N, n).
         fill: what new units are made of, on the producing side. What consumes them is zero.
+        bias: what the biases of new units hold; None for what the fill or zero gives.
         gain: a factor of the gains of a normalised width, in addition.
         rescale: a factor of all that produces it, where a constant of the graph moves with the
-            width.
+            width, or a normalisation counts new units.
+        is_centred: whether the mean over the old units is taken off what makes a normalised width.
         noise: of copies: how far from the original they are, in its standard deviations.
     """
 
     produce: UnitMap
     consume: UnitMap
     fill: Initializer = ZEROS
+    bias: float | None = None
     gain: float = 1.0
     rescale: float = 1.0
     noise: float = 0.0
+    is_centred: bool = False
 
     @property
     def size(self) -> int:

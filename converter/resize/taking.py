@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from converter.resize.maps import UnitMap, Units, WidthMap
+from converter.resize.maps import Matrix, UnitMap, Units, WidthMap
 from converter.structure.axis import Use
 from converter.variable import Array
 
 _FOLLOWS: frozenset[Use] = frozenset(["gain", "mean", "variance"])
 
 
-def of_values(width_map: WidthMap, uses: Sequence[Use]) -> UnitMap:
-    """Return how an axis takes the units of a width where it holds values."""
+def of_values(width_map: WidthMap, old: int, uses: Sequence[Use]) -> UnitMap:
+    """Return how an axis takes the units of a width, of which there were `old`, in values."""
     if "consume" in uses and "produce" not in uses:
         return _transposed(width_map.consume)
     produce = width_map.produce
@@ -22,6 +22,8 @@ def of_values(width_map: WidthMap, uses: Sequence[Use]) -> UnitMap:
         return _scaled(_to_power(produce, 2), width_map.rescale**2)
     if "gain" in uses and "produce" not in uses:
         return _scaled(plain(produce), width_map.gain)
+    if width_map.is_centred:
+        produce = _centred(old, produce)
     return _scaled(produce, width_map.rescale)
 
 
@@ -45,9 +47,9 @@ def of_gradients(width_map: WidthMap, uses: Sequence[Use], power: int) -> UnitMa
     return _scaled(_to_power(_transposed(width_map.consume), power), scale**-power)
 
 
-def of_both(width_map: WidthMap, uses: Sequence[Use]) -> UnitMap:
+def of_both(width_map: WidthMap, old: int, uses: Sequence[Use]) -> UnitMap:
     """Return how an axis takes the units of a width where it holds values times gradients."""
-    values, gradients = of_values(width_map, uses), of_gradients(width_map, uses, 1)
+    values, gradients = of_values(width_map, old, uses), of_gradients(width_map, uses, 1)
     if not isinstance(values, Units) or not isinstance(gradients, Units):
         return values
     if not values.is_weighted and not gradients.is_weighted:
@@ -58,6 +60,20 @@ def of_both(width_map: WidthMap, uses: Sequence[Use]) -> UnitMap:
 def plain(unit_map: UnitMap) -> UnitMap:
     """Return the choice of units without its weights."""
     return unit_map.plain() if isinstance(unit_map, Units) else unit_map
+
+
+def _centred(old: int, produce: UnitMap) -> Matrix:
+    """Return the matrix that takes off the mean over the old units before they are chosen."""
+
+    def values() -> Array:
+        if isinstance(produce, Matrix):
+            chosen = produce.values
+        else:
+            chosen = (np.arange(old)[:, None] == produce.index).astype(np.float64)
+        centred: Array = chosen - chosen.mean(axis=0)
+        return centred
+
+    return Matrix((old, produce.size if isinstance(produce, Units) else produce.shape[1]), values)
 
 
 def squares(unit_map: UnitMap) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -143,15 +143,21 @@ class Resizing:
         """Return how each axis takes the units of the widths that change."""
         power = None if slots.holds_values(role) else slots.power_of(name, role)
 
+        own = role.of if role.kind in ("slot", "average") and role.of else name
+
         def taken(width: str, used: Sequence[Use]) -> UnitMap:
             width_map = self.maps[width]
+            normalised = self.structure.widths[width].normalised
+            if normalised is not None and own not in normalised.before:
+                # What stands behind a normalisation gets what it got.
+                width_map = replace(width_map, rescale=1.0, is_centred=False)
             if "consume" in used and width in self.looked_up:
                 # Nothing sums over its copies.
-                return plain(of_values(width_map, used))
+                return plain(of_values(width_map, self._sizes[width], used))
             if power is None:
-                return of_values(width_map, used)
+                return of_values(width_map, self._sizes[width], used)
             if slots.is_linear(role):
-                return of_both(width_map, used)
+                return of_both(width_map, self._sizes[width], used)
             return of_gradients(width_map, used, power)
 
         found = []

@@ -57,6 +57,8 @@ def follow(
                 produced_by=renamed(width.produced_by),
                 consumed_by=renamed(width.consumed_by),
                 followed_by=renamed(width.followed_by),
+                normalised=width.normalised
+                and width.normalised._replace(before=renamed(width.normalised.before)),
             )
             for name, width in widths.items()
         },

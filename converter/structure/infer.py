@@ -23,6 +23,7 @@ from converter.structure.followers import Axes, Uses, follows, with_followers
 from converter.structure.gates import labels_of
 from converter.structure.graph import Graph, Node, read_graph
 from converter.structure.growth import growth, stays_zero
+from converter.structure.normalised import normalised
 from converter.structure.run import Findings, analyse
 
 if TYPE_CHECKING:
@@ -285,6 +286,7 @@ def _width(name: str, fact: Facts, verdict: classes.Verdict, analysis: Analysis)
         verdict.why,
         tuple((what, f"{node.op} {node.name}") for what, node in fact.touches.items()),
         grows != "none" and stays_zero(analysis, fact),
+        normalised(analysis, fact) if verdict.resizable and grows == "none" else None,
     )
 
 
