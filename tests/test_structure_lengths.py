@@ -128,4 +128,6 @@ def test_a_constant_that_two_widths_share_is_torn() -> None:
     m.dense(m.op("Add", a, m.op("Reshape", a, shape)), "c")
     m.dense(m.op("Add", b, m.op("Reshape", b, shape)), "d")
     found = lengths(m.structure())
-    assert {key: list(map(str, axes)) for key, axes in found.torn.items()} == {("both", 1): ["a", "b"]}
+    assert {key: list(map(str, axes)) for key, axes in found.torn.items()} == {
+        ("both", 1): ["a", "b"]
+    }

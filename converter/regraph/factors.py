@@ -104,9 +104,7 @@ def _origin(analysis: Analysis, node: Node, factor: SizeFactor, size: int) -> No
     if told:
         return told[0]
     written = [
-        source
-        for source in sources
-        if source.op == "Const" and _value(analysis, source) == size
+        source for source in sources if source.op == "Const" and _value(analysis, source) == size
     ]
     return written[0] if len(written) == 1 and _is_own(analysis, written[0], node) else None
 

@@ -1,4 +1,4 @@
-"""The constants of a graph at other sizes, from the bytes of one TensorProto to those of another."""
+"""The constants of a graph at other sizes: from one TensorProto to another."""
 
 from __future__ import annotations
 
