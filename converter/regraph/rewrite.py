@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from converter.structure.infer import Structure
 
 _SHAPED = (b"shape", b"element_shape", b"element_shape_except0")
+_MAX_DIGITS = 5
 _SAVES = frozenset({"SaveV2", "SaveSlices", "RestoreV2", "RestoreSlice"})
 
 
@@ -66,12 +67,11 @@ def regraph(source: Checkpoint, structure: Structure, sizes: Mapping[str, int]) 
     """
     _check(structure, sizes)
     found = read_definition(source)
-    if found is None or "frozen" in source.format:
-        what = "its variables are constants of its graph" if found else "there is no graph"
-        raise PlanError(
-            f"{source.path}: {what}, so that no graph of other sizes can be written; "
-            "resize the checkpoint that it was made from"
-        )
+    if found is None or "frozen" in source.format or source.object_graph is not None:
+        why = "there is no graph beside it"
+        if found is not None:
+            why = "only the graph of a checkpoint that a Saver of TensorFlow 1 wrote can be resized"
+        raise PlanError(f"{source.path}: {why}; leave the graph out (--to safetensors)")
     path, meta = found
     rewriter = _Rewriter(str(path), source, structure, sizes)
     rewriter.rewrite(meta)
@@ -291,30 +291,29 @@ class _Rewriter:
         constant = Constant(value.tensor, subject)
         if not any(changed) or len(axes) != len(constant.shape):
             return
-        if any(self._sizes.lengths(a)[0] != n for a, n in zip(axes, constant.shape, strict=True)):
+        lengths = [self._sizes.lengths(axis) for axis in axes]
+        if tuple(before for before, _ in lengths) != constant.shape:
             return
-        places = [self._sizes.places(a) if c else None for a, c in zip(axes, changed, strict=True)]
-        alike = [
-            self._sizes.collapsed(a) if c else None for a, c in zip(axes, changed, strict=True)
-        ]
-        taken = constant.taken(places, alike)
-        widths = ", ".join(
-            dict.fromkeys(w for axis in axes for w in axis.widths() if w in self._sizes.changed)
-        )
-        if taken is None:
-            self._note(name, f"it has {widths}, and its values cannot be told, so it stays")
-            return
-        value.tensor, goes_on = taken
-        if not goes_on:
-            self._note(
-                name,
-                f"each unit of {widths} has a number of its own in it; new ones repeat the last",
-            )
+        grown = constant.filled([after for _, after in lengths])
+        if grown is None:
+            pairs = list(zip(axes, changed, strict=True))
+            grown = constant.taken([self._sizes.places(a) if c else None for a, c in pairs])
+            is_alike = constant.is_alike([self._sizes.alike(a) if c else None for a, c in pairs])
+            widths = dict.fromkeys(w for axis in axes for w in axis.widths())
+            named = ", ".join(width for width in widths if width in self._sizes.changed)
+            if grown is None:
+                self._note(name, f"it has {named}, and its values cannot be told, so it stays")
+            elif not is_alike:
+                self._note(
+                    name, f"the units of {named} differ in it, and new ones are as the last one"
+                )
+        if grown is not None:
+            value.tensor = grown
 
     def _moved(self, constant: Constant, keys: Sequence[str]) -> bytes:
         """Rewrite which slices a saver takes."""
-        values = constant.values()
-        texts = [] if values is None else [v.decode("utf-8", "replace") for v in values.flat]
+        values = () if constant.values is None else constant.values.flat
+        texts = [text.decode("utf-8", "replace") for text in values]
         entries: dict[int, Any] = {}
         for place, (key, text) in enumerate(zip(keys, texts, strict=False)):
             name = self._names.get(key, key)
@@ -359,7 +358,8 @@ class _Rewriter:
         for entry in meta.signature_def:
             for told in (*entry.value.inputs, *entry.value.outputs):
                 name, _, port = _text(told.value.name).rpartition(":")
-                axes = self._found.axes(name, int(port)) if port.isdecimal() else None
+                is_port = port.isdecimal() and len(port) < _MAX_DIGITS
+                axes = self._found.axes(name, int(port)) if is_port else None
                 self._resize(told.value.tensor_shape, axes or ())
 
 

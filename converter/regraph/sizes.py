@@ -58,8 +58,8 @@ class Sizes:
             axis, lambda name: np.minimum(np.arange(self.after[name]), self.before[name] - 1)
         )
 
-    def collapsed(self, axis: Axis) -> Array:
-        """Return for each old entry of an axis that of the first unit of all that changes.
+    def alike(self, axis: Axis) -> Array:
+        """Return for each old entry of an axis that of the first unit of what changes.
 
         Returns:
             int64 [old length].
