@@ -128,7 +128,7 @@ class _Verdicts:
                 "one name in a layout file, or say resizable = true",
             )
         if self._is_taken(layer, width):
-            return known
+            return known._replace(why=known.why + self._added(layer, width, size))
         if is_output(layer):
             return Known("bound", "none", f"{layer.scope} is an output by its name")
         if layer.kind == "cell" or layer.kind == "other":
@@ -157,6 +157,18 @@ class _Verdicts:
             return True
         own = layer.axes if layer.kind != "other" else ()
         return any(name not in own for name in self._consumers.get(width, ()))
+
+    def _added(self, layer: Layer, width: str, size: int) -> str:
+        """Say what a residual connection could add to what a cell gives: as much comes in."""
+        axis = self._links.taken.get(layer.inputs or "")
+        if (
+            axis is None
+            or layer.kind != "cell"
+            or layer.input_size != size
+            or width != layer.output
+        ):
+            return ""
+        return f"; a residual connection to {axis} would be in no name"
 
     def _others(self, layer: Layer, width: str, size: int) -> Iterator[Slot]:
         """Yield what may hold a width that no name ties to it, alone or beside others."""
