@@ -421,6 +421,19 @@ def test_a_loop_ties_the_state_to_itself() -> None:
     assert m.widths()["cell"] == "permutation any"
 
 
+def test_the_gates_of_a_coupled_cell_are_not_those_of_a_gru() -> None:
+    """It takes one minus its forget gate as well, but nothing resets its new input."""
+    m = Model()
+    state = m.placeholder("state", "float32", (3, N))
+    rows = m.op("ConcatV2", m.input(3, N), state, m.constant(1))
+    m.op("Split", m.constant(1), m.dense(rows, "cell", 2 * N, 3 * N), name="s", num_split=3)
+    forget, out = m.op("Sigmoid", "s:1"), m.op("Sigmoid", "s:2")
+    new = m.op("Mul", m.op("Sub", m.constant(1.0), forget), m.op("Tanh", "s"))
+    c = m.op("Add", m.op("Mul", forget, state), new)
+    m.dense(m.op("Mul", m.op("Tanh", c), out), "out")
+    assert m.axes()["cell/b"] == "3*cell | shift"
+
+
 def test_tensor_arrays_hold_one_kind_of_tensor() -> None:
     m = Model()
     handle = m.op("TensorArrayV3", m.constant(N), name="array")
