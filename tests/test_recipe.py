@@ -9,6 +9,7 @@ from converter_plugins.drop import Drop
 from converter_plugins.pad import Pad
 
 from converter.errors import UsageError
+from converter.initializers import Constant
 from converter.recipe import Recipe, Step, merge, read_recipe
 from converter.registry import load
 
@@ -49,7 +50,7 @@ def test_a_recipe_says_it_all(tmp_path: Path) -> None:
         Pad(
             like=tmp_path / "templates/large.ckpt",
             shape={"rnn/*": (160, 640), "a=b": ()},
-            fill=1.0,
+            fill=Constant(1.0),
         ),
     ]
 

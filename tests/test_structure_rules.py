@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from structure_maker import Model, N
 
@@ -106,7 +108,7 @@ def test_reshape_by_the_shape_of_something_else() -> None:
 
 
 def convolution(m: Model, x: str, name: str, *shape: int, **more: object) -> str:
-    attributes = {"strides": [1, 1, 1, 1], "padding": "SAME", **more}
+    attributes: dict[str, Any] = {"strides": [1, 1, 1, 1], "padding": "SAME", **more}
     return m.op("Conv2D", x, m.variable(name, *shape), **attributes)
 
 
