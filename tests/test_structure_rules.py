@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from structure_maker import Model, N
 
+from converter.names import Role
 from converter.structure.rules import RULES
 
 
@@ -601,3 +602,14 @@ def test_a_state_that_is_fed_can_grow() -> None:
 def test_rules_are_of_ops() -> None:
     assert len(RULES) > 300
     assert all(name.isidentifier() for name in RULES)
+
+
+def test_slots_that_only_the_ops_tell_follow_their_variable() -> None:
+    m = Model()
+    m.dense(m.dense(m.input(N, N), "a"), "out")
+    number = m.constant(0.1)
+    m.op("ApplyMomentum", "a/w", m.variable("velocity_of_a", N, N), number, "a/w", number)
+    found = m.structure()
+    assert found.follows["velocity_of_a"] == Role("slot", "a/w", "momentum", "Momentum")
+    assert found.axes["velocity_of_a"] == found.axes["a/w"]
+    assert found.uses["velocity_of_a"] == found.uses["a/w"]

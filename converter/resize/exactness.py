@@ -147,7 +147,9 @@ def _judge_units(
     if taken.most > 1:
         if tied:
             return Verdict(False, "one variable produces and consumes it, so copies count twice")
-        if what := next((t for t in touches if t in _COUNTING), None):
+        # Whoever feeds a state feeds copies of it, too.
+        counting = _COUNTING - {"input"} if width.produced_by else _COUNTING
+        if what := next((t for t in touches if t in counting), None):
             return Verdict(False, f"copies count twice: {width.why} ({touches[what]})")
         averaged = next((t for t in touches if t in _AVERAGING), None)
         if averaged and not taken.even:

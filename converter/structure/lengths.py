@@ -90,7 +90,8 @@ def lengths(structure: Structure) -> Lengths:
 def _tie_followers(structure: Structure) -> None:
     """Slots and averages have the axes of their variable, whatever applies the gradients."""
     known = structure.graph.findings.axes
-    for name, variable in structure.follows.items():
+    for name, role in structure.follows.items():
+        variable = role.of or ""
         own, of = known.get(name, ()), known.get(variable, ())
         if len(own) == len(of):
             for a, b in zip(own, of, strict=True):
