@@ -78,11 +78,12 @@ def judge(fact: Facts) -> Verdict:
         ("orthogonal", _ORTHOGONAL),
         ("scaling", _SCALING),
     ):
-        if "gain" in touches and symmetry == "orthogonal" and not _is_folded(fact):
-            continue
         for what, words in reasons.items():
             if what in touches:
-                return Verdict(_symmetry(symmetry), not held, _say(words, touches[what]))
+                both = symmetry == "orthogonal" and "homogeneous" in touches
+                # What only rotations leave and what only positive factors leave, permutations do.
+                known = "permutation" if both else _symmetry(symmetry)
+                return Verdict(known, not held, _say(words, touches[what]))
     return Verdict("free", True, "only linear ops touch it")
 
 
@@ -92,11 +93,6 @@ def is_fed(fact: Facts) -> bool:
     It is a state then, or passes a layer by: whoever feeds it feeds the new units too.
     """
     return "input" in fact.touches and "output" not in fact.touches and bool(fact.by_use("produce"))
-
-
-def _is_folded(fact: Facts) -> bool:
-    """Whether a gain stands right behind the normalisation, so that its consumers can take it."""
-    return "homogeneous" not in fact.touches
 
 
 def _symmetry(name: str) -> Symmetry:
