@@ -107,8 +107,8 @@ def test_unreadable_recipes_are_refused(tmp_path: Path) -> None:
     [
         ("plugin = 'pda'", "step 1 (pda): no plugin named 'pda'; did you mean 'pad'?"),
         ("plugin = 'pad'\nfil = 1", "step 1 (pad): pad has no option 'fil'; did you mean 'fill'?"),
-        ("plugin = 'pad'\nfill = '1'", "step 1 (pad): fill must be a number, got '1'"),
-        ("plugin = 'pad'", "step 1 (pad): no shapes are given; use --like TEMPLATE or --shape"),
+        ("plugin = 'pad'\nfill = 'one'", "step 1 (pad): fill must be an initializer, got 'one'"),
+        ("plugin = 'pad'", "step 1 (pad): no sizes are given; use --resize WIDTH=SIZE, --like"),
         ("plugin = 'cast'", "step 1 (cast): cast is missing; give --cast DTYPE, or cast in"),
     ],
 )

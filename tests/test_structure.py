@@ -123,6 +123,14 @@ def test_what_only_a_graph_tells_says_so_without_one() -> None:
     )
 
 
+def test_without_a_graph_and_known_names_nothing_can_be_resized() -> None:
+    widths = infer(open_checkpoint(case("tf221_raw_dtypes").path)).widths.values()
+    assert {(width.symmetry, width.resizable) for width in widths} == {("opaque", False)}
+    assert {width.why for width in widths} == {
+        "there is no graph, and no known name that tells what it is"
+    }
+
+
 def test_the_graph_of_another_checkpoint_is_refused() -> None:
     checkpoint = open_checkpoint(case("tf14_v2_charlm_lstm_ema").path)
     checkpoint.meta = open_checkpoint(case("tf14_v2_bidirectional").path).meta

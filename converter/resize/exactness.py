@@ -163,6 +163,8 @@ def _judge_units(
         return Verdict(
             True, "what makes it is scaled by the new units that its normalisation counts"
         )
+    if is_looked_up(width) and width.growth == "any":
+        return Verdict(True, "nothing that was looked up before is a new one")
     zero = width_map.gain == 1 and isinstance(width_map.fill, Zeros)
     if width.growth == "any" or (width.growth == "zero" and zero):
         return Verdict(True, "what consumes the new units is zero")
