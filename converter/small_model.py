@@ -85,7 +85,9 @@ def _values(name: str, shape: tuple[int, ...]) -> Array:
     start = sum(map(ord, name))
     numbers = np.sin(start + 1.7 * np.arange(math.prod(shape))).reshape(shape)
     # Second moments are positive.
-    return (np.square(numbers) if name.endswith("Adam_1") else numbers).astype(np.float32)
+    if name.endswith("Adam_1"):
+        numbers = np.square(numbers)
+    return numbers.astype(np.float32)
 
 
 def _variable(name: str, shape: tuple[int, ...], loaded: list[str]) -> Variable:
@@ -117,7 +119,7 @@ def _structure(roles: Mapping[str, Role]) -> Structure:
     own = {name: role.of or name for name, role in roles.items()}
     axes = {name: tuple(map(Axis.parse, _AXES[of])) for name, of in own.items()}
     uses = {name: _USES[of] for name, of in own.items()}
-    follows = {name: of for name, of in own.items() if name != of}
+    follows = {name: role for name, role in roles.items() if role.of is not None}
     return Structure(widths, axes, uses, (), {}, follows, (), None, None)
 
 

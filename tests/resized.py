@@ -88,10 +88,10 @@ class Resizing:
         return variables
 
     def axes_of(self, tensor: str) -> list[Axis]:
-        analysis = self.structure.findings.analysis
+        analysis, write = self.structure.graph.findings.analysis, self.structure.graph.write
         name, _, port = tensor.rpartition(":")
         found = analysis.tensor(graph.Output(analysis.graph.by_name[name], int(port)))
-        return [self.structure.write(atom) for atom in found.axes or ()]
+        return [write(atom) for atom in found.axes or ()]
 
 
 class Result(NamedTuple):
