@@ -87,7 +87,8 @@ def _values(name: str, shape: tuple[int, ...]) -> Array:
     # Second moments are positive.
     if name.endswith("Adam_1"):
         numbers = np.square(numbers)
-    return numbers.astype(np.float32)
+    values: Array = numbers.astype(np.float32)
+    return values
 
 
 def _variable(name: str, shape: tuple[int, ...], loaded: list[str]) -> Variable:

@@ -141,7 +141,21 @@ def steady(output: str) -> str:
     return re.sub(r"in \d+\.\d s", "in TIME", output)
 
 
-@pytest.mark.parametrize("document", [d for d in DOCUMENTS if blocks(d, "console")])
+def _is_run(document: str) -> bool:
+    """Whether one of the commands runs a graph, for which TensorFlow is started."""
+    return any(
+        re.search(r"^\$ .*(\bprove\b|--test\b)", b, re.M) for b in blocks(document, "console")
+    )
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        pytest.param(d, marks=[pytest.mark.slow] if _is_run(d) else [])
+        for d in DOCUMENTS
+        if blocks(d, "console")
+    ],
+)
 def test_commands_print_what_is_shown(document: str, place: Path) -> None:
     for name, text in FILE.findall(text_of(document)):
         (place / name).write_text(text)
