@@ -15,6 +15,7 @@ from converter.checkpoint import Checkpoint
 from converter.errors import InputError, PlanError, UsageError, did_you_mean, printable
 from converter.formats.messages import message
 from converter.regraph.factors import Rescaled, changes
+from converter.regraph.matrices import turned
 from converter.regraph.sizes import Sizes
 from converter.regraph.slices import Slices, specification
 from converter.regraph.tensors import Constant
@@ -114,6 +115,7 @@ class _Rewriter:
         for node in self._graph.nodes:
             if node.origin is not None:
                 self._calls.setdefault(node.origin, []).append(node.name)
+        self._turned = turned(self._graph, self._found, self._sizes)
         self._constants: dict[str, Mapping[int, float]] = {}
         self.notes: list[str] = []
         self.unresolved: list[str] = []
@@ -265,13 +267,20 @@ class _Rewriter:
             self._recount(name, value, subject)
         if name in self._found.arrays:
             self._regrow(name, value, subject)
+        if name in self._turned:
+            constant = Constant(value.tensor, subject)
+            value.tensor = constant.with_entries({0: constant.entry(1), 1: constant.entry(0)})
+            self.notes.append(
+                f"{printable(self._turned[name])}: what it makes is wider than high now, so the "
+                "initial values that are made of it are no longer orthogonal"
+            )
 
     def _recount(self, name: str, value: Any, subject: str) -> None:
         constant = Constant(value.tensor, subject)
         entries: dict[int, float] = {}
         for place, axis in self._found.integers[name].items():
             present = constant.entry(place)
-            after = None if present is None else self._sizes.resized(axis, int(present))
+            after = None if present is None else self._sizes.resized(axis, round(present))
             self._check_torn(name, place)
             if after is not None:
                 entries[place] = after

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from converter.structure.analysis import Analysis
 from converter.structure.atoms import Atom, Clash, find, unify
 from converter.structure.axis import Axis
+from converter.structure.counts import counts
 from converter.structure.graph import Node, Output
 from converter.structure.infer import Structure
 
@@ -35,7 +36,8 @@ class Lengths:
     """What in a graph moves with the widths.
 
     Attributes:
-        integers: of each constant of integers, the axes whose lengths its entries are, by place.
+        integers: of each constant, the axes whose lengths its entries are, by place: integers that
+            become shapes, and numbers by which sums are divided.
         arrays: the axes of each constant that has a width itself.
         shapes: the axes of each attribute `shape` or `element_shape`, by node and attribute; what
             is no width is a number, 0 where that is not known.
@@ -69,6 +71,10 @@ def lengths(structure: Structure) -> Lengths:
             name, place = cell.constant
             integers.setdefault(name, {}).setdefault(place, axis)
             takers.setdefault(cell.constant, {}).setdefault(axis, []).append(node.name)
+    for constant, place, atom in counts(analysis):
+        axis = axes.written(atom)
+        if axis is not None and axis.widths():
+            integers.setdefault(constant.name, {}).setdefault(place, axis)
     return Lengths(
         integers,
         {
