@@ -402,9 +402,9 @@ def test_an_error_that_is_too_small_to_be_seen_is_enlarged(tested: Any) -> None:
 def test_noise_that_loses_all_digits_refutes_nothing(tested: Any) -> None:
     def make(m: Maker) -> list[Any]:
         tf = m.tf
-        x = 100.0 * m.input(N, N, N)
-        q, k, v = (m.dense(x, name) for name in "qkv")
-        scores = 1e-3 * tf.matmul(q, k, transpose_b=True)
+        x = m.input(N, N, N)
+        q, k, v = m.dense(x, "q"), m.dense(0.01 * x, "k"), m.dense(x, "v")
+        scores = 30.0 * tf.matmul(q, k, transpose_b=True)
         return [m.dense(tf.matmul(tf.nn.softmax(scores), v), "out")]
 
     _, test = tested(make, train=False)
@@ -594,6 +594,8 @@ def test_a_layout_that_is_wrong_is_mended_as_it_is_told(lstm: str, tmp_path: Pat
     assert result.exit_code == 1
     at = LAYOUT.splitlines().index('axes = ["other", "charlm/softmax"]')
     assert "is left as it is" not in result.output
+    assert result.output.count("bound together") == 1
+    assert result.output.count("[variables.") == 1
     told = f'[variables."charlm/softmax/kernel"] axes = ["{CELL}", "charlm/softmax"]'
     assert f"note      {told}" in result.output.splitlines()
     lines = LAYOUT.splitlines()
