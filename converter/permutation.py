@@ -182,7 +182,7 @@ class _Tester:
         }
         self._members = {name: list(self._find_members(name)) for name in structure.widths}
         # Averages are read in the place of their variables.
-        read = {structure.follows.get(name, name) for name in model.values}
+        read = {_owner(structure, name) for name in model.values}
         self._unread = [n for n in structure.axes if n not in structure.follows and n not in read]
         self._total = 2 + sum(1 + len(members) for members in self._members.values())
         if progress is not None:
@@ -411,3 +411,9 @@ def axes_of(structure: Structure, source: Tensor) -> tuple[Axis, ...]:
         return tuple(map(write, analysis.tensor(Output(node, source.port)).axes or ()))
     except Clash:
         return ()
+
+
+def _owner(structure: Structure, name: str) -> str:
+    """Return the variable that a slot or an average belongs to; any other is its own."""
+    role = structure.follows.get(name)
+    return name if role is None or role.of is None else role.of

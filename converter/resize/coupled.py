@@ -78,7 +78,9 @@ class Coupled:
             used = self.structure.uses.get(name, ({},) * len(axes))
             for number, axis in enumerate(axes):
                 found = used[number].get(self.width, ())
-                if self.width in axis.widths() and (not uses or not set(uses).isdisjoint(found)):
+                # What an axis does that nothing is known of may be any of them.
+                wanted = not uses or not found or not set(uses).isdisjoint(found)
+                if self.width in axis.widths() and wanted:
                     yield variable, number, self._on(axis)
 
     def _on(self, axis: Axis) -> Array:

@@ -42,24 +42,26 @@ def with_followers(
     for name, variable in checkpoint.items():
         of = roles[name].of or ""
         if name not in axes and follows(roles[name], checkpoint):
-            kept = _kept(variable.shape, checkpoint[of].shape, roles[name].slot)
+            kept = kept_axes(variable.shape, checkpoint[of].shape, roles[name].slot)
             if kept is not None:
                 found[name] = tuple(found[of][axis] for axis in kept)
                 used[name] = tuple(used[of][axis] for axis in kept)
     return found, used
 
 
-def _kept(shape: Sequence[int], of: Sequence[int], slot: str | None) -> list[int] | None:
+def kept_axes(shape: Sequence[int], of: Sequence[int], slot: str | None) -> list[int] | None:
     """Return which axes of its variable a slot has: all, or all but one where it is factored."""
     if tuple(shape) == tuple(of):
         return list(range(len(of)))
     if len(shape) != len(of) - 1:
         return None
-    if slot in ("vr", "r"):
-        gone = len(of) - 1
-    elif slot in ("vc", "c"):
-        gone = len(of) - 2
-    else:
+    if slot not in ("vr", "r", "vc", "c"):
         return None
-    kept = [axis for axis in range(len(of)) if axis != gone]
-    return kept if [of[axis] for axis in kept] == list(shape) else None
+    last = len(of) - 1
+    usual = last if slot in ("vr", "r") else last - 1
+    # Mesh TensorFlow averages over the larger axis, wherever that is.
+    for gone in (usual, *(axis for axis in range(last + 1) if axis != usual)):
+        kept = [axis for axis in range(last + 1) if axis != gone]
+        if [of[axis] for axis in kept] == list(shape):
+            return kept
+    return None

@@ -48,8 +48,10 @@ class Select(Resizer):
 
 
 def _strongest(coupled: Coupled, size: int) -> Array:
-    # Of units that are equal the first stays, whatever the platform sorts by.
-    order = np.argsort(-coupled.squares(), kind="stable")
+    # Not the statistics of a normalisation, whose size says nothing.
+    squares = coupled.squares("produce", "consume", "shift", "gain")
+    # Of units that are equal the first stays.
+    order = np.argsort(-squares, kind="stable")
     return np.sort(order[:size])
 
 
