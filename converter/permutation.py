@@ -52,7 +52,7 @@ _ROUNDING = 10
 _BLURRED = 0.1
 # Noise with which an axis is looked for that was not seen, as parts of the largest value.
 _STRONG = (0.5, 10.0, 1000.0)
-_MAX_PAIRS = 1000
+_MAX_JOINT = 1000
 
 
 class Member(NamedTuple):
@@ -363,33 +363,21 @@ class _Tester:
         by_size: dict[int, list[str]] = {}
         for name in failed:
             by_size.setdefault(self._sizes[name], []).append(name)
-        pairs = 0
+        tests = 0
         for size, names in by_size.items():
             order = cycle(names[0], size)
-            found: set[str] = set()
-            for pair in combinations(names, 2):
-                if found.isdisjoint(pair) and pairs < _MAX_PAIRS:
-                    pairs += 1
-                    error = self._error(dict.fromkeys(pair, order), self._values, self._outputs)
+            # The smallest groups come first: together, two of them stay as well.
+            for count in range(2, len(names) + 1):
+                for group in combinations(list(names), count):
+                    if not set(names).issuperset(group):
+                        continue
+                    if tests == _MAX_JOINT:
+                        return
+                    tests += 1
+                    error = self._error(dict.fromkeys(group, order), self._values, self._outputs)
                     if error <= self._tolerance:
-                        found.update(pair)
-                        yield pair
-            rest = [name for name in names if name not in found]
-            if len(rest) > 2:
-                yield from self._all_as_one(rest, order)
-
-    def _all_as_one(self, names: list[str], order: Array) -> Iterator[tuple[str, ...]]:
-        """Yield the smallest set of three or more widths that are one."""
-        if self._error(dict.fromkeys(names, order), self._values, self._outputs) > self._tolerance:
-            return
-        for name in list(names):
-            rest = [other for other in names if other != name]
-            orders = dict.fromkeys(rest, order)
-            if len(rest) > 1 and (
-                self._error(orders, self._values, self._outputs) <= self._tolerance
-            ):
-                names = rest
-        yield tuple(names)
+                        names = [name for name in names if name not in group]
+                        yield group
 
 
 def _telling_nothing(forward: Forward, error: float) -> RunError:

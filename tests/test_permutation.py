@@ -243,8 +243,7 @@ def test_three_widths_that_are_one(charlm: tuple[Checkpoint, Structure, Question
     axes = dict(twice.axes)
     axes["charlm/softmax/kernel"] = (Axis.parse("third"), axes["charlm/softmax/kernel"][1])
     third = replace(twice.widths[CELL], name="third")
-    other = replace(twice.widths["charlm/softmax"], name="unlike", size=30)
-    widths = {**twice.widths, "third": third, "unlike": other}
+    widths = {**twice.widths, "third": third}
     test = permute(checkpoint, replace(twice, widths=widths, axes=axes), question)
     together = {name: trial.together for name, trial in test.trials.items() if trial.together}
     assert together == {
@@ -378,6 +377,55 @@ def test_small_members_are_seen_among_large_ones(tested: Any) -> None:
     _, test = tested(make, train=False)
     assert test.trials["first"].result == "tested"
     assert test.trials["first"].invariant == ()
+
+
+@slow
+def test_an_error_that_is_too_small_to_be_seen_is_enlarged(tested: Any) -> None:
+    def make(m: Maker) -> list[Any]:
+        tf = m.tf
+        h = m.dense(m.input(N, N), "first")
+        small = tf.get_variable("small", [2 * N], initializer=tf.random_normal_initializer())
+        a, b = tf.split(small, 2)
+        return [m.dense(tf.nn.relu(h + 1e-6 * (a + 2.0 * b)), "out")]
+
+    def turn(structure: Structure) -> Structure:
+        assert structure.axes["small"] == (Axis.parse("2*first"),)
+        return replace(structure, axes={**structure.axes, "small": (Axis.parse("first*2"),)})
+
+    _, test = tested(make, train=False)
+    assert test.trials["first"].result == "tested"
+    _, test = tested(make, turn, train=False)
+    assert test.trials["first"].result == "refuted"
+
+
+@slow
+def test_noise_that_loses_all_digits_refutes_nothing(tested: Any) -> None:
+    def make(m: Maker) -> list[Any]:
+        tf = m.tf
+        x = m.input(N, N, N)
+        q, k, v = m.dense(x, "q"), m.dense(0.01 * x, "k"), m.dense(x, "v")
+        scores = 30.0 * tf.matmul(q, k, transpose_b=True)
+        return [m.dense(tf.matmul(tf.nn.softmax(scores), v), "out")]
+
+    _, test = tested(make, train=False)
+    assert test.passed
+    assert [m for t in test.trials.values() for m in t.invariant] == [Member("k/bias", 0)]
+
+
+@slow
+def test_averages_that_are_read_stand_for_their_variables(tested: Any) -> None:
+    def make(m: Maker) -> list[Any]:
+        tf = m.tf
+        h = m.dense(m.input(N, N), "first", act=tf.tanh)
+        kernel = m.variable("second/kernel", N, N)
+        averages = tf.train.ExponentialMovingAverage(0.9)
+        averages.apply([kernel])
+        m.variable("unread/kernel", N, N)
+        return [tf.matmul(h, averages.average(kernel))]
+
+    _, test = tested(make, train=False)
+    assert test.trials["first"].result == "tested"
+    assert test.trials["first"].unread == ()
 
 
 @slow
@@ -545,6 +593,9 @@ def test_a_layout_that_is_wrong_is_mended_as_it_is_told(lstm: str, tmp_path: Pat
     result = run(*arguments)
     assert result.exit_code == 1
     at = LAYOUT.splitlines().index('axes = ["other", "charlm/softmax"]')
+    assert "is left as it is" not in result.output
+    assert result.output.count("bound together") == 1
+    assert result.output.count("[variables.") == 1
     told = f'[variables."charlm/softmax/kernel"] axes = ["{CELL}", "charlm/softmax"]'
     assert f"note      {told}" in result.output.splitlines()
     lines = LAYOUT.splitlines()

@@ -571,6 +571,14 @@ def test_dropout_changes_no_class() -> None:
     assert m.widths()["a"] == "free any"
 
 
+def test_noise_for_each_unit_does_not_bind() -> None:
+    m = Model()
+    noise = m.op("RandomStandardNormal", m.constant([N, N]))
+    h = m.op("Add", m.dense(m.input(N, N), "a"), m.op("Mul", noise, m.constant(0.1)))
+    m.dense(h, "out")
+    assert m.widths()["a"] == "permutation any"
+
+
 def test_a_constant_for_each_unit_binds() -> None:
     m = Model()
     h = m.dense(m.input(N, N), "a")
