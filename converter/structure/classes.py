@@ -215,13 +215,20 @@ def scale_factors(
     found: dict[Atom, list[Factor]] = {}
     wanted = set(resizable)
     for scale in analysis.scales:
-        for atom in _scaled(analysis, scale.operand.node, scale.node):
-            if atom not in wanted or not atom.size:
-                continue
-            for power in (-0.5, 0.5, -1.0):
-                if math.isclose(abs(scale.number), atom.size**power, rel_tol=1e-5):
-                    found.setdefault(atom, []).append(Factor(scale.node, scale.number, power))
-                    facts[atom].touches.setdefault("scaled by size", scale.node)
+        for candidates in _scaled(analysis, scale.operand.node, scale.node):
+            fitting = [
+                (atom, power)
+                for atom in candidates
+                if atom in wanted and atom.size
+                for power in (-0.5, 0.5, -1.0)
+                if math.isclose(abs(scale.number), atom.size**power, rel_tol=1e-5)
+            ]
+            for atom, power in fitting:
+                found.setdefault(atom, []).append(Factor(scale.node, scale.number, power))
+                facts[atom].touches.setdefault("scaled by size", scale.node)
+            if fitting:
+                # What is contracted is what such a factor is about, if it may be.
+                break
     for atom, factors in found.items():
         if _makes_products_only(analysis, facts[atom], factors):
             found[atom] = [factor._replace(is_of_products=True) for factor in factors]
@@ -249,10 +256,14 @@ def _makes_products_only(analysis: Analysis, fact: Facts, factors: Sequence[Fact
     return all(node in made for node in consumers)
 
 
-def _scaled(analysis: Analysis, operand: Node, node: Node) -> list[Atom]:
-    """Return the widths that a factor may be about: those of the tensor, or those in it."""
+def _scaled(analysis: Analysis, operand: Node, node: Node) -> list[list[Atom]]:
+    """Return what a factor may be about: the widths contracted near it, or else those it is on."""
     near = {operand, node, *(c for c in analysis.graph.consumers[node])}
-    found = [part for p in analysis.pairings if p.node in near for part in leaves(p.atom)]
-    for tensor in analysis.tensors.get(operand, ())[:1]:
-        found += [part for atom in tensor.axes or () for part in leaves(atom)]
-    return list(dict.fromkeys(find(part) for part in found))
+    contracted = [part for p in analysis.pairings if p.node in near for part in leaves(p.atom)]
+    held = [
+        part
+        for tensor in analysis.tensors.get(operand, ())[:1]
+        for atom in tensor.axes or ()
+        for part in leaves(atom)
+    ]
+    return [list(dict.fromkeys(find(part) for part in parts)) for parts in (contracted, held)]
