@@ -669,3 +669,91 @@ def test_principal_components_keep_what_is_largest() -> None:
         np.linalg.svd(net.values["h"])[1][:3] ** 2,
         rtol=1e-9,
     )
+
+
+def odd(what: str) -> Callable[[Net], None]:
+    """Make a normalised stream with something odd about it."""
+
+    def make(m: Net) -> None:
+        axis = m.constant(-1)
+
+        def mean(y: str) -> str:
+            return m.op("Mean", y, axis, keep_dims=True)
+
+        x = m.op("Gather", m.variable("h", 7, N), m.ids())
+        other = m.dense(m.op("Gather", m.variable("other", 7, 3), "ids"), "more", 3, N)
+        x = m.op("Add", x, other)
+        if what == "shifted":
+            x = m.op("Add", x, m.constant(0.5))
+        elif what == "nonlinear":
+            x = m.op("Tanh", x)
+        elif what == "scaled":
+            x = m.op("Mul", m.op("Neg", x), m.constant(3.0))
+        elif what == "gain before":
+            x = m.op("Mul", x, m.variable("before", N))
+        elif what == "consumed raw":
+            other = m.dense(x, "raw", N, N)
+        elif what == "by position":
+            x = m.op(
+                "Mul",
+                x,
+                m.op("Sum", m.op("Gather", m.variable("g", 7, 1), "ids"), axis, keep_dims=True),
+            )
+        middle = mean(other if what == "mean of another" else x)
+        centred = m.op("Sub", x, middle)
+        variance = mean(m.op("Square", centred))
+        if what == "variance of all":
+            variance = mean(m.op("Square", x))
+        root = m.op("Rsqrt", m.op("Add", variance, m.constant(1e-2)))
+        if what == "variance alone":
+            root = m.op("Add", variance, m.constant(1e-2))
+        y = m.op("Mul", centred, root)
+        if what != "no gain":
+            y = m.op("Mul", y, m.variable("gamma", N))
+        if what == "two gains":
+            y = m.op("Mul", y, m.variable("gamma2", N))
+        if what == "relu behind":
+            y = m.op("Relu", y)
+        if what == "added again":
+            y = m.op("Add", y, x)
+        if what == "beta":
+            y = m.op("Add", y, m.variable("beta", N))
+        if what == "beta before, too":
+            y = m.op("Add", y, "more/b/read")
+        if what == "mean behind":
+            y = m.op("Sub", y, mean(y))
+        if what == "consumed raw":
+            m.op("Add", m.dense(y, "out", N, 3), m.dense(other, "out2", N, 3))
+        elif what == "mean used":
+            m.op("Add", m.dense(y, "out", N, 3), m.dense(middle, "out2", 1, 3))
+        else:
+            m.dense(y, "out", N, 3)
+
+    return make
+
+
+SAME = ["plain", "beta", "relu behind", "scaled", "by position", "variance alone"]
+CHANGED = [
+    "added again",
+    "beta before, too",
+    "consumed raw",
+    "gain before",
+    "mean behind",
+    "mean of another",
+    "mean used",
+    "no gain",
+    "nonlinear",
+    "shifted",
+    "two gains",
+    "variance of all",
+]
+
+
+@pytest.mark.parametrize("what", [*SAME, *CHANGED])
+def test_only_what_stands_behind_its_normalisation_grows(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS, "odd", odd(what))
+    found = outcome("odd", "pad", 9)
+    assert found.plan.verdict.exact == (what in SAME), found.plan
+    assert (found.error < 1e-12) == (what in SAME)
