@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 import tempfile
 from collections.abc import Sequence
 from functools import cached_property
@@ -56,6 +57,8 @@ def _product(variable: Variable, axis: int, panels: Sequence[Panel], region: Reg
         turned = np.einsum("...nk,nm->...mk", blocks, panel.matrix.values, optimize=True)
         flat = turned.reshape(*rows.shape[:-1], -1)
         pieces.append(round_to(np.moveaxis(flat, -1, axis), variable.dtype, variable.counts))
+    if not pieces:
+        return np.empty(shape_of(region), variable.dtype.numpy)
     return np.concatenate(pieces, axis=axis)
 
 
@@ -109,11 +112,17 @@ class _Tiles:
         return _product(self._variable, self._axis, self._panels, place)
 
     def _computed(self) -> Array:
-        assert self._variable.dtype.numpy is not None
+        variable = self._variable
         with tempfile.TemporaryFile() as file:
-            values: Array = np.memmap(file, self._variable.dtype.numpy, "w+", shape=self._shape)
+            size = math.prod(self._shape) * variable.dtype.itemsize
+            file.truncate(size)
+            memory = mmap.mmap(file.fileno(), size)
+        values = np.frombuffer(memory, variable.dtype.numpy).reshape(self._shape)
         for place in self._places:
             values[place] = self._product(place)
+            # What is in the file need not stay in memory.
+            if hasattr(memory, "madvise"):
+                memory.madvise(mmap.MADV_DONTNEED)
         return values
 
 

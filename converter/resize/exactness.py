@@ -38,6 +38,7 @@ _COUNTING = frozenset(
 _AVERAGING = frozenset(["mean", "square mean", "variance"])
 _SEEN = _COUNTING | _AVERAGING
 _TOLERANCE = 1e-9
+_SCALED = ("free", "scaling")
 
 
 class Verdict(NamedTuple):
@@ -125,36 +126,45 @@ def judge(
 def _judge_units(
     width: Width, width_map: WidthMap, produce: Units, consume: Units, *, tied: bool
 ) -> Verdict:
-    index = produce.index
-    counts = np.bincount(index[index >= 0], minlength=width.size)
-    if not counts.all():
-        return Verdict(False, f"{int((counts == 0).sum())} of its units are removed")
+    taken = produce.taken(width.size)
+    if taken.removed:
+        return Verdict(False, f"{taken.removed} of its units are removed")
     if width_map.noise:
         return Verdict(False, "noise is added to the copies")
     touches = dict(width.touches)
-    if counts.max() > 1 and is_looked_up(width) and touches.keys().isdisjoint(_SEEN):
+    if taken.most > 1 and is_looked_up(width) and touches.keys().isdisjoint(_SEEN):
         return Verdict(True, "what was looked up stays in its place")
-    if counts.max() > 1:
-        shares = np.ones(consume.size) if consume.weight is None else consume.weight
-        totals = np.bincount(index[index >= 0], shares[index >= 0], minlength=width.size)
+    if produce.is_weighted or consume.is_weighted or taken.most > 1:
+        index = produce.index
+        scales, shares = (
+            np.ones(u.size) if u.weight is None else u.weight for u in (produce, consume)
+        )
+        totals = np.bincount(index[index >= 0], (scales * shares)[index >= 0], width.size)
         if not np.allclose(totals, 1, atol=_TOLERANCE):
             return Verdict(False, "the shares of the copies do not add up to 1")
+        if not np.allclose(scales, 1) and width.symmetry not in _SCALED:
+            return Verdict(False, f"its units are scaled: {width.why}")
+    if taken.most > 1:
         if tied:
             return Verdict(False, "one variable produces and consumes it, so copies count twice")
-        if what := next((t for t in touches if t in _COUNTING), None):
+        # Whoever feeds a state feeds copies of it, too.
+        counting = _COUNTING - {"input"} if width.produced_by else _COUNTING
+        if what := next((t for t in touches if t in counting), None):
             return Verdict(False, f"{touches[what]} sees each of the copies")
         averaged = next((t for t in touches if t in _AVERAGING), None)
-        if averaged and len(set(counts.tolist())) > 1:
+        if averaged and not taken.even:
             return Verdict(False, f"{touches[averaged]} averages over it; copy every unit as often")
-        if averaged and (index < 0).any():
+        if averaged and taken.new:
             return Verdict(False, f"{touches[averaged]} averages over it, new units included")
         return Verdict(True, "the shares of the copies add up to 1")
-    if not (index < 0).any():
+    if not taken.new:
         return Verdict(True, "its units stay")
     if width.normalised is not None and _is_made_up(width, width_map):
         return Verdict(
             True, "what makes it is scaled by the new units that its normalisation counts"
         )
+    if is_looked_up(width) and width.growth == "any":
+        return Verdict(True, "nothing that was looked up before is a new one")
     zero = width_map.gain == 1 and isinstance(width_map.fill, Zeros)
     if width.growth == "any" or (width.growth == "zero" and zero):
         return Verdict(True, "what consumes the new units is zero")
@@ -232,7 +242,7 @@ def dead(width: Width, width_map: WidthMap, *, is_filled: bool) -> str | None:
     """
     if not isinstance(width_map.produce, Units) or width_map.size <= width.size:
         return None
-    if not (width_map.produce.index < 0).any():
+    if not width_map.produce.taken(width.size).new:
         return None
     needed = "both sides of the new units are zero, as they have to be here"
     if width.normalised is not None and _is_made_up(width, width_map):

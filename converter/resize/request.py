@@ -15,6 +15,7 @@ from converter.resize.resizer import Resizer
 from converter.resize.variables import Resizing
 from converter.structure.axis import Axis, Use, Width
 from converter.structure.choose import choose
+from converter.structure.followers import kept_axes
 from converter.structure.infer import Structure
 from converter.structure.layout import read_layout
 from converter.structure.template import sizes_like
@@ -66,7 +67,7 @@ class Request:
             self._template,
             self._resizer.seed,
         )
-        _check_companions(self._checkpoint, resizing, self._shapes)
+        _check_companions(self._checkpoint, resizing)
         return resizing.variables()
 
     def resizes(self) -> Resizes:
@@ -179,31 +180,20 @@ def _with_shapes(
         uses[name] = tuple({width: used} for width in named)
         for other, role in roles.items():
             if role.of == name and other not in declared:
-                followed = _axes_of_follower(checkpoint[other].shape, shape, own)
-                if followed is not None:
-                    axes[other] = followed
+                kept = kept_axes(checkpoint[other].shape, shape, role.slot)
+                if kept is not None:
+                    axes[other] = tuple(own[axis] for axis in kept)
+                    uses[other] = tuple(uses[name][axis] for axis in kept)
     return replace(structure, widths=widths, axes=axes, uses=uses)
 
 
-def _axes_of_follower(shape: Shape, of: Shape, axes: tuple[Axis, ...]) -> tuple[Axis, ...] | None:
-    """Return the axes of a slot: those of its variable, of which a factored one lacks one."""
-    if shape == of:
-        return axes
-    for lost in range(len(of)):
-        if shape == of[:lost] + of[lost + 1 :]:
-            return axes[:lost] + axes[lost + 1 :]
-    return None
-
-
-def _check_companions(
-    checkpoint: Checkpoint, resizing: Resizing, shapes: Mapping[str, Shape]
-) -> None:
+def _check_companions(checkpoint: Checkpoint, resizing: Resizing) -> None:
     """Refuse to leave a slot or an average that does not fit its variable any more.
 
     A training run that restores it would fail, or worse, not fail.
     """
     for name, role in checkpoint.roles().items():
-        if role.of is None or not {name, role.of} & shapes.keys() or role.of not in checkpoint:
+        if role.of is None or role.of not in checkpoint:
             continue
         own, new = checkpoint[name].shape, resizing.shape_of(name)
         of_old, of_new = checkpoint[role.of].shape, resizing.shape_of(role.of)

@@ -24,6 +24,9 @@ Use = Literal["produce", "consume", "shift", "gain", "mean", "variance"]
 
 USES: tuple[Use, ...] = ("produce", "consume", "shift", "gain", "mean", "variance")
 
+Growth = Literal["any", "zero", "none"]
+"""What makes new units may hold anything, has to be zero, or nothing keeps the outputs."""
+
 _NAME = re.compile(r"(?!\d+\Z)[A-Za-z0-9_.][A-Za-z0-9_.\-/]*")
 _TOKEN = re.compile(
     r"\s*(?:([0-9]+)(?![A-Za-z0-9_.\-/])|([A-Za-z0-9_.][A-Za-z0-9_.\-/]*)|"
@@ -148,7 +151,7 @@ class Width:
     size: int
     symmetry: Symmetry
     resizable: bool
-    growth: Literal["any", "zero", "none"]
+    growth: Growth
     produced_by: tuple[str, ...] = ()
     consumed_by: tuple[str, ...] = ()
     followed_by: tuple[str, ...] = ()

@@ -45,6 +45,10 @@ def follow(
         axes[name] = found
         names.setdefault(origin, name)
     uses = {name: structure.uses[old] for old, name in names.items() if old in structure.uses}
+    for name, role in parent.roles().items():
+        if role.kind == "average" and role.of is not None and name in names:
+            # It stands for its variable where that has gone.
+            names.setdefault(role.of, names[name])
 
     def renamed(variables: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(names[name] for name in variables if name in names)
@@ -64,4 +68,9 @@ def follow(
         },
         axes=axes,
         uses=uses,
+        follows={
+            names[name]: replace(role, of=names[role.of])
+            for name, role in structure.follows.items()
+            if name in names and role.of in names and names[name] != names[role.of]
+        },
     )
