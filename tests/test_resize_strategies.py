@@ -11,28 +11,36 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from conftest import DATA
 from converter_plugins.duplicate import Duplicate
 from converter_plugins.pad import Pad
 from converter_plugins.project import Project
 from converter_plugins.select import Select
 from converter_plugins.truncate import Truncate
+from safetensors.numpy import save_file
 from structure_maker import Model
 
 from converter import (
     Array,
     Checkpoint,
     Coupled,
+    InputError,
     Matrix,
+    PlanError,
     Resizer,
     Units,
+    UsageError,
     Variable,
     Width,
     WidthMap,
 )
+from converter.cli import cli
 from converter.initializer import parse_initializer
 from converter.resize.exactness import Resized
 from converter.structure.graph import Graph, Node
 from converter.structure.infer import Structure, infer_from
+from converter.testing import NAME, check_strategy
 
 N = 6
 LIVE = parse_initializer("normal(stddev=0.5)")
@@ -668,4 +676,411 @@ def test_principal_components_keep_what_is_largest() -> None:
         np.linalg.norm(result["h"], axis=0) ** 2,
         np.linalg.svd(net.values["h"])[1][:3] ** 2,
         rtol=1e-9,
+    )
+
+
+def odd(what: str) -> Callable[[Net], None]:
+    """Make a normalised stream with something odd about it."""
+
+    def make(m: Net) -> None:
+        axis = m.constant(-1)
+
+        def mean(y: str) -> str:
+            return m.op("Mean", y, axis, keep_dims=True)
+
+        x = m.op("Gather", m.variable("h", 7, N), m.ids())
+        other = m.dense(m.op("Gather", m.variable("other", 7, 3), "ids"), "more", 3, N)
+        x = m.op("Add", x, other)
+        if what == "shifted":
+            x = m.op("Add", x, m.constant(0.5))
+        elif what == "nonlinear":
+            x = m.op("Tanh", x)
+        elif what == "scaled":
+            x = m.op("Mul", m.op("Neg", x), m.constant(3.0))
+        elif what == "gain before":
+            x = m.op("Mul", x, m.variable("before", N))
+        elif what == "consumed raw":
+            other = m.dense(x, "raw", N, N)
+        elif what == "by position":
+            x = m.op(
+                "Mul",
+                x,
+                m.op("Sum", m.op("Gather", m.variable("g", 7, 1), "ids"), axis, keep_dims=True),
+            )
+        middle = mean(other if what == "mean of another" else x)
+        centred = m.op("Sub", x, middle)
+        variance = mean(m.op("Square", centred))
+        if what == "variance of all":
+            variance = mean(m.op("Square", x))
+        root = m.op("Rsqrt", m.op("Add", variance, m.constant(1e-2)))
+        if what == "variance alone":
+            root = m.op("Add", variance, m.constant(1e-2))
+        y = m.op("Mul", centred, root)
+        if what != "no gain":
+            y = m.op("Mul", y, m.variable("gamma", N))
+        if what == "two gains":
+            y = m.op("Mul", y, m.variable("gamma2", N))
+        if what == "relu behind":
+            y = m.op("Relu", y)
+        if what == "added again":
+            y = m.op("Add", y, x)
+        if what == "beta":
+            y = m.op("Add", y, m.variable("beta", N))
+        if what == "beta before, too":
+            y = m.op("Add", y, "more/b/read")
+        if what == "mean behind":
+            y = m.op("Sub", y, mean(y))
+        if what == "consumed raw":
+            m.op("Add", m.dense(y, "out", N, 3), m.dense(other, "out2", N, 3))
+        elif what == "mean used":
+            m.op("Add", m.dense(y, "out", N, 3), m.dense(middle, "out2", 1, 3))
+        else:
+            m.dense(y, "out", N, 3)
+
+    return make
+
+
+SAME = ["plain", "beta", "relu behind", "scaled", "by position", "variance alone"]
+CHANGED = [
+    "added again",
+    "beta before, too",
+    "consumed raw",
+    "gain before",
+    "mean behind",
+    "mean of another",
+    "mean used",
+    "no gain",
+    "nonlinear",
+    "shifted",
+    "two gains",
+    "variance of all",
+]
+
+
+@pytest.mark.parametrize("what", [*SAME, *CHANGED])
+def test_only_what_stands_behind_its_normalisation_grows(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS, "odd", odd(what))
+    found = outcome("odd", "pad", 9)
+    assert found.plan.verdict.exact == (what in SAME), found.plan
+    assert (found.error < 1e-12) == (what in SAME)
+
+
+def test_noise_parts_copies_and_averages_get_the_same() -> None:
+    net = Net()
+    hidden("Tanh")(net)
+    averages = {f"{n}/ExponentialMovingAverage": v + 1 for n, v in net.values.items()}
+    source = net.checkpoint(**averages)
+    plain = values(Duplicate(resize={"h": 15}), source)
+    noisy = values(Duplicate(resize={"h": 15}, noise=0.25), source)
+    other = values(Duplicate(resize={"h": 15}, noise=0.25, seed=1), source)
+    for name in ("h/w", "h/b"):
+        noise = noisy[name] - plain[name]
+        assert (noise[..., :N] == 0).all()
+        assert (noise[..., N:] != 0).all()
+        assert np.abs(noise[..., N:] - (other[name] - plain[name])[..., N:]).max() > 1e-3
+        average = f"{name}/ExponentialMovingAverage"
+        np.testing.assert_allclose(noisy[average] - plain[average], noise, atol=1e-12)
+    ratio = (noisy["h/w"] - plain["h/w"])[:, N:].std() / net.values["h/w"].std()
+    assert ratio == pytest.approx(0.25, rel=0.3)
+    # What takes the copies, and what does not have them, gets none.
+    for name in ("out/w", "out/b"):
+        np.testing.assert_array_equal(noisy[name], plain[name], err_msg=name)
+
+
+def test_noise_is_measured_by_what_the_variable_holds() -> None:
+    rng = np.random.default_rng(0)
+    source = Checkpoint([Variable.from_array("w", rng.normal(5, 3, (40, 50)))])
+    result = values(Duplicate(shape={"w": (40, 100)}, noise=0.01), source)["w"]
+    assert (result[:, 50:] - result[:, :50]).std() == pytest.approx(0.03, rel=0.1)
+
+
+def test_new_outputs_get_a_bias_that_keeps_them_out() -> None:
+    net = Net()
+    softmax(net)
+    source = net.checkpoint()
+    wanted = Pad(resize={"h": 9}, fill=LIVE, output_bias=-1e4)
+    result = values(wanted, source)
+    np.testing.assert_array_equal(result["h/b"], [*net.values["h/b"], -1e4, -1e4, -1e4])
+    np.testing.assert_allclose(net.run(result)[:, :N], net.run(net.values), atol=1e-15)
+    assert (net.run(result)[:, N:] == 0).all()
+    assert list(wanted.notes(source)) == []
+    (note,) = Pad(resize={"h": 9}).notes(source)
+    assert note == (
+        "h: new outputs count in a softmax, zeros too; --pad-output-bias -1e4 keeps them out, "
+        "--pad-fill match makes them like the old ones"
+    )
+    zeros = values(Pad(resize={"h": 9}), source)
+    assert net.run(zeros)[:, N:].sum(axis=1).min() > 0.05
+
+
+def test_outputs_without_a_bias_cannot_have_another() -> None:
+    net = Net()
+    tied(net)
+    with pytest.raises(PlanError, match=r"^h/vocabulary: these outputs have no bias; leave out"):
+        Pad(resize={"h/vocabulary": 9}, output_bias=-1e4).resizes(net.checkpoint())
+    # It is about outputs only.
+    inner = Net()
+    hidden("Tanh")(inner)
+    result = values(Pad(resize={"h": 9}, output_bias=-1e4), inner.checkpoint())
+    assert (result["h/b"][N:] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("resizer", "message"),
+    [
+        (
+            Select(resize={"h": 9}),
+            "h: select cannot turn 6 units into 9; it only makes them smaller (pad grows)",
+        ),
+        (
+            Duplicate(resize={"h": 4}),
+            "h: duplicate cannot turn 6 units into 4; it only grows them (select makes them "
+            "smaller)",
+        ),
+        (
+            Project(resize={"h": 9}),
+            "h: project cannot turn 6 units into 9; mixed units ruin it: Tanh Tanh_8 is "
+            "nonlinear; choose another strategy, or lose what it does (--project-lossy)",
+        ),
+        (
+            Project(resize={"h": 9}, by="pca", lossy=True),
+            "h: project cannot turn 6 units into 9; principal components are fewer than the "
+            "units; choose another matrix to grow it",
+        ),
+        (
+            Project(resize={"h": 1 << 26}, lossy=True),
+            "h: project cannot turn 6 units into 67108864; its matrix would have more than "
+            "134,217,728 entries; choose pad or select",
+        ),
+    ],
+)
+def test_what_a_strategy_cannot_do(resizer: Resizer, message: str) -> None:
+    net = Net()
+    hidden("Tanh")(net)
+    with pytest.raises(PlanError) as caught:
+        resizer.resizes(net.checkpoint())
+    assert str(caught.value) == message
+
+
+def test_options_that_cannot_be() -> None:
+    with pytest.raises(UsageError, match=r"^noise must be 0 or a positive number, got -0.1$"):
+        Duplicate(resize={"h": 9}, noise=-0.1)
+    with pytest.raises(UsageError, match=r"^transposed is about the matrix of a file; give"):
+        Project(resize={"h": 9}, transposed=True)
+
+
+def test_a_gain_cannot_be_mixed() -> None:
+    net = Net()
+    batch_norm(net)
+    with pytest.raises(PlanError, match=r"^variance: it holds one factor for each unit of h, w"):
+        values(Project(resize={"h": 9}, lossy=True), net.checkpoint())
+
+
+def test_require_exact_refuses_what_is_not() -> None:
+    net = Net()
+    hidden("Tanh")(net)
+    with pytest.raises(PlanError, match=r"^h: 6 to 4 units is not exact: 2 of its units are rem"):
+        list(Select(resize={"h": 4}, require_exact=True).apply(net.checkpoint()))
+    assert list(Duplicate(resize={"h": 9}, require_exact=True).apply(net.checkpoint()))
+
+
+@pytest.mark.parametrize("strategy", ["select", "duplicate", "noisy", "pad", "project"])
+def test_planning_reads_nothing(strategy: str) -> None:
+    net = Net()
+    embedding(net)
+    read = []
+
+    def watched(variable: Variable) -> Variable:
+        def load(region: Any) -> Array:
+            read.append(variable.name)
+            return variable.load(region)
+
+        return variable.derive(load)
+
+    made = net.checkpoint()
+    source = Checkpoint([watched(v) for v in made.values()], structure=lambda c, _: net.told(c))
+    resizer = STRATEGIES[strategy](resize={"h": 4 if strategy == "select" else 9})
+    resizer.resizes(source)
+    variables = list(resizer.apply(source))
+    assert read == []
+    for variable in variables:
+        variable.read()
+    assert {"h", "out/w"} <= set(read)
+
+
+def sized(make: Callable[..., Resizer], size: Callable[[int], int]) -> Callable[..., Resizer]:
+    return lambda c: make(shape={NAME: tuple(size(n) if n else 0 for n in c[NAME].shape)})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        sized(Select, lambda n: n - 1),
+        sized(partial(Select, by="random"), lambda n: n - 1),
+        sized(Duplicate, lambda n: n + 1),
+        sized(partial(Duplicate, noise=0.1), lambda n: n + 1),
+        sized(partial(Project, lossy=True), lambda n: n + 1),
+        sized(partial(Project, lossy=True, by="pca"), lambda n: max(1, n - 1)),
+    ],
+    ids=["select", "drawn", "duplicate", "noisy", "project", "pca"],
+)
+def test_the_contract_of_a_strategy(make: Callable[[Checkpoint], Resizer]) -> None:
+    check_strategy(make)
+
+
+def test_what_is_dense_streams_through_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("converter.resize.dense.BLOCK_BYTES", 64)
+    rng = np.random.default_rng(0)
+    array = rng.normal(size=(6, 5, 7)).astype("f4")
+    source = Checkpoint([Variable.from_array("w", array)])
+    (variable,) = Project(shape={"w": (9, 5, 7)}, lossy=True).apply(source)
+    parts = [variable.read((slice(k, k + 1), slice(2, 4), slice(0, 7))) for k in range(9)]
+    matrix = np.linalg.lstsq(array.reshape(6, -1).T, variable.read().reshape(9, -1).T, rcond=None)
+    np.testing.assert_allclose(matrix[0] @ matrix[0].T, np.eye(6), atol=1e-5)
+    np.testing.assert_array_equal(np.concatenate(parts), variable.read()[:, 2:4])
+
+
+ROTATION = np.linalg.qr(np.random.default_rng(7).normal(size=(9, 9)))[0][:N]
+
+
+def saved(path: Path, produce: Array, consume: Array | None = None, prefix: str = "") -> Path:
+    arrays = {f"{prefix}produce": produce}
+    if consume is not None:
+        arrays[f"{prefix}consume"] = consume
+    if path.suffix == ".npy":
+        np.save(path, produce)
+    elif path.suffix == ".npz":
+        np.savez(path, **arrays)  # type: ignore[arg-type]  # its stubs are wrong
+    else:
+        save_file({n: np.asarray(a, order="C") for n, a in arrays.items()}, path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".safetensors"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_matrices_come_from_files(tmp_path: Path, suffix: str, transposed: bool) -> None:
+    net = Net()
+    embedding(net)
+    produce = np.random.default_rng(0).normal(size=(N, 9))
+    path = saved(tmp_path / f"p{suffix}", np.asfortranarray(produce.T if transposed else produce))
+    resizer = Project(resize={"h": 9}, matrix=path, transposed=transposed)
+    (plan,) = resizer.resizes(net.checkpoint()).widths
+    assert plan.verdict.exact
+    result = values(resizer, net.checkpoint())
+    np.testing.assert_allclose(result["h"], net.values["h"] @ produce, atol=1e-12)
+    np.testing.assert_allclose(net.run(result), net.run(net.values), atol=1e-12)
+
+
+@pytest.mark.parametrize("prefix", ["", "h/"])
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_both_matrices_come_from_a_file(tmp_path: Path, suffix: str, prefix: str) -> None:
+    net = Net()
+    embedding(net)
+    path = saved(tmp_path / f"p{suffix}", ROTATION, 2 * ROTATION.T, prefix)
+    resizer = Project(resize={"h": 9}, matrix=path)
+    (plan,) = resizer.resizes(net.checkpoint()).widths
+    assert plan.verdict == (False, "what consumes it does not undo what produces it")
+    result = values(resizer, net.checkpoint())
+    np.testing.assert_allclose(result["out/w"], 2 * ROTATION.T @ net.values["out/w"], atol=1e-12)
+
+
+def test_matrices_that_cannot_be(tmp_path: Path) -> None:
+    net = Net()
+    embedding(net)
+
+    def error(path: Path, **options: Any) -> str:
+        with pytest.raises((PlanError, InputError)) as caught:
+            Project(resize={"h": 9}, matrix=path, **options).resizes(net.checkpoint())
+        return str(caught.value).replace(str(tmp_path), "")
+
+    p = saved(tmp_path / "p.npy", ROTATION)
+    assert error(p, transposed=True) == (
+        "/p.npy: it is [6, 9] where [9, 6] is needed; leave out --project-transposed"
+    )
+    t = saved(tmp_path / "t.npz", ROTATION.T)
+    assert error(t) == (
+        "/t.npz: produce is [9, 6] where [6, 9] is needed; use --project-transposed"
+    )
+    small = saved(tmp_path / "small.npy", ROTATION[:, :5])
+    assert error(small) == "/small.npy: it is [6, 5] where [6, 9] is needed; give it that shape"
+    nan = saved(tmp_path / "nan.npy", ROTATION * np.nan)
+    assert error(nan) == "/nan.npy: it has NaN or infinities, which no matrix can have"
+    np.savez(tmp_path / "names.npz", matrix=ROTATION)
+    assert error(tmp_path / "names.npz") == (
+        "/names.npz: it has neither produce nor h/produce; name the matrix so"
+    )
+    (tmp_path / "cut.npy").write_bytes(p.read_bytes()[:-8])
+    assert error(tmp_path / "cut.npy") == (
+        "/cut.npy: it is no readable .npy file ([6, 9] of float64 is not what it holds)"
+    )
+    (tmp_path / "no.npz").write_bytes(b"PK")
+    assert error(tmp_path / "no.npz").startswith("/no.npz: it is no readable .npz file (")
+    header = p.read_bytes().replace(b"(6, 9)", b"(6, 9" + b"0" * 12 + b")")
+    (tmp_path / "vast.npy").write_bytes(header)
+    assert error(tmp_path / "vast.npy").startswith("/vast.npy: it is no readable .npy file (")
+    wide = save_wide(tmp_path / "wide.safetensors")
+    assert error(wide) == (
+        "/wide.safetensors: produce is float32 [6, 9, 1], where numbers [6, 9] are needed"
+    )
+    assert error(tmp_path / "missing.npy").startswith("/missing.npy: it is no readable .npy file")
+    np.save(tmp_path / "text.npy", np.array([["a"]]))
+    assert error(tmp_path / "text.npy") == (
+        "/text.npy: it is no readable .npy file (<U1 is no number)"
+    )
+
+
+def save_wide(path: Path) -> Path:
+    save_file({"produce": np.zeros((N, 9, 1), "f4")}, path)
+    return path
+
+
+OUTWARD = '''
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from converter import Resizer, Units, WidthMap, hookimpl, option
+
+
+@dataclass(frozen=True)
+class Mirror(Resizer):
+    """Grow widths by the last units in reverse, which share what they did."""
+
+    name: ClassVar[str] = "mirror"
+    share: float = option(0.25, help="what the copies do")
+
+    def width_map(self, width, size, coupled):
+        index = np.concatenate([np.arange(width.size), np.arange(width.size)[::-1]])[:size]
+        copied = index >= 2 * width.size - size
+        shares = np.where(copied, 1 - self.share, 1.0)
+        shares[width.size:] = self.share
+        return WidthMap(Units(size, index), Units(size, index, shares))
+
+    def refusal(self, width, size):
+        return "there are no more units to mirror" if size > 2 * width.size else None
+
+
+@hookimpl
+def converter_strategies():
+    yield Mirror
+'''
+
+
+def test_a_third_party_writes_one_function(tmp_path: Path) -> None:
+    plugin = tmp_path / "mirror.py"
+    plugin.write_text(OUTWARD)
+    source = str(DATA / "tf14_v2_charlm_lstm_ema")
+    command = ["ckpt", source, "--plugin", str(plugin), "--resize", "30=40"]
+    found = CliRunner().invoke(cli, [*command, "--mirror-share", "0.4"])
+    assert found.exit_code == 0, found.output
+    assert "30 -> 40  exact: the shares of the copies add up to 1\n" in found.stdout
+    assert "bias/Adam  float32 [4*30] -> [4*40]\n" in found.stdout
+    refused = CliRunner().invoke(cli, [*command[:-1], "30=61"])
+    assert refused.exit_code == 4
+    assert refused.stderr.splitlines()[-1] == (
+        "Error: charlm/rnn/lstm_cell: mirror cannot turn 30 units into 61; there are no more units "
+        "to mirror"
     )

@@ -243,7 +243,7 @@ def _makes_products_only(analysis: Analysis, fact: Facts, factors: Sequence[Fact
     scaled = []
     for factor in factors:
         near = {factor.node, *(o.node for o in factor.node.inputs)}
-        near.update(analysis.graph.consumers[factor.node])
+        near |= _met(factor.node, lambda step: analysis.graph.consumers[step])
         scaled += [node for node in products if node in near]
     if sorted(n.order for n in scaled) != sorted(n.order for n in products):
         return False

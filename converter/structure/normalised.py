@@ -67,7 +67,7 @@ _CUTS = ops("Floor GreaterEqual Greater Less LessEqual")
 _MAX_SOURCES = 256
 # Of a power of the ratio they make another one: twice it, half of it, minus it.
 _POWERS = {"Square": 2.0, "Sqrt": 0.5, "Rsqrt": -0.5, "Reciprocal": -1.0, "Inv": -1.0}
-_KEEP_ZERO = ops("Relu LeakyRelu Abs Tanh Elu Selu Relu6 Softsign Erf Sin Sign Neg Expm1 Log1p")
+_KEEP_ZERO = ops("Relu LeakyRelu Abs Tanh Elu Selu Relu6 Softsign Erf Sin Sign Expm1 Log1p")
 _ENTRYWISE = _KEEP_ZERO | ops("Sigmoid Softplus Exp Gelu Swish Cos Floor Ceil Round Rint")
 
 
@@ -178,11 +178,14 @@ class _Following:
         if node.op in _TAKES or node.op in _JOINS:
             return self._taken(node)
         states = [self._of(output) for output in node.inputs]
+        if node.op == "Neg":
+            raw = states[0].is_raw
+            return self._raw(Output(node, 0)) if raw else replace(states[0], times=-states[0].times)
         if any(_differs(state) for state in states):
             raise _UnclearError
         if not self._carries(Output(node, 0)):
             return _SAME if followed else None
-        if node.op == "Neg" or node.op in _ENTRYWISE:
+        if node.op in _ENTRYWISE:
             return _State(is_zero=states[0].is_zero and node.op in _KEEP_ZERO)
         raise _UnclearError
 
