@@ -151,7 +151,7 @@ def permute(
     """
     question = question or Question()
     with Model(checkpoint, question) as model:
-        return _Tester(model, checkpoint, structure, question.tolerance, progress).test()
+        return _Tester(model, structure, question.tolerance, progress).test()
 
 
 class _Tester:
@@ -160,7 +160,6 @@ class _Tester:
     def __init__(
         self,
         model: Model,
-        checkpoint: Checkpoint,
         structure: Structure,
         tolerance: float,
         progress: Callable[[int, int], None] | None,
@@ -182,11 +181,9 @@ class _Tester:
             for source in (*model.feeds.values, *(o.tensor for o in model.forward.outputs))
         }
         self._members = {name: list(self._find_members(name)) for name in structure.widths}
-        roles = checkpoint.roles()
-        # Averages are read in the place of their variables, and the other way round.
-        read = set(model.values) | {roles[name].of for name in model.values}
-        kept = [name for name in checkpoint if roles[name].kind in ("model", "batch_statistic")]
-        self._unread = [name for name in kept if name not in read]
+        # Averages are read in the place of their variables.
+        read = {_owner(structure, name) for name in model.values}
+        self._unread = [n for n in structure.axes if n not in structure.follows and n not in read]
         self._total = 2 + sum(1 + len(members) for members in self._members.values())
         if progress is not None:
             progress(0, self._total)
@@ -246,7 +243,7 @@ class _Tester:
         trial = Trial(width.name, "unseen", error, None, moved, unread)
         if error > self._tolerance:
             trial = self._failed(trial, error)
-            if trial.result == "refuted":
+            if trial.result == "refuted" and len(members) > 1:
                 controls = self._controls(orders, members, self._values, self._outputs)
                 but_for = tuple(m for m, found in controls.items() if found <= self._tolerance)
                 trial = replace(trial, but_for=but_for)
@@ -426,3 +423,9 @@ def axes_of(structure: Structure, source: Tensor) -> tuple[Axis, ...]:
         return tuple(map(write, analysis.tensor(Output(node, source.port)).axes or ()))
     except Clash:
         return ()
+
+
+def _owner(structure: Structure, name: str) -> str:
+    """Return the variable that a slot or an average belongs to; any other is its own."""
+    role = structure.follows.get(name)
+    return name if role is None or role.of is None else role.of

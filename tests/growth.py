@@ -47,7 +47,7 @@ def _mask(axis: Axis, structure: Structure, width: str, unit: int) -> Array:
 
     def stays(number: int) -> Array:
         found = entries(axis, {width: np.full(size, number)}, structure.sizes)
-        return found == np.arange(len(found))
+        return np.equal(found, np.arange(len(found)))
 
     # What has no such unit stays whatever the unit is.
     return stays(unit) & ~stays((unit + 1) % size)

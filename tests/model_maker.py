@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,9 @@ def save(tf: Any, make: Build, path: Path, *, train: bool = True) -> tuple[Maker
     return maker, [output.name for output in outputs]
 
 
-def question(maker: Maker, outputs: list[str], path: Path) -> Question:
-    """Return what to run of a model: its own inputs and outputs, which are written to a file."""
-    np.savez(path, **{name.removesuffix(":0"): value for name, value in maker.feeds.items()})
+def asked(feeds: Mapping[str, Any], outputs: Sequence[str], path: Path) -> Question:
+    """Return what to run of a model, whose inputs, by placeholder name, are written to a file."""
+    # Typed so that names are not taken for the options of savez.
+    arrays: dict[str, Any] = {name.removesuffix(":0"): value for name, value in feeds.items()}
+    np.savez(path, **arrays)
     return Question(inputs=path, fetches=tuple(outputs))

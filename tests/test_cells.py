@@ -271,6 +271,10 @@ def test_a_stack_between_a_table_and_a_softmax_with_all_sizes_equal() -> None:
         )
         previous = name
     assert found["softmax_w"] == f"{previous}, softmax | consume, produce"
+    assert made(shapes).widths[cell.format(1)].why == (
+        f"the gates of lstm_cell are nonlinear; a residual connection to {cell.format(0)} would be "
+        "in no name"
+    )
     assert fates(shapes) == {
         "embedding": "permutation any",
         "embedding/vocabulary": "bound any",
@@ -341,6 +345,13 @@ def test_convolutions_with_their_normalisation() -> None:
     assert found["up_transpose/kernel"] == (
         "3, 3, up_transpose, up_transpose/inputs | -, -, produce, consume"
     )
+
+
+def test_a_projection_wrapper_takes_the_cell_inside() -> None:
+    scope = "rnn/output_projection_wrapper"
+    shapes = lstm(f"{scope}/lstm_cell", 7) | {f"{scope}/kernel": (4, 5), "softmax/kernel": (5, 2)}
+    assert axes(shapes)[f"{scope}/kernel"] == f"{scope}/lstm_cell, {scope} | consume, produce"
+    assert fates(shapes)[f"{scope}/lstm_cell"] == "permutation any"
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def structure(**widths: tuple[int, bool]) -> Structure:
         )
         for name, (size, is_resizable) in widths.items()
     }
-    return Structure(found, {}, {}, {}, (), {}, (), None, None)
+    return Structure(found, {}, {}, (), {}, {}, (), None, None)
 
 
 MODEL = {

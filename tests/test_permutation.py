@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import case
-from model_maker import Build, Maker, N, question, save
+from model_maker import Build, Maker, N, asked, save
 
 from converter import Checkpoint, InputError, open_checkpoint
 from converter.cli import cli
@@ -169,8 +169,8 @@ WRONG = {
 def test_a_wrong_structure_is_refuted(
     charlm: tuple[Checkpoint, Structure, Question], wrong: str
 ) -> None:
-    checkpoint, structure, asked = charlm
-    test = permute(checkpoint, changed(structure, **WRONG[wrong]), asked)
+    checkpoint, structure, question = charlm
+    test = permute(checkpoint, changed(structure, **WRONG[wrong]), question)
     assert not test.passed
     trial = test.trials[CELL]
     assert trial.result == "refuted"
@@ -183,14 +183,14 @@ def test_a_wrong_structure_is_refuted(
 def test_an_axis_that_does_not_belong_is_named(
     charlm: tuple[Checkpoint, Structure, Question],
 ) -> None:
-    checkpoint, structure, asked = charlm
+    checkpoint, structure, question = charlm
     wrong = changed(structure, embedding="charlm/softmax, charlm/embedding")
-    test = permute(checkpoint, wrong, asked)
+    test = permute(checkpoint, wrong, question)
     # The class is bound, so that it is not refuted; with a class that is not, it is.
     assert test.trials["charlm/softmax"].result == "bound"
     widths = {**wrong.widths}
     widths["charlm/softmax"] = replace(widths["charlm/softmax"], symmetry="permutation")
-    trial = permute(checkpoint, replace(wrong, widths=widths), asked).trials["charlm/softmax"]
+    trial = permute(checkpoint, replace(wrong, widths=widths), question).trials["charlm/softmax"]
     assert trial.result == "refuted"
     assert trial.but_for == (Member("charlm/embedding", 0),)
 
@@ -216,9 +216,9 @@ def split(structure: Structure, name: str, second: Mapping[str, str]) -> Structu
 def test_widths_that_are_one_are_found_by_permuting_them_together(
     charlm: tuple[Checkpoint, Structure, Question], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint, structure, asked = charlm
+    checkpoint, structure, question = charlm
     parted = split(structure, CELL, {"charlm/softmax/kernel": "0"})
-    test = permute(checkpoint, parted, asked)
+    test = permute(checkpoint, parted, question)
     assert test.trials[CELL].result == "refuted"
     assert test.trials[CELL].together == (f"{CELL}_other",)
     assert test.trials[f"{CELL}_other"].together == (CELL,)
@@ -237,7 +237,7 @@ def test_widths_that_are_one_are_found_by_permuting_them_together(
 
 @slow
 def test_three_widths_that_are_one(charlm: tuple[Checkpoint, Structure, Question]) -> None:
-    checkpoint, structure, asked = charlm
+    checkpoint, structure, question = charlm
     once = split(structure, CELL, {"charlm/softmax/kernel": "0"})
     twice = split(once, CELL, {"charlm/rnn/lstm_cell/bias": "0"})
     axes = dict(twice.axes)
@@ -245,7 +245,7 @@ def test_three_widths_that_are_one(charlm: tuple[Checkpoint, Structure, Question
     third = replace(twice.widths[CELL], name="third")
     other = replace(twice.widths["charlm/softmax"], name="unlike", size=30)
     widths = {**twice.widths, "third": third, "unlike": other}
-    test = permute(checkpoint, replace(twice, widths=widths, axes=axes), asked)
+    test = permute(checkpoint, replace(twice, widths=widths, axes=axes), question)
     together = {name: trial.together for name, trial in test.trials.items() if trial.together}
     assert together == {
         CELL: (f"{CELL}_other", "third"),
@@ -297,9 +297,9 @@ def tested(tmp_path: Path) -> Callable[..., tuple[Structure, PermutationTest]]:
         maker, outputs = save(tf, make, tmp_path / "model", train=train)
         checkpoint = open_checkpoint(tmp_path / "model")
         structure = edit(infer(checkpoint))
-        asked = question(maker, outputs, tmp_path / "inputs.npz")
-        asked = Question(fetches=tuple(outputs)) if drawn else asked
-        return structure, permute(checkpoint, structure, asked)
+        question = asked(maker.feeds, outputs, tmp_path / "inputs.npz")
+        question = Question(fetches=tuple(outputs)) if drawn else question
+        return structure, permute(checkpoint, structure, question)
 
     return run
 
@@ -474,8 +474,8 @@ def test_a_model_runs_as_often_as_wanted_with_other_values(tmp_path: Path) -> No
         return [tf.identity(state.read_value()) + tf.reduce_sum(tf.cast(drawn, tf.float32))]
 
     maker, outputs = save(tf, make, tmp_path / "model", train=False)
-    asked = question(maker, outputs, tmp_path / "inputs.npz")
-    with Model(open_checkpoint(tmp_path / "model"), asked) as model:
+    question = asked(maker.feeds, outputs, tmp_path / "inputs.npz")
+    with Model(open_checkpoint(tmp_path / "model"), question) as model:
         first, second = model.run(model.values), model.run(model.values)
         (output,) = first
         assert first[output].tolist() == second[output].tolist()
@@ -525,6 +525,34 @@ def test_a_refuted_width_fails(tested: Any, tmp_path: Path) -> None:
     assert result.output.splitlines()[-1].startswith("failed  3 widths: ")
     document = json.loads(run(*arguments, "--feed", "transpose/perm=[1, 0]", "--json").stdout)
     assert document["passed"] is False
+
+
+LAYOUT = """
+[variables."charlm/rnn/lstm_cell/kernel"]
+axes = ["charlm/embedding + charlm/rnn/lstm_cell", "[i,j,f,o]*charlm/rnn/lstm_cell"]
+[variables."charlm/rnn/lstm_cell/bias"]
+axes = ["[i,j,f,o]*charlm/rnn/lstm_cell"]
+[variables."charlm/softmax/kernel"]
+axes = ["other", "charlm/softmax"]
+"""
+
+
+@slow
+def test_a_layout_that_is_wrong_is_mended_as_it_is_told(lstm: str, tmp_path: Path) -> None:
+    path = tmp_path / "layout.toml"
+    path.write_text(LAYOUT)
+    arguments = (lstm, "--widths", "--test", "--layout", str(path))
+    result = run(*arguments)
+    assert result.exit_code == 1
+    at = LAYOUT.splitlines().index('axes = ["other", "charlm/softmax"]')
+    told = f'[variables."charlm/softmax/kernel"] axes = ["{CELL}", "charlm/softmax"]'
+    assert f"note      {told}" in result.output.splitlines()
+    lines = LAYOUT.splitlines()
+    lines[at] = told.partition("] ")[2]
+    path.write_text("\n".join(lines))
+    result = run(*arguments)
+    assert result.exit_code == 0
+    assert "bound together" not in result.output
 
 
 @slow

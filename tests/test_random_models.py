@@ -13,7 +13,7 @@ import pytest
 from growth import growth_error
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from model_maker import Maker, question, save
+from model_maker import Maker, asked, save
 
 from converter import Checkpoint, open_checkpoint
 from converter.model import Model
@@ -44,7 +44,7 @@ class Value(NamedTuple):
         return len(self.tensor.shape)
 
 
-class Builder(Maker):
+class Builder:
     """Draws layers one after the other, and knows which axes of variables share a width.
 
     Attributes:
@@ -52,9 +52,9 @@ class Builder(Maker):
     """
 
     def __init__(self, maker: Maker, data: st.DataObject) -> None:
-        super().__init__(maker.tf)
-        self.feeds = maker.feeds
+        self.tf = maker.tf
         self.axes: dict[str, Axes] = {}
+        self._maker = maker
         self._data = data
         self._widths: list[int] = []
         self._sizes: list[int] = []
@@ -63,7 +63,7 @@ class Builder(Maker):
     def build(self) -> list[Any]:
         """Return the outputs of a model."""
         rank = self.draw(st.sampled_from([2, 3, 4]))
-        value = Value(self.input(*[N] * rank), ((self.width(),),))
+        value = Value(self._maker.input(*[N] * rank), ((self.width(),),))
         earlier = [value]
         for _ in range(self.draw(st.integers(2, 4))):
             layers = {
@@ -338,14 +338,14 @@ def agree(structure: Structure, builder: Builder) -> None:
     assert len(set(names.values())) == len(names)
 
 
-def hold(checkpoint: Checkpoint, structure: Structure, asked: Question) -> None:
+def hold(checkpoint: Checkpoint, structure: Structure, question: Question) -> None:
     """Check what a structure says on the running graph."""
-    test = permute(checkpoint, structure, asked)
+    test = permute(checkpoint, structure, question)
     for name, width in structure.widths.items():
         trial = test.trials[name]
         # Inputs and outputs have the new order too.
         assert trial.result == "tested", (name, width.symmetry, trial)
-    with Model(checkpoint, asked) as model:
+    with Model(checkpoint, question) as model:
         for width in structure.widths.values():
             if width.resizable and width.growth == "any":
                 error = growth_error(model, structure, width.name, width.size // 2)
@@ -390,4 +390,4 @@ def test_what_was_built_is_told_and_holds(tf: Any, data: st.DataObject) -> None:
         assert structure.conflicts == ()
         assert structure.opaque == ()
         agree(structure, builders[0])
-        hold(checkpoint, structure, question(maker, outputs, Path(directory) / "inputs.npz"))
+        hold(checkpoint, structure, asked(maker.feeds, outputs, Path(directory) / "inputs.npz"))

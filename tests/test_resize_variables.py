@@ -66,7 +66,7 @@ def structure(followers: Mapping[str, tuple[str, tuple[int, ...]]] | None = None
         axes[name] = tuple(axes[of][number] for number in kept)
         uses[name] = tuple(uses[of][number] for number in kept)
     widths = {n: Width(n, size, "permutation", True, "any") for n, size in SIZES.items()}
-    follows = {name: of for name, (of, _) in (followers or {}).items()}
+    follows = {name: Role("slot", of) for name, (of, _) in (followers or {}).items()}
     return Structure(widths, axes, uses, (), {}, follows, (), None, None)
 
 

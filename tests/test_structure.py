@@ -113,6 +113,16 @@ def test_variables_that_nothing_reads_are_opaque() -> None:
     assert {"dtypes/float32", "dtypes/float32_1"} <= {found.name for found in structure.opaque}
 
 
+def test_what_only_a_graph_tells_says_so_without_one() -> None:
+    structure = infer(open_checkpoint(case("tf221_raw_dtypes").path))
+    with pytest.raises(InputError) as error:
+        _ = structure.graph
+    assert str(error.value) == (
+        "there is no graph whose tensors could be told; put the .meta file that was saved with the "
+        "checkpoint beside it"
+    )
+
+
 def test_without_a_graph_and_known_names_nothing_can_be_resized() -> None:
     widths = infer(open_checkpoint(case("tf221_raw_dtypes").path)).widths.values()
     assert {(width.symmetry, width.resizable) for width in widths} == {("opaque", False)}

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from growth import growth_error
+from model_maker import asked
 from structure_maker import told
 
 from converter import open_checkpoint
 from converter.model import Model
 from converter.permutation import permute
-from converter.proof import Question
 from converter.structure.infer import infer
 
 pytestmark = [pytest.mark.registry, pytest.mark.slow]
@@ -67,8 +67,7 @@ def test_widths_hold_on_the_running_graph(models: Path, name: str, tmp_path: Pat
     checkpoint = open_checkpoint(f"{models}/{name}/")
     structure = infer(checkpoint)
     spectra = np.random.default_rng(0).normal(size=(1, 187, 96)).astype("f4")
-    np.savez(tmp_path / "inputs.npz", **{"model/Placeholder": spectra})
-    question = Question(tmp_path / "inputs.npz", fetches=("model/Sigmoid",))
+    question = asked({"model/Placeholder": spectra}, ["model/Sigmoid"], tmp_path / "inputs.npz")
     test = permute(checkpoint, structure, question)
     assert {trial.result for trial in test.trials.values()} == {"tested"}
     assert all(trial.invariant == () for trial in test.trials.values())

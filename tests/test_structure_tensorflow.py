@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import VALID, Case
 from growth import growth_error
-from model_maker import Build, Maker, N, question, save
+from model_maker import Build, Maker, N, asked, save
 from structure_maker import told
 
 from converter import Checkpoint, open_checkpoint
@@ -55,11 +55,11 @@ def tf() -> Any:
     return pytest.importorskip("tensorflow").compat.v1
 
 
-def hold(checkpoint: Checkpoint, structure: Structure, asked: Question) -> PermutationTest:
+def hold(checkpoint: Checkpoint, structure: Structure, question: Question) -> PermutationTest:
     """Test every width: none is refuted, and the new units of a width change nothing."""
-    test = permute(checkpoint, structure, asked)
+    test = permute(checkpoint, structure, question)
     assert test.passed
-    with Model(checkpoint, asked) as model:
+    with Model(checkpoint, question) as model:
         for width in structure.widths.values():
             is_looked_up = any(what == "lookup" for what, _ in width.touches)
             if width.resizable and width.growth == "any" and not is_looked_up:
@@ -114,7 +114,7 @@ def build(tf: Any, tmp_path: Path) -> Callable[[Build], tuple[Structure, list[st
         structure = infer(checkpoint)
         assert structure.conflicts == ()
         assert structure.opaque == ()
-        test = hold(checkpoint, structure, question(maker, outputs, tmp_path / "inputs.npz"))
+        test = hold(checkpoint, structure, asked(maker.feeds, outputs, tmp_path / "inputs.npz"))
         inner = [w.name for w in structure.widths.values() if w.symmetry != "bound"]
         return structure, [name for name in inner if test.trials[name].result == "tested"]
 

@@ -62,8 +62,9 @@ def _joined(names: Sequence[str], structure: Structure) -> Iterator[str]:
         f"write {first} for {', '.join(others)} in a layout file (-o):"
     )
     renamed = dict.fromkeys(others, first)
-    for name in structure.axes:
-        axes = structure.axes[name]
+    for name, axes in structure.axes.items():
+        if name in structure.follows:
+            continue
         if any(other in axis.widths() for axis in axes for other in others):
             written = ", ".join(f'"{axis.rename(renamed)}"' for axis in axes)
             yield f'  [variables."{name}"] axes = [{written}]'

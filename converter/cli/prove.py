@@ -223,9 +223,7 @@ class Check:
         elif not (self.as_json or self.is_quiet):
             show(self.proof)
             if not (fails or self.proof.passed):
-                say(
-                    "note    the plan says that the outputs change; --tolerance says how far they may"
-                )
+                say("note    they change, as the plan says; --tolerance says how far they may")
         if fails:
             how = "; nothing was published" if output is not None else ""
             raise ConverterError(

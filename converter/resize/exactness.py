@@ -147,8 +147,10 @@ def _judge_units(
     if taken.most > 1:
         if tied:
             return Verdict(False, "one variable produces and consumes it, so copies count twice")
-        if what := next((t for t in touches if t in _COUNTING), None):
-            return Verdict(False, f"copies count twice: {width.why} ({touches[what]})")
+        # Whoever feeds a state feeds copies of it, too.
+        counting = _COUNTING - {"input"} if width.produced_by else _COUNTING
+        if what := next((t for t in touches if t in counting), None):
+            return Verdict(False, f"{touches[what]} sees each of the copies")
         averaged = next((t for t in touches if t in _AVERAGING), None)
         if averaged and not taken.even:
             return Verdict(False, f"{touches[averaged]} averages over it; copy every unit as often")
@@ -229,16 +231,27 @@ def _unmatched(width: Width, width_map: WidthMap, factors: Sequence[SizeFactor])
     return None
 
 
-def dead(width: Width, width_map: WidthMap) -> str | None:
-    """Tell why training would never move the new units; None where it does."""
+def dead(width: Width, width_map: WidthMap, *, is_filled: bool) -> str | None:
+    """Tell why training would never move the new units; None where it does.
+
+    Args:
+        width: the old width.
+        width_map: what becomes of it.
+        is_filled: whether a variable makes the units that does not consume them on the same axis:
+            the others get zeros, whatever the fill.
+    """
     if not isinstance(width_map.produce, Units) or width_map.size <= width.size:
         return None
-    if not width_map.produce.taken(width.size).new or not width.stays_zero:
+    if not width_map.produce.taken(width.size).new:
         return None
-    if not isinstance(width_map.fill, Zeros):
+    needed = "both sides of the new units are zero, as they have to be here"
+    if width.normalised is not None and _is_made_up(width, width_map):
+        # The mean that is taken off gives every unit a gradient.
+        return None if width.normalised.is_centred else needed
+    if not width.stays_zero or (is_filled and not isinstance(width_map.fill, Zeros)):
         return None
-    if width.growth == "zero":
-        return "both sides of the new units are zero, as they have to be here"
+    if width.growth == "zero" or not is_filled:
+        return needed
     return (
         "both sides of the new units are zero; give them a fill such as --pad-fill glorot_uniform"
     )

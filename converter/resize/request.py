@@ -77,7 +77,7 @@ class Request:
             width = self.structure.widths[name]
             factors = tuple(self.structure.factors.get(name, ()))
             verdict = judge(width, width_map, factors, tied=_is_tied(self.structure, name))
-            dies = dead(width, width_map)
+            dies = dead(width, width_map, is_filled=_is_made_apart(self.structure, name))
             found.append(Resized(name, width.size, width_map.size, verdict, dies))
         old = self.structure.sizes
         new = old | {width.name: width.new for width in found}
@@ -140,6 +140,15 @@ def _is_tied(structure: Structure, name: str) -> bool:
     """Whether one axis both produces and consumes a width."""
     return any(
         {"produce", "consume"} <= set(used.get(name, ()))
+        for uses in structure.uses.values()
+        for used in uses
+    )
+
+
+def _is_made_apart(structure: Structure, name: str) -> bool:
+    """Whether an axis produces a width that does not consume it, too."""
+    return any(
+        "produce" in (found := used.get(name, ())) and "consume" not in found
         for uses in structure.uses.values()
         for used in uses
     )

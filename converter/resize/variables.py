@@ -73,9 +73,8 @@ class Resizing:
 
     def _role(self, name: str) -> Role:
         role = self.checkpoint.roles()[name]
-        of = self.structure.follows.get(name)
-        # A slot that only the graph tells.
-        return Role("slot", of) if of is not None and role.of is None else role
+        # A slot that only the graph tells is a model variable by its name.
+        return role if role.of is not None else self.structure.follows.get(name, role)
 
     def _resized(self, variable: Variable, drawing: Drawing) -> Variable:
         role = self._role(variable.name)

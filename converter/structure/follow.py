@@ -69,8 +69,8 @@ def follow(
         axes=axes,
         uses=uses,
         follows={
-            names[name]: names[of]
-            for name, of in structure.follows.items()
-            if name in names and of in names and names[name] != names[of]
+            names[name]: replace(role, of=names[role.of])
+            for name, role in structure.follows.items()
+            if name in names and role.of in names and names[name] != names[role.of]
         },
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from converter.errors import InputError, PlanError
 from converter.names import Role
+from converter.names.optimizers import slots_of_op
 from converter.structure import classes, naming
 from converter.structure.analysis import Analysis
 from converter.structure.atoms import ONE, Atom, Kind, Product, find, size_of, terms
@@ -84,7 +85,8 @@ class Structure:
         uses: what each axis of a variable does with its widths, in the order of the axes.
         opaque: the widths that cannot be resized, as it is not known what they are tied to.
         factors: the constants that move with a width, by its name.
-        follows: of each slot and average, the variable that it is one of.
+        follows: the role of each slot and average of another variable, those included that only
+            the ops tell which apply gradients.
         conflicts: ops that make two axes of different length one, for people.
         findings: all that the graph says, for what has to be told of its other tensors; None
             where no graph was read.
@@ -98,7 +100,7 @@ class Structure:
     uses: Mapping[str, tuple[Mapping[str, tuple[Use, ...]], ...]]
     opaque: tuple[Opaque, ...]
     factors: Mapping[str, tuple[SizeFactor, ...]]
-    follows: Mapping[str, str]
+    follows: Mapping[str, Role]
     conflicts: tuple[str, ...]
     findings: Findings | None
     write: Callable[[Atom], Axis] | None
@@ -141,7 +143,7 @@ def infer(checkpoint: Checkpoint, layout: Layout | None = None) -> Structure:
     roles = checkpoint.roles()
     told = by_name(checkpoint, roles, layout)
     axes, uses = with_followers(told.axes, told.uses, checkpoint, roles)
-    followers = {n: roles[n].of or "" for n in checkpoint if follows(roles[n], checkpoint)}
+    followers = {n: roles[n] for n in checkpoint if follows(roles[n], checkpoint)}
     return Structure(told.widths, axes, uses, (), {}, followers, (), None, None)
 
 
@@ -156,7 +158,7 @@ def infer_from(graph: Graph, checkpoint: Checkpoint, layout: Layout | None = Non
     findings = analyse(graph, checkpoint)
     roles = checkpoint.roles()
     roles = {**roles, **_slots(findings, checkpoint, roles)}
-    followers = {n: roles[n].of or "" for n in checkpoint if follows(roles[n], checkpoint)}
+    followers = {n: roles[n] for n in checkpoint if follows(roles[n], checkpoint)}
     held = [name for name in findings.axes if name not in followers]
     facts, products = gather(findings, held)
     _mark_unused(findings, facts)
@@ -226,12 +228,14 @@ def _slots(
         if _APPLIES.fullmatch(node.op) is None or not node.inputs:
             continue
         of = names.get(_source(node.inputs[0].node))
-        for output in node.inputs[1:]:
+        optimizer, slots = slots_of_op(node.op)
+        for place, output in enumerate(node.inputs[1:]):
             slot = names.get(_source(output.node))
             if of is None or slot in (None, of) or slot is None or roles[slot].kind != "model":
                 continue
             if checkpoint[slot].shape == checkpoint[of].shape and checkpoint[of].shape:
-                found[slot] = Role("slot", of)
+                kind = slots[place] if place < len(slots) else None
+                found[slot] = Role("slot", of, kind, optimizer)
     return found
 
 

@@ -123,7 +123,8 @@ class Links:
             top = self.stacks.top(root)
             for layer in self.stacks.firsts(root):
                 # What a stack gives is not what it takes.
-                fits = [axis for axis in given.get(layer.input_size, ()) if axis != top]
+                near = given.get(layer.input_size, [])[:3]
+                fits = [axis for axis in near if axis != top]
                 if (
                     len(fits) == 1
                     and len(fits[0].terms) == 1

@@ -75,7 +75,8 @@ class _Verdicts:
                 self._takers.setdefault(name, []).append(layer)
         self._behind: dict[str, set[str]] = {}
         self._outputs: dict[int, list[Layer]] = {}
-        self._states: dict[int, list[tuple[str, str]]] = {}
+        self._untaken: dict[int, list[Layer]] = {}
+        self._states: dict[int, dict[str, list[str]]] = {}
         self._gather()
 
     def _gather(self) -> None:
@@ -85,16 +86,19 @@ class _Verdicts:
         for layer in self._links.layers:
             if layer.output is not None and not is_output(layer):
                 self._outputs.setdefault(layer.output_size, []).append(layer)
+                if not self._is_taken(layer, layer.output):
+                    self._untaken.setdefault(layer.output_size, []).append(layer)
             for name, size in layer.sizes.items() if layer.kind == "cell" else ():
                 if name != layer.inputs:
                     root = stacks.at[layer.scope].root
-                    self._states.setdefault(size, []).append((root, name))
+                    self._states.setdefault(size, {}).setdefault(root, []).append(name)
         self._sums = {}
         for root in stacks.roots:
             top = stacks.top(root)
             if top is not None and len(top.terms) > 1:
                 self._sums[root] = top.size(sizes)
-                self._states.setdefault(self._sums[root], []).append((root, str(top)))
+                by_root = self._states.setdefault(self._sums[root], {})
+                by_root.setdefault(root, []).append(str(top))
 
     def told(self) -> dict[str, Known]:
         found: dict[str, Known] = {}
@@ -124,7 +128,7 @@ class _Verdicts:
                 "one name in a layout file, or say resizable = true",
             )
         if self._is_taken(layer, width):
-            return known
+            return known._replace(why=known.why + self._added(layer, width, size))
         if is_output(layer):
             return Known("bound", "none", f"{layer.scope} is an output by its name")
         if layer.kind == "cell" or layer.kind == "other":
@@ -153,6 +157,18 @@ class _Verdicts:
             return True
         own = layer.axes if layer.kind != "other" else ()
         return any(name not in own for name in self._consumers.get(width, ()))
+
+    def _added(self, layer: Layer, width: str, size: int) -> str:
+        """Say what a residual connection could add to what a cell gives: as much comes in."""
+        axis = self._links.taken.get(layer.inputs or "")
+        if (
+            axis is None
+            or layer.kind != "cell"
+            or layer.input_size != size
+            or width != layer.output
+        ):
+            return ""
+        return f"; a residual connection to {axis} would be in no name"
 
     def _others(self, layer: Layer, width: str, size: int) -> Iterator[Slot]:
         """Yield what may hold a width that no name ties to it, alone or beside others."""
@@ -196,34 +212,34 @@ class _Verdicts:
             root = self._links.stacks.at[layer.scope].root
             wanted = {size, self._sums.get(root, size)}
             for length in wanted:
-                yield from (name for other, name in self._states.get(length, ()) if other != root)
+                for other_root, names in self._states.get(length, {}).items():
+                    yield from names if other_root != root else ()
         if width != layer.output or is_output(layer):
             return
-        is_taken = self._is_taken(layer, width)
-        for other in self._outputs.get(size, ()):
-            if other is layer or other.output is None:
-                continue
-            if not is_taken or not self._is_taken(other, other.output):
+        others = self._untaken if self._is_taken(layer, width) else self._outputs
+        for other in others.get(size, ()):
+            if other is not layer and other.output is not None:
                 yield other.output
 
     def _outside(self, slot: Slot) -> Known:
-        layer = slot.layer
-        candidates = [
-            f"{other.output} ({other.output_size})"
-            for other in self._links.layers
-            if other.output is not None
-            and other is not layer
-            and 0 < other.output_size <= slot.size
-            and layer is not None
-            and other.scope not in self._reached(layer)
-            and not is_output(other)
-        ]
+        candidates = list(islice(self._makers(slot), _FEW + 1))
         if not candidates:
             why = f"no variable that names tell makes what {slot.variable} takes"
         else:
-            few = ", ".join(candidates[:_FEW]) + (" and others" if candidates[_FEW:] else "")
+            few = ", ".join(candidates[:_FEW]) + (" or others" if candidates[_FEW:] else "")
             why = f"no name tells what {slot} takes; it may hold {few}: say it in a layout file"
         return Known("bound", "none", why, resizable=False)
+
+    def _makers(self, slot: Slot) -> Iterator[str]:
+        """Yield what may be in a slot, the largest first."""
+        for size in sorted(self._outputs, reverse=True):
+            if size > slot.size:
+                continue
+            for other in self._outputs[size]:
+                if slot.layer is None or other is slot.layer:
+                    continue
+                if other.scope not in self._reached(slot.layer):
+                    yield f"{other.output} ({size})"
 
 
 def _held(known: Known, why: str) -> Known:
