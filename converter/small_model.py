@@ -96,7 +96,8 @@ def _variable(name: str, shape: tuple[int, ...], loaded: list[str]) -> Variable:
 
     def load(region: Region) -> Array:
         loaded.append(name)
-        return values[region]
+        found: Array = values[region]
+        return found
 
     return Variable(name, BY_NAME["float32"], shape, load, (name,))
 

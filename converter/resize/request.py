@@ -114,7 +114,10 @@ class Request:
                 )
             sizes |= {f"{name}[{k}]": size for k, size in enumerate(shape)}
         widths = self.structure.widths
-        return {n: size for n, size in sizes.items() if size != widths[n].size}, notes
+        changed = {n: size for n, size in sizes.items() if size != widths[n].size}
+        if not changed:
+            notes = (*notes, "every width has the size that is asked for; nothing changes")
+        return changed, notes
 
     def _map(self, name: str, size: int) -> WidthMap:
         width = self.structure.widths[name]
