@@ -9,7 +9,15 @@ from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.errors import PlanError
 from converter.patterns import by_name
 from converter.resize.coupled import Coupled
-from converter.resize.exactness import Resized, Resizes, dead, is_looked_up, judge, made_up
+from converter.resize.exactness import (
+    Reshaped,
+    Resized,
+    Resizes,
+    dead,
+    is_looked_up,
+    judge,
+    made_up,
+)
 from converter.resize.maps import WidthMap
 from converter.resize.resizer import Resizer
 from converter.resize.variables import Resizing
@@ -41,6 +49,8 @@ class Request:
         self._checkpoint = checkpoint
         self._template = None if resizer.like is None else open_checkpoint(resizer.like)
         self._shapes = by_name(resizer.shape, checkpoint)
+        path = resizer.layout
+        self._layout = None if path is None else read_layout(path)
         self.structure = _with_shapes(self._known_structure(), checkpoint, self._shapes)
         sizes, self.notes = self._sizes()
         self.maps = {name: self._map(name, size) for name, size in sizes.items()}
@@ -82,19 +92,22 @@ class Request:
         old = self.structure.sizes
         new = old | {width.name: width.new for width in found}
         shapes = {
-            name: (_shown(axes, old), _shown(axes, new))
+            name: Reshaped(
+                self._checkpoint[name].sources,
+                _shown(axes, old),
+                _shown(axes, new),
+            )
             for name, axes in self.structure.axes.items()
             if any(not self.maps.keys().isdisjoint(axis.widths()) for axis in axes)
         }
         structure = None if self._shapes else self.structure
-        return Resizes(tuple(found), shapes, self.maps, structure)
+        return Resizes(tuple(found), shapes, self.maps, structure, self._layout)
 
     def _known_structure(self) -> Structure:
         if self._template is None and not self._resizer.resize:
             # Nothing has to be known of the model where every shape is given.
             return Structure({}, {}, {}, (), {}, {}, (), None, None)
-        path = self._resizer.layout
-        return self._checkpoint.structure(None if path is None else read_layout(path))
+        return self._checkpoint.structure(self._layout)
 
     def _sizes(self) -> tuple[dict[str, int], tuple[str, ...]]:
         sizes: dict[str, int] = {}
