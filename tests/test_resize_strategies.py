@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import DATA
+from converter_plugins.drop import Drop
 from converter_plugins.duplicate import Duplicate
 from converter_plugins.pad import Pad
 from converter_plugins.project import Project
+from converter_plugins.rename import Rename
 from converter_plugins.select import Select
 from converter_plugins.truncate import Truncate
 from safetensors.numpy import save_file
@@ -29,14 +31,17 @@ from converter import (
     Matrix,
     PlanError,
     Resizer,
+    Strategy,
     Units,
     UsageError,
     Variable,
     Width,
     WidthMap,
+    open_checkpoint,
 )
 from converter.cli import cli
 from converter.initializer import parse_initializer
+from converter.plan import make_plan
 from converter.resize.exactness import Resized
 from converter.structure.graph import Graph, Node
 from converter.structure.infer import Structure, infer_from
@@ -1084,3 +1089,16 @@ def test_a_third_party_writes_one_function(tmp_path: Path) -> None:
         "Error: charlm/rnn/lstm_cell: mirror cannot turn 30 units into 61; there are no more units "
         "to mirror"
     )
+
+
+def test_the_graph_is_resized_though_variables_were_left_out_and_renamed() -> None:
+    source = open_checkpoint(DATA / "tf14_v2_charlm_lstm_ema")
+    wanted = {"charlm/rnn/lstm_cell": 45}
+    alone = make_plan(source, [Pad(resize=wanted)]).resized_graph()
+    before: list[Strategy] = [Drop(drop=("optimizer",)), Rename(rename={"charlm/(.*)": r"x/\1"})]
+    plan = make_plan(source, [*before, Pad(resize=wanted)])
+    assert {"x/embedding", "x/rnn/lstm_cell/kernel"} <= {v.name for v in plan.variables}
+    assert plan.resized_graph() == alone
+    assert plan.shape_in_graph("charlm/rnn/lstm_cell/kernel") == (8 + 45, 180)
+    assert plan.shape_in_graph("charlm/rnn/lstm_cell/kernel/Adam") == (8 + 45, 180)
+    assert plan.shape_in_graph("beta1_power") == ()
