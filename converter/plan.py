@@ -89,8 +89,8 @@ class Plan:
 
     def shape_in_graph(self, name: str) -> tuple[int, ...]:
         """Return the shape of a variable of the source at the sizes of the result."""
-        structure = _structure(self.source, self.resized)
-        if structure is None:
+        structure = _structure(self.resized)
+        if structure is None or name not in structure.axes:
             return self.source[name].shape
         sizes = structure.sizes | _sizes(self.resized)
         return tuple(axis.size(sizes) for axis in structure.axes[name])
@@ -316,7 +316,7 @@ def _rewritten(
 
 def _regraphed(source: Checkpoint, resized: Sequence[Resizes]) -> Regraphed | None:
     """Return the graph at the new sizes; None where no width of the graph changed."""
-    structure = _structure(source, resized)
+    structure = _structure(resized)
     if structure is None or structure.findings is None:
         return None
     from converter.regraph import regraph
@@ -324,11 +324,10 @@ def _regraphed(source: Checkpoint, resized: Sequence[Resizes]) -> Regraphed | No
     return regraph(source, structure, _sizes(resized))
 
 
-def _structure(source: Checkpoint, resized: Sequence[Resizes]) -> Structure | None:
-    """Return the structure of the source; None where shapes were given, or none changed."""
-    if not resized or resized[0].structure is None:
-        return None
-    return source.structure(resized[0].layout)
+def _structure(resized: Sequence[Resizes]) -> Structure | None:
+    """Return the structure of the source, by its own names, where widths of it change."""
+    structure = resized[0].structure if resized else None
+    return structure and (structure.root or structure)
 
 
 def _sizes(resized: Sequence[Resizes]) -> dict[str, int]:

@@ -12,7 +12,6 @@ from converter.initializers import Zeros
 from converter.resize.maps import Units, WidthMap
 from converter.structure.axis import Width
 from converter.structure.infer import SizeFactor, Structure
-from converter.structure.layout import Layout
 
 # What is not the same with some units twice, though their shares add up to one.
 _COUNTING = frozenset(
@@ -96,14 +95,12 @@ class Resizes(NamedTuple):
         shapes: of each variable that changes.
         maps: what becomes of each width that changes.
         structure: that they are widths of; None where the shape of a variable was given.
-        layout: what a user said of that; None for nothing.
     """
 
     widths: tuple[Resized, ...]
     shapes: Mapping[str, Reshaped]
     maps: Mapping[str, WidthMap]
     structure: Structure | None
-    layout: Layout | None
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -49,8 +49,6 @@ class Request:
         self._checkpoint = checkpoint
         self._template = None if resizer.like is None else open_checkpoint(resizer.like)
         self._shapes = by_name(resizer.shape, checkpoint)
-        path = resizer.layout
-        self._layout = None if path is None else read_layout(path)
         self.structure = _with_shapes(self._known_structure(), checkpoint, self._shapes)
         sizes, self.notes = self._sizes()
         self.maps = {name: self._map(name, size) for name, size in sizes.items()}
@@ -101,13 +99,14 @@ class Request:
             if any(not self.maps.keys().isdisjoint(axis.widths()) for axis in axes)
         }
         structure = None if self._shapes else self.structure
-        return Resizes(tuple(found), shapes, self.maps, structure, self._layout)
+        return Resizes(tuple(found), shapes, self.maps, structure)
 
     def _known_structure(self) -> Structure:
         if self._template is None and not self._resizer.resize:
             # Nothing has to be known of the model where every shape is given.
             return Structure({}, {}, {}, (), {}, {}, (), None, None)
-        return self._checkpoint.structure(self._layout)
+        path = self._resizer.layout
+        return self._checkpoint.structure(None if path is None else read_layout(path))
 
     def _sizes(self) -> tuple[dict[str, int], tuple[str, ...]]:
         sizes: dict[str, int] = {}
