@@ -47,3 +47,13 @@ def following(name: str, of: str, new: str) -> str | None:
     if f"/{name}/".count(f"/{of}/") == 1:
         return f"/{name}/".replace(f"/{of}/", f"/{new}/")[1:-1]
     return None
+
+
+def root_of(roles: Mapping[str, Role], name: str) -> str:
+    """Return the variable that a slot, or an average of a slot, belongs to in the end."""
+    for _ in range(_MAX_STEPS):
+        of = roles[name].of
+        if of is None or of not in roles:
+            break
+        name = of
+    return name

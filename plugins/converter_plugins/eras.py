@@ -22,9 +22,8 @@ from converter.blocks import block, concatenated, even_sizes
 from converter.names.cells import Era
 from converter.names.eras import EraNames, Sharded, era_of, names_in
 from converter.names.evidence import MAX_DEPTH
-from converter.names.follow import followers, following
+from converter.names.follow import followers, following, root_of
 
-_MAX_STEPS = 4
 Kind = Literal["LSTMBlockCell", "GRUBlockCellV2", "ConvLSTMCell", "static", "own"]
 
 
@@ -64,7 +63,8 @@ class Eras(Strategy):
 
     def apply(self, checkpoint: Checkpoint) -> Iterable[Variable]:
         found = self._names(checkpoint)
-        renamed = found.renamed | followers(checkpoint.roles(), found.renamed)
+        roles = checkpoint.roles()
+        renamed = found.renamed | followers(roles, found.renamed)
         joined = {shard: group.shards for group in found.joined for shard in group.shards}
         split = {shard.name: shard for shard in found.split}
         olds: defaultdict[str, list[str]] = defaultdict(list)
@@ -73,7 +73,7 @@ class Eras(Strategy):
         result: list[Variable] = []
         for new, names in olds.items():
             variable = checkpoint[names[0]]
-            root = _root(checkpoint, names[0])
+            root = root_of(roles, names[0])
             if len(names) > 1:
                 result.append(_joined(checkpoint, new, names, joined))
             elif root in split:
@@ -192,7 +192,7 @@ def _joined(
     shards: Mapping[str, tuple[str, ...]],
 ) -> Variable:
     """Return what all the `olds` become that would have one name: shards are joined."""
-    roots = {_root(checkpoint, old): old for old in olds}
+    roots = {root_of(checkpoint.roles(), old): old for old in olds}
     order = next((shards[root] for root in roots if root in shards), ())
     if sorted(order) != sorted(roots) or len(roots) != len(olds):
         raise PlanError(
@@ -232,17 +232,6 @@ def _split(
         parts.append(block(name, variable, 0, start, start + size))
         start += size
     return parts
-
-
-def _root(checkpoint: Checkpoint, name: str) -> str:
-    """Return the variable that a slot, or an average of a slot, belongs to in the end."""
-    roles = checkpoint.roles()
-    for _ in range(_MAX_STEPS):
-        of = roles[name].of
-        if of is None or of not in roles:
-            break
-        name = of
-    return name
 
 
 @hookimpl
