@@ -92,16 +92,10 @@ class TestPlan:
         ]
 
     def test_other_variables_have_another_graph(self, tmp_path: Path) -> None:
-        left_out = [
-            "peephole.ckpt-60.meta is left out: it describes the old names, shapes and dtypes"
-        ]
-        for strategies in (
-            [Rename({"readout": "w"}), Drop(("global_step",))],
-            [Drop(("readout/*",))],
-            # The shards become one variable, which is none of the graph's.
-            [Rename({"readout": "w", "encoder/RNN/LSTMCell/B": "encoder/RNN/LSTMCell/W_1"})],
-        )[:2]:
-            assert planned(self.SOURCE, tmp_path, *strategies) == (None, left_out)
+        note = "peephole.ckpt-60.meta is left out: it describes the old names, shapes and dtypes"
+        rename, drop = Rename({"readout": "w"}), Drop(("global_step",))
+        for strategies in ([rename, drop], [drop]):
+            assert planned(self.SOURCE, tmp_path, *strategies) == (None, [note])
 
     def test_a_damaged_graph_is_left_out(self, tmp_path: Path) -> None:
         for file in self.SOURCE.glob("peephole*"):
