@@ -197,8 +197,12 @@ def _followed(
 
 
 def _inherited(parent: Checkpoint, derived: Mapping[str, Variable]) -> dict[str, Role]:
-    """Return the roles of variables that a strategy made from those of `parent`."""
+    """Return the roles of variables that a strategy made from those of `parent`.
+
+    What it took from elsewhere is what its name says.
+    """
     from converter.names import MODEL
+    from converter.names.by_name import roles
 
     by_source = {source: name for name, v in parent.items() for source in v.sources}
     origin = {
@@ -210,9 +214,14 @@ def _inherited(parent: Checkpoint, derived: Mapping[str, Variable]) -> dict[str,
         if old is not None:
             renamed.setdefault(old, name)
     before = parent.roles()
+    is_new = any(not v.sources for v in derived.values())
+    by_name = roles(derived) if is_new else {}
     result = {}
     for name, old in origin.items():
-        role = before[old] if old is not None else MODEL
+        if old is None:
+            result[name] = MODEL if derived[name].sources else by_name[name]
+            continue
+        role = before[old]
         if role.of == name and old != name:
             # An average that took the place of its variable is what that was.
             role = before.get(role.of, MODEL)

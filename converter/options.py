@@ -23,6 +23,7 @@ def option(
     metavar: str | None = None,
     choices: Sequence[str] | None = None,
     shared: bool = False,
+    empty: bool = False,
 ) -> Any:
     """Declare a field of a strategy as an option.
 
@@ -33,8 +34,15 @@ def option(
         choices: the texts that are allowed, where `Literal` in the type does not say it.
         shared: the flag is `--FIELD`, without the plugin's name, and goes to every chosen
             strategy that has it: `--like`, `--shape`.
+        empty: the pattern of `PATTERN=VALUE` can be empty, and means something then.
     """
-    declared = {"help": help, "metavar": metavar, "choices": choices, "shared": shared}
+    declared = {
+        "help": help,
+        "metavar": metavar,
+        "choices": choices,
+        "shared": shared,
+        "empty": empty,
+    }
     metadata = {_KEY: declared}
     if isinstance(default, Mapping):
         # dataclasses refuse mutable defaults.
@@ -80,6 +88,7 @@ class Option:
         shared: whether the flag lacks the plugin's name and goes to all chosen strategies.
         kind: what one value can be.
         container: what holds several values: tuple, dict (by pattern), or None for a single one.
+        empty: whether a pattern can be empty.
     """
 
     name: str
@@ -92,6 +101,7 @@ class Option:
     shared: bool
     kind: Kind
     container: type | None
+    empty: bool = False
 
     @property
     def multiple(self) -> bool:
@@ -146,7 +156,7 @@ class Option:
             head, tail = (text, "") if end < 0 else (text[:end], text[end:])
             pattern, separator, value = head.rpartition("=")
             value += tail
-            if not separator or not pattern:
+            if not separator or not (pattern or self.empty):
                 raise UsageError(f"must be {self.metavar}, got {text!r}")
             if self.kind.read and re.search(r"=\w+\([^()]*$", text):
                 raise UsageError(f"must be {self.metavar}, got {text!r}; close its bracket")
@@ -298,6 +308,7 @@ def make_option(
         shared=shared,
         kind=kind,
         container=container,
+        empty=declared.get("empty", False),
     )
 
 

@@ -31,11 +31,16 @@ WORDS: Mapping[str, Callable[[Role], bool]] = {
 """Words that choose variables by their role. `optimizer` is all that only an optimizer needs."""
 
 
-def matching(glob: str, names: Iterable[str]) -> list[str]:
+def matching(glob: str, names: Iterable[str], what: str = "variables") -> list[str]:
     """Return the names that a glob fits, in their order.
 
     `*` is any text, also with `/` in it, `?` one character, `[abc]` one of these, `[!abc]` any
     other; everything else is itself, and case matters. `[*]` is a star.
+
+    Args:
+        glob: the glob.
+        names: where it is looked for.
+        what: what they are the names of, for the message.
 
     Raises:
         UsageError: it fits none of them.
@@ -44,7 +49,7 @@ def matching(glob: str, names: Iterable[str]) -> list[str]:
     fits = re.compile(translate(glob)).match
     found = [name for name in names if fits(name)]
     if not found:
-        raise UsageError(f"{glob!r} fits none of the {len(names)} variables{nearest(glob, names)}")
+        raise UsageError(f"{glob!r} fits none of the {len(names)} {what}{nearest(glob, names)}")
     return found
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from converter.checkpoint import Checkpoint
-from converter.errors import ConverterError, PlanError, UsageError
+from converter.errors import ConverterError, InputError, PlanError, UsageError
 from converter.strategy import Strategy
 from converter.target import Target
 from converter.variable import Stored, Variable
@@ -301,17 +301,47 @@ def _fit(
 def _rewritten(
     source: Checkpoint, result: Checkpoint, resized: Sequence[Resizes]
 ) -> tuple[bytes | None, list[str]]:
-    """Return the graph of a resized model, where nothing but sizes changed, and notes about it."""
+    """Return the graph for a result of other names, or other sizes, and notes about it."""
     assert source.meta is not None
+    name = source.meta.name
     names = {(v.name, v.dtype.name) for v in source.values()}
     found = None
     if names == {(v.name, v.dtype.name) for v in result.values()}:
         found = _regraphed(source, resized)
-    if found is None:
-        return None, [
-            f"{source.meta.name} is left out: it describes the old names, shapes and dtypes"
-        ]
-    return found.meta, [f"{source.meta.name}: {note}" for note in found.notes]
+    if found is not None:
+        return found.meta, [f"{name}: {note}" for note in found.notes]
+    try:
+        renamed = _rekeyed(source, result)
+    except InputError as error:
+        return None, [f"{name} is left out: {error}"]
+    if renamed is None:
+        return None, [f"{name} is left out: it describes the old names, shapes and dtypes"]
+    meta, missing = renamed
+    notes = [
+        f"{name}: its savers store and find the variables under the new names; the graph itself "
+        f"calls them as before"
+    ]
+    if missing:
+        notes.append(f"{name}: no saver in it has {len(missing)} of them, such as {missing[0]}")
+    return meta, notes
+
+
+def _rekeyed(source: Checkpoint, result: Checkpoint) -> tuple[bytes, list[str]] | None:
+    """Return the graph with the names of the result in its savers, and those that none has.
+
+    None where the result is not the same variables under other names, or no saver knows them.
+    """
+    keys: dict[str, str] = {}
+    for variable in result.values():
+        old = source.get(variable.sources[0]) if len(variable.sources) == 1 else None
+        if old is None or (old.shape, old.dtype) != (variable.shape, variable.dtype):
+            return None
+        keys[old.name] = variable.name
+    if keys.keys() != source.keys() or len(result) != len(source):
+        return None
+    from converter.regraph.keys import with_keys
+
+    return with_keys(source, keys)
 
 
 def _regraphed(source: Checkpoint, resized: Sequence[Resizes]) -> Regraphed | None:

@@ -45,6 +45,7 @@ FILE = re.compile(r"This is `(\S+)`:\n\n```\w+\n(.*?)^```$", re.DOTALL | re.MULT
 ENDED = "--- ended with "
 # Objects whose keys are names of variables, dtypes and the like.
 BY_SOME_NAME = {
+    "era.spelt",
     "dropped",
     "undecided",
     "left_out",

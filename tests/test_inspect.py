@@ -303,7 +303,7 @@ def test_mixed_floats_are_pointed_out(tmp_path: Path) -> None:
 def test_json(small: Path) -> None:
     document = json.loads(inspect(small, "--json").stdout)
     assert list(document) == [
-        *("path", "format", "step", "files", "metadata", "variables", "totals")
+        *("path", "format", "step", "files", "metadata", "variables", "totals", "era")
     ]
     assert document["path"] == str(small)
     assert document["format"] == "TensorFlow V2"

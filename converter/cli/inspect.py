@@ -16,6 +16,8 @@ from converter.cli.text import count, say, shape, size
 from converter.dtype import STRING, VARIANT
 from converter.errors import UsageError, did_you_mean
 from converter.inspection import Summary, Total, summarise
+from converter.names.cells import ERAS
+from converter.names.eras import EraCount, era_of
 from converter.variable import Array, Variable
 
 _FEW = 60
@@ -91,6 +93,9 @@ def command(
                  minimum, maximum, mean, deviation, norm} (null for strings) and corner
       totals     {variables, elements, bytes, dtypes: {NAME: variables},
                  roles: {ROLE: {variables, elements, bytes}}}
+      era        {eras: [release], cells, spelt: {RELEASE: cells}, flag} of the recurrent names of
+                 TensorFlow 1: the releases that have all of them, and what brings them to the
+                 newest (null: they are); null where there are none
     With --norms: steps [{path, step}], norms [{name, norms: [one for each step], distance}].
     With --graph:
       graph, nodes, tensorflow, notes, random
@@ -176,9 +181,28 @@ def _show(checkpoint: Checkpoint, *, verbose: bool) -> None:
             header=("role", "variables", "elements", "size"),
             right=(1, 2, 3),
         )
+    if (era := era_of(checkpoint, _of_model(checkpoint))) is not None:
+        click.echo()
+        say(_era_text(era))
     if summary.mixed_floats:
         click.echo()
         say(f"float dtypes are mixed: {'; '.join(_floats(summary.mixed_floats))}")
+
+
+def _era_text(era: EraCount) -> str:
+    """Say which releases have the recurrent names: `TensorFlow 1.2 to 1.15`."""
+    if era.eras:
+        spelt = " to ".join(dict.fromkeys((era.eras[0], era.eras[-1])))
+    else:
+        spelt = ", ".join(f"{release} ({cells})" for release, cells in era.spelt.items())
+    flag = _era_flag(era)
+    return f"recurrent names of TensorFlow {spelt}" + (
+        f"; {flag} brings them to the newest" if flag else ""
+    )
+
+
+def _era_flag(era: EraCount) -> str | None:
+    return None if ERAS[-1] in era.eras else f"--eras {ERAS[-1]}"
 
 
 def _headline(checkpoint: Checkpoint, total: Total) -> str:
@@ -194,6 +218,10 @@ def _headline(checkpoint: Checkpoint, total: Total) -> str:
         facts.append(f"{len(checkpoint.partitions):,} of them in {count(slices, 'slice')}")
     facts.append(size(total.nbytes))
     return f"{checkpoint.path}  {', '.join(facts)}"
+
+
+def _of_model(checkpoint: Checkpoint) -> list[str]:
+    return [name for name, role in checkpoint.roles().items() if role.kind == "model"]
 
 
 def _list(checkpoint: Checkpoint) -> None:
@@ -312,6 +340,7 @@ def _as_json(checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, object]:
             entry["corner"] = None if corner is None else _plain(corner)
         variables.append(entry)
     total = summary.total
+    era = era_of(checkpoint, _of_model(checkpoint))
     return {
         "path": str(checkpoint.path),
         "format": checkpoint.format,
@@ -328,6 +357,14 @@ def _as_json(checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, object]:
                 kind: {"variables": t.variables, "elements": t.elements, "bytes": t.nbytes}
                 for kind, t in summary.roles.items()
             },
+        },
+        "era": None
+        if era is None
+        else {
+            "eras": era.eras,
+            "cells": era.cells,
+            "spelt": era.spelt,
+            "flag": _era_flag(era),
         },
     }
 

@@ -16,6 +16,7 @@ from converter import (
     hookimpl,
     option,
 )
+from converter.names.follow import followers
 from converter.patterns import nearest
 
 
@@ -53,7 +54,7 @@ class Rename(Strategy):
 
     def apply(self, checkpoint: Checkpoint) -> Iterable[Variable]:
         renamed, pattern_of = self._by_patterns(checkpoint)
-        renamed |= _followers(checkpoint, renamed)
+        renamed |= followers(checkpoint.roles(), renamed)
         taken: dict[str, str] = {}
         for old in checkpoint:
             new = renamed.get(old, old)
@@ -90,7 +91,7 @@ class Rename(Strategy):
 
     def notes(self, checkpoint: Checkpoint) -> Iterable[str]:
         renamed, _ = self._by_patterns(checkpoint)
-        renamed |= _followers(checkpoint, renamed)
+        renamed |= followers(checkpoint.roles(), renamed)
         left = [
             name
             for name, role in checkpoint.roles().items()
@@ -103,19 +104,6 @@ class Rename(Strategy):
                 f"{len(left)} slots and averages keep names that don't hold their variable's, "
                 f"such as {left[0]}; rename them by a pattern"
             )
-
-
-def _followers(checkpoint: Checkpoint, renamed: Mapping[str, str]) -> dict[str, str]:
-    """Return new names for the slots and averages of renamed variables that no pattern fits."""
-    followers = {}
-    for name, role in checkpoint.roles().items():
-        if name in renamed or role.of is None or role.of not in renamed:
-            continue
-        if name.startswith(role.of):
-            followers[name] = renamed[role.of] + name.removeprefix(role.of)
-        elif f"/{name}/".count(f"/{role.of}/") == 1:
-            followers[name] = f"/{name}/".replace(f"/{role.of}/", f"/{renamed[role.of]}/")[1:-1]
-    return followers
 
 
 def _described(name: str, pattern_of: Mapping[str, str]) -> str:

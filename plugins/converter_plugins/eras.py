@@ -1,0 +1,239 @@
+"""Brings the recurrent names of one TensorFlow 1 to those of another."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from converter import (
+    Checkpoint,
+    PlanError,
+    Strategy,
+    UsageError,
+    Variable,
+    by_name,
+    hookimpl,
+    matching,
+    option,
+)
+from converter.blocks import block, concatenated, even_sizes
+from converter.names.cells import Era
+from converter.names.eras import EraNames, Sharded, era_of, names_in
+from converter.names.evidence import MAX_DEPTH
+from converter.names.follow import followers, following, root_of
+
+Kind = Literal["LSTMBlockCell", "GRUBlockCellV2", "ConvLSTMCell", "static", "own"]
+
+
+@dataclass(frozen=True)
+class Eras(Strategy):
+    """Bring the names of recurrent cells to those of another TensorFlow 1.
+
+    The cells and wrappers of TensorFlow were renamed in 1.0 and 1.2, some later, and so were the
+    scopes that `dynamic_rnn` and the like open. Everything in a scope goes along with it, slots and
+    averages with their variables. Shards of rows (`W_0`, `W_1`) are joined, or made again. What
+    names cannot tell is decided as is most common, and said in the plan.
+
+    Example:
+        convert ckpt model.ckpt --eras 1.15 --to tf -o out/
+    """
+
+    name: ClassVar[str] = "eras"
+    eras: Era = option(
+        help="the first release that has the wanted names: 1.2 is for 1.2 to 1.4, 1.15 for later"
+    )
+    kind: Mapping[str, Kind] = option(
+        {},
+        help="what made the scopes that a glob fits, where names don't tell: LSTMBlockCell, "
+        "GRUBlockCellV2, ConvLSTMCell, a static stack of layers, or your own code",
+        metavar="GLOB=KIND",
+    )
+    shards: Mapping[str, int] = option(
+        {},
+        help="in how many shards of rows 0.12 keeps the kernels that a glob fits",
+        metavar="GLOB=COUNT",
+    )
+
+    def __post_init__(self) -> None:
+        for glob, count in self.shards.items():
+            if count < 1:
+                raise UsageError(f"{glob!r} cannot be in {count} shards; give at least 1")
+
+    def apply(self, checkpoint: Checkpoint) -> Iterable[Variable]:
+        found = self._names(checkpoint)
+        roles = checkpoint.roles()
+        renamed = found.renamed | followers(roles, found.renamed)
+        joined = {shard: group.shards for group in found.joined for shard in group.shards}
+        split = {shard.name: shard for shard in found.split}
+        olds: defaultdict[str, list[str]] = defaultdict(list)
+        for name in checkpoint:
+            olds[renamed.get(name, name)].append(name)
+        result: list[Variable] = []
+        for new, names in olds.items():
+            variable = checkpoint[names[0]]
+            root = root_of(roles, names[0])
+            if len(names) > 1:
+                result.append(_joined(checkpoint, new, names, joined))
+            elif root in split:
+                result += _split(checkpoint, variable, split[root], renamed)
+            else:
+                result.append(variable if new == variable.name else variable.rename(new))
+        return result
+
+    def notes(self, checkpoint: Checkpoint) -> Iterable[str]:
+        names = _of_model(checkpoint)
+        era = era_of(checkpoint, names)
+        if era is None:
+            yield "no variable has the name of a recurrent cell of TensorFlow 1"
+            return
+        found = self._names(checkpoint)
+        yield from found.notes
+        for shard in found.joined:
+            yield (
+                f"{shard.name} is joined from {len(shard.shards)} shards; --eras 0.12 "
+                f"--eras-shards '{shard.name}={len(shard.shards)}' makes them again"
+            )
+        yield from _left(checkpoint, found.renamed | followers(checkpoint.roles(), found.renamed))
+        if era.eras and self.eras not in era.eras:
+            yield from _scoped(checkpoint, era.eras)
+            yield from _changed(checkpoint, found, era.eras[0])
+
+    def _names(self, checkpoint: Checkpoint) -> EraNames:
+        names = _of_model(checkpoint)
+        scopes = _scopes(names)
+        classes: dict[str, str] = {}
+        for glob, kind in self.kind.items():
+            for scope in matching(glob, scopes, "scopes"):
+                classes.setdefault(scope, kind)
+        shards = _partitioned(checkpoint) | by_name(self.shards, names)
+        return names_in(self.eras, checkpoint, names, classes=classes, shards=shards)
+
+
+def _of_model(checkpoint: Checkpoint) -> list[str]:
+    return [name for name, role in checkpoint.roles().items() if role.kind == "model"]
+
+
+def _scopes(names: Iterable[str]) -> list[str]:
+    """Return all scopes that names stand in."""
+    found: dict[str, None] = {}
+    for name in names:
+        parts = name.split("/", MAX_DEPTH)
+        for depth in range(1, len(parts)):
+            found["/".join(parts[:depth])] = None
+    return list(found)
+
+
+def _partitioned(checkpoint: Checkpoint) -> dict[str, int]:
+    """Return in how many slices of rows the checkpoint holds the variables that it has in such."""
+    found = {}
+    for name, regions in checkpoint.partitions.items():
+        rows = {(region[0].start, region[0].stop) for region in regions if region}
+        if name in checkpoint and len(rows) == len(regions) > 1:
+            found[name] = len(regions)
+    return found
+
+
+def _left(checkpoint: Checkpoint, renamed: Mapping[str, str]) -> Iterable[str]:
+    left = [
+        name
+        for name, role in checkpoint.roles().items()
+        if role.of is not None and renamed.get(role.of, role.of) != role.of and name not in renamed
+    ]
+    if left:
+        yield (
+            f"{len(left)} slots and averages keep names that don't hold their variable's, such as "
+            f"{left[0]}; rename them"
+        )
+
+
+def _scoped(checkpoint: Checkpoint, eras: Sequence[str]) -> Iterable[str]:
+    roles = checkpoint.roles()
+    scoped = [
+        name
+        for name, role in roles.items()
+        if role.kind == "slot" and role.of and name.partition(f"/{role.of}/")[1]
+    ]
+    if scoped and "0.12" in eras:
+        yield (
+            f"{len(scoped)} slots stand in the scope of an optimizer, such as {scoped[0]}: 0.12 "
+            f"put them there for a name scope, later releases only for a variable scope; rename "
+            f"them if it was a name scope"
+        )
+
+
+def _changed(checkpoint: Checkpoint, found: EraNames, era: Era) -> Iterable[str]:
+    """Say which names would be others if the new ones were brought back."""
+    joined = {shard.name for shard in found.joined}
+    split = {shard.name for shard in found.split}
+    before = {
+        found.renamed.get(name, name): name for name in _of_model(checkpoint) if name not in split
+    }
+    variables = {new: checkpoint[old].rename(new) for new, old in before.items()}
+    again = names_in(era, variables, list(variables), classes={}, shards={}).renamed
+    wrong = [
+        (new, back)
+        for new, old in before.items()
+        if new not in joined and (back := again.get(new, new)) != old
+    ]
+    if wrong:
+        new, back = wrong[0]
+        yield (
+            f"{len(wrong)} names tell less than the old ones: --eras {era} would make {back} of "
+            f"{new}, and not {before[new]}"
+        )
+
+
+def _joined(
+    checkpoint: Checkpoint,
+    new: str,
+    olds: Sequence[str],
+    shards: Mapping[str, tuple[str, ...]],
+) -> Variable:
+    """Return what all the `olds` become that would have one name: shards are joined."""
+    roots = {root_of(checkpoint.roles(), old): old for old in olds}
+    order = next((shards[root] for root in roots if root in shards), ())
+    if sorted(order) != sorted(roots) or len(roots) != len(olds):
+        raise PlanError(
+            f"{new}: both {olds[0]} and {olds[1]} would have this name; rename or drop one before"
+        )
+    for root, old in roots.items():
+        if checkpoint[old].shape != checkpoint[root].shape:
+            raise PlanError(
+                f"{old}: it is {list(checkpoint[old].shape)} where its variable is "
+                f"{list(checkpoint[root].shape)}, a shard that is joined; drop it before"
+            )
+    return concatenated(new, [checkpoint[roots[root]] for root in order], 0)
+
+
+def _split(
+    checkpoint: Checkpoint, variable: Variable, sharded: Sharded, renamed: Mapping[str, str]
+) -> list[Variable]:
+    """Return the shards of a variable, or of a slot of it."""
+    whole = checkpoint[sharded.name]
+    if variable.shape != whole.shape:
+        raise PlanError(
+            f"{variable.name}: it is {list(variable.shape)} where its variable is "
+            f"{list(whole.shape)}, which is made into shards; drop it before"
+        )
+    if len(sharded.shards) > whole.shape[0]:
+        raise PlanError(
+            f"{whole.name}: its {whole.shape[0]} rows cannot be in {len(sharded.shards)} shards; "
+            f"give fewer"
+        )
+    parts = []
+    start = 0
+    for shard, size in zip(
+        sharded.shards, even_sizes(whole.shape[0], len(sharded.shards)), strict=True
+    ):
+        name = renamed.get(variable.name, variable.name)
+        name = following(name, renamed[sharded.name], shard) or name
+        parts.append(block(name, variable, 0, start, start + size))
+        start += size
+    return parts
+
+
+@hookimpl
+def converter_strategies() -> Iterable[type[Strategy]]:
+    yield Eras

@@ -1,0 +1,82 @@
+"""Gives variables the names that they have in the graph."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from converter import Checkpoint, PlanError, Strategy, Variable, hookimpl, option
+from converter.names.follow import followers
+from converter.structure.flow import VARIABLES
+from converter.structure.graph import read_graph
+from converter.structure.variables import bind
+
+_PART = re.compile(r"/part_\d+\Z")
+
+
+@dataclass(frozen=True)
+class Names(Strategy):
+    """Name variables as the graph does, where a Saver stored them under other keys.
+
+    A Saver that was made of a dict stores variables under the keys of the dict. The graph beside
+    the checkpoint tells which variable each key is of. A key that is the name of another variable
+    stays; slots and averages that the graph does not know follow their variables.
+
+    Example:
+        convert ckpt model.ckpt --names graph -o out/
+    """
+
+    name: ClassVar[str] = "names"
+    names: Literal["graph"] = option(help="where the names come from: the graph beside the source")
+
+    def apply(self, checkpoint: Checkpoint) -> Iterable[Variable]:
+        renamed = _in_graph(checkpoint)
+        renamed |= followers(checkpoint.roles(), renamed)
+        taken: dict[str, str] = {}
+        for name in checkpoint:
+            new = renamed.get(name, name)
+            if (other := taken.setdefault(new, name)) != name:
+                raise PlanError(
+                    f"{new}: both {other} and {name} would have this name, which the graph gives "
+                    f"them; drop one before, or use rename"
+                )
+        return [
+            variable.rename(renamed[name]) if renamed.get(name, name) != name else variable
+            for name, variable in checkpoint.items()
+        ]
+
+    def notes(self, checkpoint: Checkpoint) -> Iterable[str]:
+        renamed = _in_graph(checkpoint)
+        if all(name == new for name, new in renamed.items()):
+            yield "all variables are stored under the names that the graph has for them"
+        known = renamed | followers(checkpoint.roles(), renamed)
+        left = [name for name in checkpoint if name not in known]
+        if left:
+            yield f"{len(left)} variables are not in the graph and stay, such as {left[0]}"
+
+
+def _in_graph(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return the name in the graph of each variable that it has."""
+    graph = read_graph(checkpoint)
+    if graph is None:
+        raise PlanError(
+            f"{checkpoint.path}: there is no graph beside it (a .meta file), which would tell the "
+            f"names; use rename"
+        )
+    own = {_whole(node.name) for node in graph.nodes if node.op in VARIABLES}
+    found: dict[str, str] = {}
+    for node, (name, _) in bind(graph, checkpoint).items():
+        # A key that is a variable's name is that variable, though others may start from it, too.
+        found.setdefault(name, name if name in own else _whole(node.name))
+    return found
+
+
+def _whole(node: str) -> str:
+    return _PART.sub("", node)
+
+
+@hookimpl
+def converter_strategies() -> Iterable[type[Strategy]]:
+    yield Names
