@@ -259,11 +259,16 @@ def _fit(
     graph = [n for n, role in result.roles().items() if role.kind == "object_graph"]
     same = _signature(source) == _signature(result)
     carried = target is not None and target.format == "tf" and same
+    objects = None
+    if target is not None and target.format == "tf" and not carried:
+        from converter.regraph.objects import regroup
+
+        objects = regroup(source, result)
     left_out = []
-    if graph and target is not None and not carried:
+    if graph and target is not None and not carried and objects is None:
         reason = "safetensors is name-based"
         if target.format == "tf":
-            reason = "its variables changed; TensorFlow 2 finds those of the output by name only"
+            reason = "it is not what it was; TensorFlow 2 finds the variables by name only"
         left_out = [(result[n], f"the object graph: {reason}") for n in graph]
     meta: Path | bytes | None = source.meta if carried else None
     if source.meta is not None and target is not None and target.format == "tf" and not same:
@@ -278,6 +283,9 @@ def _fit(
     kept = [v for v in result.values() if v.name not in skipped]
     if carried:
         kept = [v.rename(key) for v in kept for key in source.stored_keys.get(v.name, (v.name,))]
+    elif objects is not None:
+        kept = list(objects.variables)
+        notes += [f"object graph: {note}" for note in objects.notes]
     refused = [(v, r) for v in kept if target is not None and (r := target.refusal(v)) is not None]
     names = {v.name for v, _ in refused}
     beside = sidecar and target is not None and target.format == "safetensors"
