@@ -342,5 +342,5 @@ def _is_beside(target: Target, source: Checkpoint) -> bool:
     )
 
 
-def _signature(checkpoint: Checkpoint) -> set[tuple[str, str, tuple[int, ...]]]:
-    return {(v.name, v.dtype.name, v.shape) for v in checkpoint.values()}
+def _signature(checkpoint: Checkpoint) -> set[tuple[object, ...]]:
+    return {(v.name, v.dtype.name, v.shape, v.path) for v in checkpoint.values()}

@@ -7,8 +7,9 @@ References:
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from converter.formats import messages, object_graph
@@ -17,6 +18,8 @@ from converter.formats.object_graph import VALUE
 Path = tuple[str, ...]
 """The local names from the root to an object."""
 
+# What a table adds to its key, `-values`, is short.
+_MAX_SUFFIX = 64
 # No text of a graph holds half a surrogate pair.
 _ROOT = "\ud800"
 
@@ -32,8 +35,8 @@ class Edges:
     Attributes:
         nodes: the messages; those of new objects are made here.
         children: the edges of each object by local name.
-        owners: the object and its attribute behind each stored key; keys without an object are
-            not in it.
+        owners: the object and its attribute (the message) behind each stored key; keys without an
+            object are not in it.
         records: the optimizer and the record of each slot of the source, by its object.
 
     Raises:
@@ -44,29 +47,28 @@ class Edges:
         self.nodes: list[Any] = list(object_graph.parse(data, subject).nodes)
         self._count = len(self.nodes)
         self.children = [{c.local_name: c.node_id for c in node.children} for node in self.nodes]
-        self.owners = self._owners(sorted(stored))
+        self._values = [{a.name for a in node.attributes} for node in self.nodes]
+        self.owners = self._owners(set(stored))
         self._slots = [list(node.slot_variables) for node in self.nodes]
         self.records = {
             record.slot_variable_node_id: (number, record)
             for number, records in enumerate(self._slots)
             for record in records
         }
-        self._gone: set[tuple[int, str]] = set()
         self._merged: dict[int, int] = {}
         self._led = self._leading()
 
-    def _owners(self, stored: list[str]) -> dict[str, tuple[int, str]]:
-        known = set(stored)
-        owners: dict[str, tuple[int, str]] = {}
-        prefixes: dict[str, tuple[int, str]] = {}
+    def _owners(self, stored: set[str]) -> dict[str, tuple[int, Any]]:
+        owners: dict[str, tuple[int, Any]] = {}
+        prefixes: dict[str, tuple[int, Any]] = {}
         for number, node in enumerate(self.nodes):
             for attribute in node.attributes:
-                where = owners if attribute.checkpoint_key in known else prefixes
-                where.setdefault(attribute.checkpoint_key, (number, attribute.name))
+                where = owners if attribute.checkpoint_key in stored else prefixes
+                where.setdefault(attribute.checkpoint_key, (number, attribute))
         # A table has `x/.ATTRIBUTES/table`, and stored are `x/.ATTRIBUTES/table-keys`, `-values`.
-        for key in stored:
-            slash = key.rfind("/")
-            for end in range(len(key) - 1, slash, -1) if key not in owners else ():
+        for key in stored - owners.keys() if prefixes else ():
+            shortest = max(key.rfind("/"), len(key) - _MAX_SUFFIX)
+            for end in range(len(key) - 1, shortest, -1):
                 if key[:end] in prefixes:
                     owners[key] = prefixes[key[:end]]
                     break
@@ -76,12 +78,13 @@ class Edges:
 
     def forget(self, keys: Iterable[str]) -> None:
         """Take away what is stored under these keys, and the records of slots that are gone."""
-        self._gone |= {self.owners[key] for key in keys}
+        for number, attribute in map(self.owners.__getitem__, keys):
+            self._values[number].discard(attribute.name)
         for number, slots in enumerate(self._slots):
             self._slots[number] = [s for s in slots if self._has_value(s.slot_variable_node_id)]
 
     def _has_value(self, number: int) -> bool:
-        return any((number, a.name) not in self._gone for a in self.nodes[number].attributes)
+        return bool(self._values[number])
 
     def _is_held(self, number: int) -> bool:
         return self._has_value(number) or bool(self._slots[number])
@@ -115,6 +118,7 @@ class Edges:
         self.nodes.append(messages.message("TrackableObject")())
         self.children.append({})
         self._slots.append([])
+        self._values.append(set())
         return len(self.nodes) - 1
 
     def detach(self, path: Path) -> None:
@@ -123,10 +127,21 @@ class Edges:
         if parent is not None:
             self.children[parent].pop(path[-1], None)
 
-    def attach(self, number: int, path: Path) -> bool:
-        """Put an object at a path, and make those above it; return False if another is there.
+    def unalias(self, path: Path, child: int, names: re.Pattern[str]) -> None:
+        """Take away those edges from the object at a path to another whose names match."""
+        parent = self.walk(path)
+        if parent is not None:
+            children = self.children[parent]
+            for name in [n for n, c in children.items() if c == child and names.fullmatch(n)]:
+                del children[name]
+
+    def attach(self, number: int, path: Path) -> Path | None:
+        """Put an object at a path, and make those above it.
 
         Objects of which neither has a value become one; at the empty path that is the root.
+
+        Returns:
+            The path at which another object is in the way; None where none is.
         """
         parent = 0
         if not path:
@@ -136,41 +151,31 @@ class Edges:
             if name not in self.children[parent]:
                 self.children[parent][name] = self.add()
             parent = self._one(self.children[parent][name])
-        pairs = [(parent, path[-1], number)]
+        pairs = [(parent, path, number)]
         while pairs:
-            parent, name, number = pairs.pop()
-            parent, number = self._one(parent), self._one(number)
+            parent, path, number = pairs.pop()
+            parent, name, number = self._one(parent), path[-1], self._one(number)
             there = self._one(self.children[parent].get(name, number))
             if there == number or self._is_void(there):
                 self.children[parent][name] = number
             elif self._is_held(there) or self._is_held(number):
-                return False
+                return tuple(name for name in path if name != _ROOT)
             else:
                 self._merged[number] = there
-                pairs += [(there, *edge) for edge in self.children[number].items()]
+                pairs += [
+                    (there, (*path, name), child) for name, child in self.children[number].items()
+                ]
         self.children[0].pop(_ROOT, None)
-        return True
+        return None
 
     def make(self, path: Path, key: str, full_name: str) -> int:
         """Make a variable; an empty path leaves it without an edge to it."""
         number = self.add()
         self.nodes[number].attributes.add(name=VALUE, full_name=full_name, checkpoint_key=key)
+        self._values[number].add(VALUE)
         if path:
             self.attach(number, path)
         return number
-
-    def name(self, key: str, full_name: str) -> None:
-        """Give the variable that is stored under a key another name."""
-        number, name = self.owners[key]
-        for attribute in self.nodes[number].attributes:
-            if attribute.name == name:
-                attribute.full_name = full_name
-
-    def full_name(self, key: str) -> str:
-        """Return the name of the variable that is stored under a key."""
-        number, name = self.owners[key]
-        names = [a.full_name for a in self.nodes[number].attributes if a.name == name]
-        return names[0] if names else ""
 
     def record(self, optimizer: int, of: int, name: str, slot: int) -> None:
         """Make an object a slot of a variable."""
@@ -179,10 +184,10 @@ class Edges:
         )
         self._slots[optimizer].append(record)
 
-    def release(self, slot: int) -> None:
-        """Make an object a slot no longer."""
+    def release(self, slots: Collection[int]) -> None:
+        """Make objects slots no longer."""
         for number, records in enumerate(self._slots):
-            self._slots[number] = [r for r in records if r.slot_variable_node_id != slot]
+            self._slots[number] = [r for r in records if r.slot_variable_node_id not in slots]
 
     # -- what is left ------------------------------------------------------------------------------
 
@@ -240,12 +245,12 @@ class Edges:
                 if child in numbers:
                     node.children.add(node_id=numbers[child], local_name=name)
             for attribute in self.nodes[number].attributes:
-                if (number, attribute.name) not in self._gone:
+                if attribute.name in self._values[number]:
                     node.attributes.add().CopyFrom(attribute)
                     # A new object has its new key already, which may be the old one of another.
                     if number < self._count:
                         key = attribute.checkpoint_key
-                        key = prefixes.get((number, attribute.name)) or keys.get(key, key)
+                        key = prefixes.get(key) or keys.get(key, key)
                         node.attributes[-1].checkpoint_key = key
             for record in self._slots[number]:
                 slot = node.slot_variables.add()
@@ -257,15 +262,14 @@ class Edges:
         data: bytes = graph.SerializeToString(deterministic=True)
         return data
 
-    def _prefixes(self, keys: Mapping[str, str]) -> dict[tuple[int, str], str]:
-        """Return the new key of each attribute whose values are stored under longer ones."""
+    def _prefixes(self, keys: Mapping[str, str]) -> dict[str, str]:
+        """Return what attributes have as their keys whose values are stored under longer ones."""
         found = {}
         for old, new in keys.items():
             if old == new or old not in self.owners:
                 continue
-            number, name = self.owners[old]
-            for attribute in self.nodes[number].attributes:
-                rest = old.removeprefix(attribute.checkpoint_key)
-                if attribute.name == name and rest not in ("", old) and new.endswith(rest):
-                    found[number, name] = new.removesuffix(rest)
+            prefix = self.owners[old][1].checkpoint_key
+            rest = old.removeprefix(prefix)
+            if rest and new.endswith(rest):
+                found[prefix] = new.removesuffix(rest)
         return found

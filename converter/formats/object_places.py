@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,9 @@ from converter.formats.object_edges import Edges, Path
 from converter.formats.object_graph import ATTRIBUTES, SLOT, VALUE, escaped, path_of, unescaped
 
 _MAX_DEPTH = 64
+# Keras 2 has every layer that has weights a second time, under its place among all layers.
+_WEIGHTS = re.compile(r"layer_with_weights-\d+")
+_LAYER = re.compile(r"layer-\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +91,12 @@ class Places:
             for key in one.keys[:1]:
                 self._hear(one, key, said)
         self._at: dict[Path, Path] = {(): ()}
+        self._lengths: list[int] = []
         for path in sorted(said, key=len):
             wanted = said[path]
             self._at[path] = next(iter(wanted)) if len(wanted) == 1 else self.now(path)
+            if len(path) not in self._lengths[:1]:
+                self._lengths.insert(0, len(path))
 
     def _hear(self, one: Placed, key: str, said: defaultdict[Path, set[Path]]) -> None:
         if one.path is None or one.path == (old := path_of(key)):
@@ -115,10 +122,10 @@ class Places:
 
     def now(self, path: Path) -> Path:
         """Return where the object of an old path is now."""
-        rest: Path = ()
-        while path not in self._at:
-            path, rest = path[:-1], (path[-1], *rest)
-        return self._at[path] + rest
+        for length in self._lengths:
+            if path[:length] in self._at and length <= len(path):
+                return self._at[path[:length]] + path[length:]
+        return path
 
     def path(self, key: str) -> Path | None:
         """Return where the variable of an old key is now; None for a slot."""
@@ -148,19 +155,24 @@ class Places:
             if path and number is not None and goal != (*self.now(path[:-1]), path[-1]):
                 moves.append((path, goal, number))
         # From the innermost: the way to it leads through those that go, too.
-        for path, _, _ in reversed(moves):
+        for path, _, number in reversed(moves):
             self._edges.detach(path)
+            if _WEIGHTS.fullmatch(path[-1]):
+                self._edges.unalias(path[:-1], number, _LAYER)
         told = [("/".join(path), "/".join(goal)) for path, goal, _ in moves]
-        for key, goal in self._alone.items():
-            told.append((path_of(key), "/".join(goal)))
-            if key in self._edges.owners:
-                number, _ = self._edges.owners[key]
-                self._edges.release(number)
-                moves.append(((), goal, number))
+        told += [(path_of(key), "/".join(goal)) for key, goal in self._alone.items()]
+        alone = [
+            ((), goal, self._edges.owners[key][0])
+            for key, goal in self._alone.items()
+            if key in self._edges.owners
+        ]
+        self._edges.release({number for _, _, number in alone})
+        moves += alone
         for _, goal, number in sorted(moves, key=lambda move: len(move[1])):
-            if not self._edges.attach(number, goal):
+            obstacle = self._edges.attach(number, goal)
+            if obstacle is not None:
                 raise PlanError(
-                    f"{'/'.join(goal)}: another object of the checkpoint has this path; choose "
+                    f"{'/'.join(obstacle)}: another object of the checkpoint has this path; choose "
                     f"another, or move that one too"
                 )
         return tuple(told)
@@ -177,7 +189,7 @@ def also(edges: Edges, path: Path | None, old_name: str, new_name: str) -> str |
     if path is None or number is None or followed is None:
         return None
     second = _respelt(path, followed)
-    if not edges.is_free(second) or not edges.attach(number, second):
+    if not edges.is_free(second) or edges.attach(number, second) is not None:
         return None
     return followed
 
@@ -228,18 +240,16 @@ def _respelt(old: Path, new: str) -> Path:
 
     A local name of `old` that has slashes stays one.
     """
-    head: list[str] = []
+    start, end = 0, len(new)
+    head, tail = 0, 0
     for name in old:
-        if new == name:
-            return (*head, name)
-        if not new.startswith(f"{name}/"):
+        if len(name) == end - start and new.endswith(name):
+            return old[: head + 1]
+        if not new.startswith(f"{name}/", start):
             break
-        head.append(name)
-        new = new.removeprefix(f"{name}/")
-    tail: list[str] = []
-    for name in reversed(old[len(head) :]):
-        if not new.endswith(f"/{name}"):
+        head, start = head + 1, start + len(name) + 1
+    for name in reversed(old[head:]):
+        if not new.endswith(f"/{name}", start, end):
             break
-        tail.insert(0, name)
-        new = new.removesuffix(f"/{name}")
-    return (*head, *new.split("/"), *tail)
+        tail, end = tail + 1, end - len(name) - 1
+    return (*old[:head], *new[start:end].split("/"), *old[len(old) - tail :])

@@ -75,9 +75,10 @@ def rewrite(
         owned = [key for key in one.keys if key in edges.owners]
         full_name = one.full_name
         if owned and full_name is None and one.path == one.name:
-            full_name = follow(path_of(owned[0]), one.name, edges.full_name(owned[0]))
+            was = edges.owners[owned[0]][1].full_name
+            full_name = follow(path_of(owned[0]), one.name, was)
         for key in owned if full_name is not None else ():
-            edges.name(key, full_name or "")
+            edges.owners[key][1].full_name = full_name
         if owned and one.old_name is not None:
             path = also(edges, places.path(owned[0]), one.old_name, one.name)
             if path is not None:
@@ -154,7 +155,7 @@ def _show(
     """
     paths = {keys[one.name][0]: path_of(keys[one.name][0]) for one in placed}
     given = {
-        keys[one.name][0]: edges.full_name(one.keys[0])
+        keys[one.name][0]: edges.owners[one.keys[0]][1].full_name
         if one.keys and one.keys[0] in edges.owners
         else one.full_name or one.name
         for one in placed
@@ -162,11 +163,11 @@ def _show(
     shown = shown_names(paths, given)
     for one in placed:
         key = keys[one.name][0]
-        owned = one.keys and edges.owners.get(one.keys[0], (0, ""))[1] == VALUE
-        if shown[key] != one.name and owned:
+        owners = [edges.owners[old][1] for old in one.keys if old in edges.owners]
+        if shown[key] != one.name and owners and owners[0].name == VALUE:
             given[key] = one.name
-            for old in one.keys:
-                edges.name(old, one.name)
+            for attribute in owners:
+                attribute.full_name = one.name
     shown = shown_names(paths, given)
     return {
         one.name: shown[keys[one.name][0]] for one in placed if shown[keys[one.name][0]] != one.name

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from converter.checkpoint import Checkpoint
+from converter.dtype import STRING
 from converter.errors import printable
 from converter.formats import OBJECT_GRAPH_KEY
 from converter.formats.object_places import Placed, follow
@@ -13,6 +16,7 @@ from converter.formats.object_rewrite import Rewritten, rewrite
 from converter.variable import Variable
 
 _SHOWN = 3
+_COUNTER = "save_counter"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +55,16 @@ def regroup(source: Checkpoint, result: Checkpoint) -> Regrouped | None:
         str(source.path),
     )
     stored_variables = [v.rename(key) for v in variables for key in found.keys[v.name]]
-    graph = Variable.from_array(OBJECT_GRAPH_KEY, found.data)
-    return Regrouped((*stored_variables, graph), tuple(_notes(found)))
+    # An array of objects: numpy's own texts lose zero bytes at their end.
+    data = np.array(found.data, object)
+    graph = Variable.from_array(OBJECT_GRAPH_KEY, data, dtype=STRING)
+    notes = list(_notes(found))
+    if _COUNTER in source.stored_keys and not any(_COUNTER in v.sources for v in variables):
+        notes.append(
+            f"without {_COUNTER}, Checkpoint.read restores the output, and Checkpoint.restore "
+            f"finds it incomplete; --keep {_COUNTER} keeps it"
+        )
+    return Regrouped((*stored_variables, graph), tuple(notes))
 
 
 def _is_graph(source: Checkpoint, name: str) -> bool:
