@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from difflib import SequenceMatcher
 
 from converter.errors import UsageError
 from converter.patterns import nearest
@@ -28,7 +29,11 @@ def check(replacements: Mapping[str, str], advice: str) -> None:
 
 
 def replaced(
-    replacements: Mapping[str, str], names: Collection[str], what: str = "variables"
+    replacements: Mapping[str, str],
+    names: Collection[str],
+    what: str = "variables",
+    *,
+    is_strict: bool = True,
 ) -> dict[str, tuple[str, str]]:
     """Return what each name that an expression fits becomes, and the expression: the first one.
 
@@ -36,14 +41,15 @@ def replaced(
         replacements: the replacement by the expression; `\\1` is the text of the first group.
         names: the names; those that no expression fits are not in the result.
         what: what the names are names of.
+        is_strict: an expression has to fit a name.
 
     Raises:
-        UsageError: an expression fits no name, or a replacement is none for it.
+        UsageError: an expression fits no name though it has to, or a replacement is none for it.
     """
     found: dict[str, tuple[str, str]] = {}
     for pattern, replacement in replacements.items():
         matches = [match for match in map(re.compile(pattern).fullmatch, names) if match]
-        if not matches:
+        if not matches and is_strict:
             raise UsageError(
                 f"{pattern!r} fits none of the {len(names)} {what}{nearest(pattern, names)}"
             )
@@ -57,3 +63,8 @@ def replaced(
                     f"{replacement!r} is no replacement for {pattern!r}: {error}"
                 ) from None
     return found
+
+
+def nearest_of(name: str, patterns: Iterable[str]) -> str:
+    """Return the regular expression that is most like a name, of at least one."""
+    return max(patterns, key=lambda pattern: SequenceMatcher(None, pattern, name).ratio())
