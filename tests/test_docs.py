@@ -31,7 +31,10 @@ from converter.strategy import options, summary
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
-BUILT_IN = ["cast", "drop", "ema", "keep", "pad", "reinit", "rename", "scale", "truncate"]
+BUILT_IN = [
+    *("bert", "cast", "drop", "ema", "keep", "map", "pad", "paths", "reinit", "rename", "scale"),
+    "truncate",
+]
 
 # The two commands that set up all. The first goes on with a command of ours, which is run.
 INSTALL = "pip install . && "
@@ -305,6 +308,7 @@ JSON: dict[str, list[list[str]]] = {
     "prove": [["tf14_v2_charlm_lstm_ema", "tf14_v2_charlm_lstm_ema"]],
     "batch": [["tf14_v2_rotation", "-o", "OUT/batch", "--jobs", "1"]],
     "plugins": [[]],
+    "recipes": [[]],
 }
 
 

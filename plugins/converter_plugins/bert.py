@@ -224,7 +224,7 @@ def _graph(checkpoint: Checkpoint) -> Graph | None:
 
 
 def _heads_of(checkpoint: Checkpoint) -> int | None:
-    """Return the number of heads by the structure: the columns of a query are heads times a size."""
+    """Return the number of heads by the structure: a query has heads times a size as columns."""
     fits = re.compile(r"(?:.+/)?bert/encoder/layer_0/attention/self/query/kernel").fullmatch
     name = next(filter(fits, checkpoint), None)
     if name is None or checkpoint.meta is None:
@@ -237,7 +237,8 @@ def _heads_of(checkpoint: Checkpoint) -> int | None:
     terms = axes[1].terms if len(axes) == 2 else ()
     if len(terms) != 1 or len(terms[0]) != 2:
         return None
-    return structure.sizes.get(terms[0][0])
+    outer = terms[0][0]
+    return structure.sizes.get(outer) if isinstance(outer, str) else None
 
 
 def _activation_of(graph: Graph) -> str | None:

@@ -84,6 +84,9 @@ class Map(Strategy):
     def notes(self, checkpoint: Checkpoint) -> Iterable[str]:
         rules = {**self.map, **self.transpose}
         found = expressions.replaced(rules, checkpoint, is_strict=False)
+        turned = [name for name, (_, pattern) in found.items() if pattern in self.transpose]
+        if turned:
+            yield f"{len(turned)} matrices are transposed"
         kept = [name for name in checkpoint if name not in found]
         if kept and self.rest == "keep":
             yield f"{len(kept)} variables that no rule fits stay as they are, such as {kept[0]}"
