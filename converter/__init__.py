@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from converter.patterns import by_name, matching, select
     from converter.pipeline import Result, convert
     from converter.resize.coupled import Coupled
-    from converter.resize.maps import Units, WidthMap
+    from converter.resize.maps import Matrix, Units, WidthMap
     from converter.resize.resizer import Resizer
     from converter.strategy import Beside, Strategy
     from converter.structure.axis import Width
@@ -37,6 +37,7 @@ __all__ = [
     "DType",
     "Initializer",
     "InputError",
+    "Matrix",
     "PlanError",
     "Region",
     "Resizer",
@@ -71,7 +72,7 @@ _HOMES = {
     "patterns": ("by_name", "matching", "select"),
     "pipeline": ("Result", "convert"),
     "resize.coupled": ("Coupled",),
-    "resize.maps": ("Units", "WidthMap"),
+    "resize.maps": ("Matrix", "Units", "WidthMap"),
     "resize.resizer": ("Resizer",),
     "strategy": ("Beside", "Strategy"),
     "structure.axis": ("Width",),

@@ -215,7 +215,7 @@ class Drawing:
         initializer, shape = block.initializer, shape_of(piece)
         try:
             values = initializer(
-                _stream(self._seed, key, block.label, number),
+                random_stream(self._seed, key, block.label, number),
                 shape,
                 block.fan_in,
                 block.fan_out,
@@ -263,8 +263,8 @@ def _check(variable: Variable, block: Block) -> None:
         )
 
 
-def _stream(seed: int, key: str, label: str, number: int) -> np.random.Generator:
-    """Return the stream of one piece.
+def random_stream(seed: int, key: str, label: str, number: int = 0) -> np.random.Generator:
+    """Return the stream of one piece of a block, or of whatever else has a name.
 
     Bits of Philox are the same on every platform and in every numpy; the counter leaves each piece
     2**128 of them.

@@ -18,6 +18,7 @@ from converter.variable import Stored, Variable
 if TYPE_CHECKING:
     from converter.regraph import Regraphed
     from converter.resize.exactness import Resizes
+    from converter.structure.infer import Structure
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +95,8 @@ class Plan:
 
     def shape_in_graph(self, name: str) -> tuple[int, ...]:
         """Return the shape of a variable of the source at the sizes of the result."""
-        structure = self.resized[0].structure if self.resized else None
-        if structure is None or name not in structure.axes:
+        structure = _structure(self.source, self.resized)
+        if structure is None:
             return self.source[name].shape
         sizes = structure.sizes | _sizes(self.resized)
         return tuple(axis.size(sizes) for axis in structure.axes[name])
@@ -351,12 +352,19 @@ def _rewritten(
 
 def _regraphed(source: Checkpoint, resized: Sequence[Resizes]) -> Regraphed | None:
     """Return the graph at the new sizes; None where no width of the graph changed."""
-    structure = resized[0].structure if resized else None
+    structure = _structure(source, resized)
     if structure is None or structure.findings is None:
         return None
     from converter.regraph import regraph
 
     return regraph(source, structure, _sizes(resized))
+
+
+def _structure(source: Checkpoint, resized: Sequence[Resizes]) -> Structure | None:
+    """Return the structure of the source; None where shapes were given, or none changed."""
+    if not resized or resized[0].structure is None:
+        return None
+    return source.structure(resized[0].layout)
 
 
 def _sizes(resized: Sequence[Resizes]) -> dict[str, int]:

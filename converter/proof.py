@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from converter.checkpoint import Checkpoint
-from converter.errors import ConverterError, InputError, PlanError, UsageError
+from converter.errors import InputError, PlanError, UsageError
 from converter.forward.feeds import Feeds, complete, given_values, parse_feed, read_inputs
 from converter.forward.find import Forward, find_forward
 from converter.forward.graph import Graph, Tensor, graph_of, read_graph, tensor
@@ -22,7 +23,7 @@ from converter.variable import Array, Variable
 if TYPE_CHECKING:
     from converter.plan import Plan
     from converter.resize.tensors import Tensors
-    from converter.session import RunError
+    from converter.session import RunError, Session
 
 TOLERANCE = 1e-5
 """Of the scale of an output: what float32 loses when it adds in another order."""
@@ -292,7 +293,7 @@ def _renamed(plan: Plan, key: str, variables: Mapping[str, Variable]) -> Variabl
 def _prove(a: _Side, b: _Side, question: Question, tensors: Tensors | None = None) -> Proof:
     from converter.session import can_run
 
-    given = _given_by(a.graph, question)
+    given = given_by(a.graph, question)
     fed = [str(source) for source in given]
     runs = can_run()
     forward = find_forward(a.graph, a.keys, fetches=question.fetches, fed=fed, can_run=runs)
@@ -332,7 +333,13 @@ def _noise(forward: Forward) -> list[Tensor]:
     return [Tensor(name) for name in forward.random if name not in forward.graph.frames]
 
 
-def _given_by(graph: Graph, question: Question) -> dict[Tensor, Array]:
+def given_by(graph: Graph, question: Question) -> dict[Tensor, Array]:
+    """Return the values that a question gives, by tensor.
+
+    Raises:
+        UsageError: a tensor does not exist, or has another dtype or shape.
+        InputError: the file of inputs cannot be read.
+    """
     given: dict[Tensor, Array] = {}
     if question.inputs is not None:
         given |= given_values(graph, read_inputs(question.inputs), str(question.inputs))
@@ -342,26 +349,60 @@ def _given_by(graph: Graph, question: Question) -> dict[Tensor, Array]:
 def _first_run(
     forward: Forward, variables: Mapping[str, Variable], given: Mapping[Tensor, Array], seed: int
 ) -> tuple[Feeds, dict[Tensor, Array]]:
-    """Run with what is given, and with drawn inputs of the first size with which it runs."""
+    session, feeds, outputs = start(forward, variables, given, seed)
+    with session:
+        return feeds, outputs
+
+
+def start(
+    forward: Forward, variables: Mapping[str, Variable], given: Mapping[Tensor, Array], seed: int
+) -> tuple[Session, Feeds, dict[Tensor, Array]]:
+    """Run with what is given, and with drawn inputs of the first size with which it runs.
+
+    Returns:
+        The session, which is the caller's to close; what it was fed, and the outputs.
+
+    Raises:
+        InputError: a variable is missing, or a file is damaged.
+        UsageError: TensorFlow is not installed; nothing can be drawn for an input.
+        RunError: the graph does not run.
+    """
     from converter.session import RunError, Session, dtypes_of
 
     tries = complete(forward, given, seed)
-    feeds = next(tries)
+    first = next(tries)
+    session = Session(forward, variables, dtypes_of(forward, first.values))
     failed: RunError | None = None
-    with Session(forward, variables, dtypes_of(forward, feeds.values)) as session:
-        while True:
+    empty: tuple[Feeds, dict[Tensor, Array]] | None = None
+    try:
+        for feeds in chain((first,), tries):
             try:
-                return feeds, session.run(feeds.values, _noise(forward))
+                outputs = session.run(feeds.values, _noise(forward))
             except RunError as error:
                 # What was tried first suits best, and so does what is said of it.
-                failed = failed or error
-            following = next(tries, None)
-            if following is None:
-                raise _explained(failed, feeds) from None
-            feeds = following
+                failed = failed or _explained(error, feeds)
+                continue
+            if not feeds.drawn or _say_something(outputs):
+                return session, feeds, outputs
+            # Of pictures that are too small nothing may be left.
+            empty = empty or (feeds, outputs)
+    except BaseException:
+        session.close()
+        raise
+    if empty is None:
+        session.close()
+        assert failed is not None
+        raise failed
+    return session, *empty
 
 
-def _explained(error: RunError, feeds: Feeds) -> ConverterError:
+def _say_something(outputs: Mapping[Tensor, Array]) -> bool:
+    """Whether outputs have an entry that is neither zero nor NaN, choices left aside."""
+    floats = [output for output in outputs.values() if _is_float(output)]
+    return any((np.abs(np.nan_to_num(_wide(o))) > 0).any() for o in floats) or not floats
+
+
+def _explained(error: RunError, feeds: Feeds) -> RunError:
     drawn = ", ".join(str(source) for source in feeds.drawn)
     if not drawn:
         return error

@@ -94,8 +94,9 @@ class Session:
         with self._graph.as_default():
             self._import(tf)
             self._assigns = self._make_assigns(tf)
-        self._session = tf.compat.v1.Session(graph=self._graph, config=_config(tf))
+        self._session = self._open(tf)
         self._feeds = {t: self._read(t.node, where) for t, where in self._constants.items()}
+        self._assigned: dict[str, Array] = {}
         self._initialize()
         self._is_fresh = True
 
@@ -108,7 +109,16 @@ class Session:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free what it holds."""
         self._session.close()
+
+    @property
+    def variables(self) -> list[str]:
+        """The nodes that can be assigned to: all of the forward part that are run."""
+        return [*(constant.node for constant in self._constants), *self._assigns]
 
     def assign(self, name: str, value: Array) -> None:
         """Give a variable of the graph another value of the same shape.
@@ -120,14 +130,13 @@ class Session:
         if Tensor(name) in self._constants:
             self._feeds[Tensor(name)] = value.astype(self._feeds[Tensor(name)].dtype)
             return
-        operation, placeholder = self._assigns[name]
-        value = value.astype(placeholder.dtype.as_numpy_dtype, copy=False)
-        self._session.run(operation, {placeholder: value})
+        self._assigned[name] = value
+        self._set(name, value)
 
     def run(
         self, feeds: Mapping[Tensor, Array], also: Sequence[Tensor] = ()
     ) -> dict[Tensor, Array]:
-        """Compute the outputs.
+        """Compute the outputs: the same for the same values, however often.
 
         Args:
             feeds: a value for each tensor that the session was made for.
@@ -136,14 +145,30 @@ class Session:
         Raises:
             RunError: the graph does not run with these.
         """
-        if self._pruned.is_changing and not self._is_fresh:
-            self._initialize()
+        if not self._is_fresh:
+            self._start_again()
         self._is_fresh = False
         outputs = [*(output.tensor for output in self._forward.outputs), *also]
         taken = [self._tensor(self._forward.instead.get(t, t)) for t in outputs]
         given = {**self._feeds, **feeds}
         values = {self._tensor(Tensor(self._pruned.fed[t])): v for t, v in given.items()}
         return dict(zip(outputs, map(np.asarray, self._run(taken, values)), strict=True))
+
+    def _start_again(self) -> None:
+        """Set back what the last run changed: states, and what random numbers come next."""
+        if self._forward.random:
+            self._session.close()
+            self._session = self._open(tensorflow())
+        if self._forward.random or self._pruned.is_changing:
+            self._initialize()
+
+    def _open(self, tf: Any) -> Any:
+        return tf.compat.v1.Session(graph=self._graph, config=_config(tf))
+
+    def _set(self, name: str, value: Array) -> None:
+        operation, placeholder = self._assigns[name]
+        value = value.astype(placeholder.dtype.as_numpy_dtype, copy=False)
+        self._session.run(operation, {placeholder: value})
 
     def _tensor(self, source: Tensor) -> Any:
         try:
@@ -192,11 +217,13 @@ class Session:
         for name in self._forward.fills:
             self._run([self._graph.get_operation_by_name(name)], {})
         for name in self._assigns:
-            if name in self._forward.initial:
+            if name in self._assigned:
+                value = self._assigned[name]
+            elif name in self._forward.initial:
                 (value,) = self._run([self._tensor(self._forward.initial[name])], {})
-                self.assign(name, value)
-                continue
-            self.assign(name, self._read(name, self._forward.variables[name]))
+            else:
+                value = self._read(name, self._forward.variables[name])
+            self._set(name, value)
 
     def _read(self, name: str, where: Held) -> Array:
         graph = self._forward.graph

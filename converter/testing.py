@@ -1,9 +1,12 @@
 """The contract of a strategy as a test, for the authors of plugins.
 
-from converter.testing import check_strategy
+from converter.testing import check_resizer, check_strategy
 
 def test_double() -> None:
     check_strategy(Double(factor=3.0))
+
+def test_rotate() -> None:
+    check_resizer(lambda resize: Rotate(resize=resize))
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import numpy as np
 from converter.checkpoint import Checkpoint
 from converter.dtype import BY_NAME, DType
 from converter.errors import ConverterError
+from converter.resize.resizer import Resizer
 from converter.strategy import Strategy, build, options, values_of
 from converter.variable import Array, Region, Stored, Variable, regions, whole
 
@@ -65,6 +69,66 @@ def check_strategy(strategy: Strategy | Callable[[Checkpoint], Strategy]) -> Non
                 checked += 1
     if not checked:
         raise AssertionError(f"every variable was refused; {refusals[0]}")
+
+
+def check_resizer(make: Callable[[Mapping[str, int]], Resizer]) -> None:
+    """Check a resizing strategy on a small model, whose widths it is asked to grow and to cut.
+
+    Everything that has a width gets the new size, slots and averages too; planning reads nothing;
+    two runs and all regions give the same; the options survive their way through a recipe; and
+    what the plan calls exact computes the same as before. A resizer may refuse a width or a size,
+    but not all of them.
+
+    Args:
+        make: makes the strategy for what would be `--resize`: widths and their new sizes.
+
+    Raises:
+        AssertionError: it does not; the message says which width it was and what happened.
+    """
+    from converter import small_model
+
+    refusals = []
+    checked = 0
+    for width, size in itertools.product(small_model.WIDTHS, small_model.SIZES):
+        where = f"{width} of {small_model.WIDTHS[width]} units, made {size}"
+        loaded: list[str] = []
+        checkpoint = small_model.checkpoint(loaded)
+        try:
+            strategy = make({width: size})
+            _check_options(strategy)
+            results = [_resized(strategy, checkpoint, loaded, where) for _ in range(2)]
+        except ConverterError as error:
+            refusals.append(f"{where}: {error}")
+            continue
+        checked += 1
+        first, second = results
+        if not all(_same(first[n], second[n]) for n in first):
+            raise AssertionError(f"{where}: a second run gave another result")
+        for name, shape in small_model.shapes({width: size}).items():
+            if name not in first or first[name].shape != shape:
+                found = first[name].shape if name in first else None
+                raise AssertionError(f"{where}: {name} is {found}, where {shape} is wanted")
+        (resized,) = strategy.resizes(checkpoint).widths
+        difference = small_model.difference(first)
+        if resized.verdict.exact and difference > small_model.TOLERANCE:
+            raise AssertionError(
+                f"{where}: it is called exact ({resized.verdict.why}), and the outputs differ by "
+                f"{difference:.3g}"
+            )
+    if not checked:
+        raise AssertionError(f"every width was refused; {refusals[0]}")
+
+
+def _resized(
+    strategy: Resizer, checkpoint: Checkpoint, loaded: list[str], where: str
+) -> dict[str, Array]:
+    loaded.clear()
+    result = checkpoint.derive(strategy.apply(checkpoint))
+    list(strategy.notes(checkpoint))
+    strategy.resizes(checkpoint)
+    if loaded:
+        raise AssertionError(f"{where}: the plan read {loaded[0]}; read when values are asked for")
+    return {name: _read(variable, where) for name, variable in result.items()}
 
 
 def _values(dtype: DType, shape: tuple[int, ...], layout: str) -> Array:

@@ -182,6 +182,7 @@ def test_damaged_variants(
         maker.read()["v"].read()
 
 
+@pytest.mark.slow
 def test_mutated_indexes_raise_nothing_but_input_errors(tmp_path: Path) -> None:
     # The checksums are computed again, so that they do not hide the parser.
     maker = Maker(tmp_path, shards=2)

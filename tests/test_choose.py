@@ -25,7 +25,7 @@ def structure(**widths: tuple[int, bool]) -> Structure:
         )
         for name, (size, is_resizable) in widths.items()
     }
-    return Structure(found, {}, {}, (), {}, (), None, None)
+    return Structure(found, {}, {}, (), {}, {}, (), None, None)
 
 
 MODEL = {
@@ -45,6 +45,7 @@ MODEL = {
         ({"014": 20}, {"softmax": 20}),
         ({"rnn/cell_0": 40, "rnn/cell_*": 40}, {"rnn/cell_0": 40, "rnn/cell_1": 40}),
         ({"softmax": 14}, {"softmax": 14}),
+        ({"cell_1": 40}, {"rnn/cell_1": 40}),
     ],
 )
 def test_by_name_by_glob_and_by_size(requests: Mapping[str, int], sizes: dict[str, int]) -> None:
@@ -62,7 +63,10 @@ def test_passes_over_what_cannot_be_resized(request_: str) -> None:
     ("requests", "message"),
     [
         ({"rnn/cel_1": 4}, "rnn/cel_1 fits none of the 4 widths; did you mean 'rnn/cell_1'?"),
-        ({"x*": 4}, "x* fits none of the 4 widths; convert inspect --widths lists them"),
+        (
+            {"x*": 4},
+            "x* fits none of the 4 widths; they are rnn/cell_0, rnn/cell_1, rnn/inputs, softmax",
+        ),
         ({"31": 4}, "no width has 31 units; the nearest sizes are 14, 30"),
         ({"9" * 30: 4}, f"no width has {'9' * 30} units; the nearest sizes are 14, 30"),
         ({"rnn/cell_1": 0}, "rnn/cell_1=0: a width must have one unit at least"),

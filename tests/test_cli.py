@@ -53,9 +53,10 @@ def test_help_groups_the_options_of_strategies() -> None:
     assert shown.count("[PATH]") == 1
     _, groups = shown.split("Options:\n")[0], re.findall(r"^Options of (.*):$", shown, re.M)
     assert groups == [
-        *("cast", "drop", "ema", "keep", "pad and truncate", "pad", "reinit", "rename", "scale")
+        *("cast", "drop", "duplicate, pad, project, select and truncate", "duplicate", "ema"),
+        *("keep", "pad", "project", "reinit", "rename", "scale", "select"),
     ]
-    assert shown.count("--like") == 2  # once in the help of --shape
+    assert shown.count("--like ") == 1
 
 
 def test_help_brings_no_tensorflow_and_few_others() -> None:
@@ -161,7 +162,7 @@ def test_json(tmp_path: Path, lstm: str) -> None:
             2,
             ["--pad-fill is an option of pad", "--plugin pad"],
         ),
-        (["ckpt", "LSTM", "--plugin", "pad"], 2, ["pad: no shapes are given", "--like", "--shape"]),
+        (["ckpt", "LSTM", "--plugin", "pad"], 2, ["pad: no sizes are given", "--like", "--shape"]),
         (["ckpt", "LSTM", "--cast", "flota16"], 2, ["--cast", "did you mean 'float16'?"]),
         (["ckpt", "LSTM", "--drop", "charlm/embeding"], 2, ["charlm/embeding", "charlm/embedding"]),
         (["ckpt", "LSTM", "--to", "safetensor"], 2, ["did you mean 'safetensors'?"]),
@@ -357,7 +358,8 @@ def test_built_in_plugins_can_be_disabled(lstm: str, monkeypatch: pytest.MonkeyP
     shown = run("plugins").stdout
     strategies, _, _ = shown.partition("\n\n")
     assert [line.split()[0] for line in strategies.splitlines()] == [
-        *("cast", "drop", "ema", "keep", "reinit", "rename", "truncate")
+        *("cast", "drop", "duplicate", "ema", "keep", "project", "reinit", "rename", "select"),
+        "truncate",
     ]
     assert run("ckpt", lstm, "--scale", "*=2").exit_code == 2
 

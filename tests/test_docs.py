@@ -32,8 +32,8 @@ from converter.strategy import options, summary
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 BUILT_IN = [
-    *("bert", "cast", "drop", "ema", "keep", "map", "pad", "paths", "reinit", "rename", "scale"),
-    "truncate",
+    *("bert", "cast", "drop", "duplicate", "ema", "keep", "map", "pad", "paths", "project"),
+    *("reinit", "rename", "scale", "select", "truncate"),
 ]
 
 # The two commands that set up all. The first goes on with a command of ours, which is run.
@@ -141,7 +141,21 @@ def steady(output: str) -> str:
     return re.sub(r"in \d+\.\d s", "in TIME", output)
 
 
-@pytest.mark.parametrize("document", [d for d in DOCUMENTS if blocks(d, "console")])
+def _is_run(document: str) -> bool:
+    """Whether one of the commands runs a graph, for which TensorFlow is started."""
+    return any(
+        re.search(r"^\$ .*(\bprove\b|--test\b)", b, re.M) for b in blocks(document, "console")
+    )
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        pytest.param(d, marks=[pytest.mark.slow] if _is_run(d) else [])
+        for d in DOCUMENTS
+        if blocks(d, "console")
+    ],
+)
 def test_commands_print_what_is_shown(document: str, place: Path) -> None:
     for name, text in FILE.findall(text_of(document)):
         (place / name).write_text(text)
@@ -232,6 +246,8 @@ def test_every_option_of_a_command_is_documented(name: str) -> None:
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_every_option_of_a_built_in_plugin_is_documented(name: str) -> None:
     text = section("docs/plugins.md", f"### {name}")
+    if issubclass(load().get(name), converter.Resizer):
+        text += section("docs/plugins.md", "### Widths of another size")
     for option in options(load().get(name)):
         assert f"`{option.flag}" in text
         assert option.name in text
@@ -297,12 +313,17 @@ def keys(value: object, path: str = "") -> Iterator[str]:
 
 # Between them they print every key that there is.
 JSON: dict[str, list[list[str]]] = {
-    "ckpt": [["tf221_raw_dtypes", "--sidecar", "--cast", "float16", "-o", "OUT/x.safetensors"]],
+    "ckpt": [
+        ["tf221_raw_dtypes", "--sidecar", "--cast", "float16", "-o", "OUT/x.safetensors"],
+        ["tf14_v2_charlm_lstm_ema", "--plugin", "pad", "--resize", "lstm_cell=31"],
+    ],
     "inspect": [
         ["tf10_v2_partitioned"],
         ["tf14_v2_charlm_lstm_ema", "--variable", "charlm/embedding"],
         ["tf14_v2_rotation", "--norms"],
         ["tf14_v2_charlm_lstm_ema", "--graph"],
+        ["tf14_v2_charlm_lstm_ema", "--widths", "--test"],
+        ["tf012_v1_dtypes", "--widths"],
     ],
     "diff": [["tf14_v2_charlm_lstm_ema", "tf10_v2_partitioned"]],
     "prove": [["tf14_v2_charlm_lstm_ema", "tf14_v2_charlm_lstm_ema"]],

@@ -335,6 +335,7 @@ def test_damaged_values_are_told(tmp_path: Path, tensor: bytes, message: str) ->
         load()
 
 
+@pytest.mark.slow
 def test_mutants_are_read_or_refused(tmp_path: Path) -> None:
     draw = random.Random(11)
     nodes = []

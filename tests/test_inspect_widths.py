@@ -91,10 +91,33 @@ def test_constants_that_move_with_a_width_are_noted() -> None:
     ) in output
 
 
-def test_without_a_graph_it_says_what_to_do() -> None:
-    result = run(case("tf221_raw_dtypes").path, "--widths")
-    assert result.exit_code == 3
-    assert "there is no graph that tells which axes share a width" in result.output
+def test_without_a_graph_it_says_what_names_tell() -> None:
+    path = case("tf221_obj_tfkeras_charlm").path
+    result = run(path, "--widths")
+    assert result.exit_code == 0
+    lines = result.output.splitlines()
+    assert lines[0] == (
+        f"{path}  by names, without a graph (no {path}.meta): 4 widths in 6 variables"
+    )
+    assert [line.split()[:4] for line in lines[3:7]] == [
+        ["embedding/vocabulary", "17", "bound", "exact"],
+        ["embedding", "7", "permutation", "exact"],
+        ["lstm/lstm_cell", "24", "permutation", "exact"],
+        ["softmax", "17", "bound", "yes"],
+    ]
+
+
+def test_a_layout_can_be_given_back(tmp_path: Path) -> None:
+    path = case("tf221_obj_module").path
+    assert "net/layers/0" in run(path, "--widths").output
+    layout = tmp_path / "layout.toml"
+    layout.write_text('[variables."net/heads/mean/w"]\naxes = ["hidden", "mean"]\n')
+    result = run(path, "--widths", "--json", "--layout", str(layout))
+    assert result.exit_code == 0
+    assert json.loads(result.output)["variables"]["net/heads/mean/w"] == ["hidden", "mean"]
+    result = run(path, "--layout", str(layout))
+    assert result.exit_code == 2
+    assert "--layout is about the widths; add --widths" in result.output
 
 
 def test_output_is_for_widths_only(lstm: str) -> None:

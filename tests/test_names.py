@@ -15,6 +15,7 @@ from converter.dtype import BY_NAME
 from converter.names import MODEL, Kind, Role, leaf, optimizers
 from converter.names.by_name import roles
 from converter.names.evidence import scope_of
+from converter.names.optimizers import slots_of_op
 from converter.variable import Array, Region
 
 # Made by TensorFlow 0.12.1 to 2.21: of each variable the shape, the dtype and the role, which is
@@ -536,3 +537,20 @@ def test_the_page_on_names_lists_every_optimizer_and_its_slots() -> None:
         assert any(f"`{kind}`" in row for row in rows), kind
     for name in [*optimizers.NAMED_SLOTS, *leaf.BATCH_STATISTICS]:
         assert name in page or name.removesuffix("_weight") in page, name
+
+
+@pytest.mark.parametrize(
+    ("op", "found"),
+    [
+        ("ApplyAdam", ("Adam", ("m", "v"))),
+        ("ResourceSparseApplyFtrlV2", ("Ftrl", ("accum", "linear"))),
+        ("SparseApplyCenteredRMSProp", ("RMSProp", ("mg", "rms", "momentum"))),
+        ("ResourceApplyKerasMomentum", ("Momentum", ("momentum",))),
+        ("ApplyGradientDescent", (None, ())),
+        ("MatMul", (None, ())),
+    ],
+)
+def test_what_an_op_that_applies_gradients_takes(
+    op: str, found: tuple[str | None, tuple[str, ...]]
+) -> None:
+    assert slots_of_op(op) == found

@@ -705,6 +705,7 @@ def test_a_file_brings_an_initializer(tmp_path: Path, lstm: str) -> None:
     assert "must be an initializer, got 'sparse'" in done.output
 
 
+@pytest.mark.slow
 def test_many_are_drawn_once_and_again_when_the_initializer_changes(
     tmp_path: Path, lstm: str
 ) -> None:

@@ -9,6 +9,7 @@ from converter_plugins.drop import Drop
 from converter_plugins.pad import Pad
 
 from converter.errors import UsageError
+from converter.initializers import Constant
 from converter.recipe import Recipe, Step, merge, read_recipe
 from converter.registry import load
 
@@ -49,7 +50,7 @@ def test_a_recipe_says_it_all(tmp_path: Path) -> None:
         Pad(
             like=tmp_path / "templates/large.ckpt",
             shape={"rnn/*": (160, 640), "a=b": ()},
-            fill=1.0,
+            fill=Constant(1.0),
         ),
     ]
 
@@ -106,8 +107,8 @@ def test_unreadable_recipes_are_refused(tmp_path: Path) -> None:
     [
         ("plugin = 'pda'", "step 1 (pda): no plugin named 'pda'; did you mean 'pad'?"),
         ("plugin = 'pad'\nfil = 1", "step 1 (pad): pad has no option 'fil'; did you mean 'fill'?"),
-        ("plugin = 'pad'\nfill = '1'", "step 1 (pad): fill must be a number, got '1'"),
-        ("plugin = 'pad'", "step 1 (pad): no shapes are given; use --like TEMPLATE or --shape"),
+        ("plugin = 'pad'\nfill = 'one'", "step 1 (pad): fill must be an initializer, got 'one'"),
+        ("plugin = 'pad'", "step 1 (pad): no sizes are given; use --resize WIDTH=SIZE, --like"),
         ("plugin = 'cast'", "step 1 (cast): cast is missing; give --cast DTYPE, or cast in"),
     ],
 )

@@ -228,6 +228,7 @@ def test_round_trip(
             safetensors.deserialize(file.read_bytes())  # type: ignore[no-untyped-call]
 
 
+@pytest.mark.slow
 @given(data=st.data(), variables=variables().filter(bool))
 @settings(deadline=None, max_examples=300)
 def test_damage_is_an_input_error_or_harmless(

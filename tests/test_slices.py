@@ -488,6 +488,7 @@ def all_dtypes(draw: random.Random) -> list[tuple[bytes, bytes]]:
     return v1_items(metas, stored)
 
 
+@pytest.mark.slow
 def test_mutants_are_read_or_refused(tmp_path: Path) -> None:
     """Any damage gives InputError or values; checksums do not hide the parser."""
     draw = random.Random(7)

@@ -113,14 +113,22 @@ def test_variables_that_nothing_reads_are_opaque() -> None:
     assert {"dtypes/float32", "dtypes/float32_1"} <= {found.name for found in structure.opaque}
 
 
-def test_without_a_graph_it_says_so() -> None:
-    path = case("tf221_raw_dtypes").path
+def test_what_only_a_graph_tells_says_so_without_one() -> None:
+    structure = infer(open_checkpoint(case("tf221_raw_dtypes").path))
     with pytest.raises(InputError) as error:
-        infer(open_checkpoint(path))
+        _ = structure.graph
     assert str(error.value) == (
-        f"{path}: there is no graph that tells which axes share a width (looked for {path}.meta); "
-        "put the .meta file that was saved with it beside it"
+        "there is no graph whose tensors could be told; put the .meta file that was saved with the "
+        "checkpoint beside it"
     )
+
+
+def test_without_a_graph_and_known_names_nothing_can_be_resized() -> None:
+    widths = infer(open_checkpoint(case("tf221_raw_dtypes").path)).widths.values()
+    assert {(width.symmetry, width.resizable) for width in widths} == {("opaque", False)}
+    assert {width.why for width in widths} == {
+        "there is no graph, and no known name that tells what it is"
+    }
 
 
 def test_the_graph_of_another_checkpoint_is_refused() -> None:

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from permuted import Model
+from growth import growth_error
+from model_maker import asked
 from structure_maker import told
 
 from converter import open_checkpoint
+from converter.model import Model
+from converter.permutation import permute
 from converter.structure.infer import infer
 
 pytestmark = [pytest.mark.registry, pytest.mark.slow]
@@ -59,20 +62,16 @@ def test_an_image_whose_height_is_a_concatenation(models: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["MTT_musicnn", "MTT_vgg"])
-def test_widths_hold_on_the_running_graph(models: Path, name: str) -> None:
+def test_widths_hold_on_the_running_graph(models: Path, name: str, tmp_path: Path) -> None:
     pytest.importorskip("tensorflow")
     checkpoint = open_checkpoint(f"{models}/{name}/")
     structure = infer(checkpoint)
-    frames = 187
-    feeds = {
-        "model/Placeholder:0": np.random.default_rng(0).normal(size=(2, frames, 96)),
-        "model/Placeholder_2:0": False,
-    }
-    model = Model(checkpoint, structure, feeds, ["model/Sigmoid:0"])
-    try:
+    spectra = np.random.default_rng(0).normal(size=(1, 187, 96)).astype("f4")
+    question = asked({"model/Placeholder": spectra}, ["model/Sigmoid"], tmp_path / "inputs.npz")
+    test = permute(checkpoint, structure, question)
+    assert {trial.result for trial in test.trials.values()} == {"tested"}
+    assert all(trial.invariant == () for trial in test.trials.values())
+    with Model(checkpoint, question) as model:
         for width in structure.widths.values():
             if width.symmetry != "bound":
-                assert model.permutation_error(width.name) < 1e-4, width.name
-                assert model.growth_error(width.name, 3) < 1e-4, width.name
-    finally:
-        model.close()
+                assert growth_error(model, structure, width.name, 3) < 1e-4, width.name

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from structure_maker import Model, N
 
+from converter.names import Role
 from converter.structure.rules import RULES
 
 
@@ -106,7 +109,7 @@ def test_reshape_by_the_shape_of_something_else() -> None:
 
 
 def convolution(m: Model, x: str, name: str, *shape: int, **more: object) -> str:
-    attributes = {"strides": [1, 1, 1, 1], "padding": "SAME", **more}
+    attributes: dict[str, Any] = {"strides": [1, 1, 1, 1], "padding": "SAME", **more}
     return m.op("Conv2D", x, m.variable(name, *shape), **attributes)
 
 
@@ -421,6 +424,19 @@ def test_a_loop_ties_the_state_to_itself() -> None:
     assert m.widths()["cell"] == "permutation any"
 
 
+def test_the_gates_of_a_coupled_cell_are_not_those_of_a_gru() -> None:
+    """It takes one minus its forget gate as well, but nothing resets its new input."""
+    m = Model()
+    state = m.placeholder("state", "float32", (3, N))
+    rows = m.op("ConcatV2", m.input(3, N), state, m.constant(1))
+    m.op("Split", m.constant(1), m.dense(rows, "cell", 2 * N, 3 * N), name="s", num_split=3)
+    forget, out = m.op("Sigmoid", "s:1"), m.op("Sigmoid", "s:2")
+    new = m.op("Mul", m.op("Sub", m.constant(1.0), forget), m.op("Tanh", "s"))
+    c = m.op("Add", m.op("Mul", forget, state), new)
+    m.dense(m.op("Mul", m.op("Tanh", c), out), "out")
+    assert m.axes()["cell/b"] == "3*cell | shift"
+
+
 def test_tensor_arrays_hold_one_kind_of_tensor() -> None:
     m = Model()
     handle = m.op("TensorArrayV3", m.constant(N), name="array")
@@ -555,6 +571,14 @@ def test_dropout_changes_no_class() -> None:
     assert m.widths()["a"] == "free any"
 
 
+def test_noise_for_each_unit_does_not_bind() -> None:
+    m = Model()
+    noise = m.op("RandomStandardNormal", m.constant([N, N]))
+    h = m.op("Add", m.dense(m.input(N, N), "a"), m.op("Mul", noise, m.constant(0.1)))
+    m.dense(h, "out")
+    assert m.widths()["a"] == "permutation any"
+
+
 def test_a_constant_for_each_unit_binds() -> None:
     m = Model()
     h = m.dense(m.input(N, N), "a")
@@ -586,3 +610,14 @@ def test_a_state_that_is_fed_can_grow() -> None:
 def test_rules_are_of_ops() -> None:
     assert len(RULES) > 300
     assert all(name.isidentifier() for name in RULES)
+
+
+def test_slots_that_only_the_ops_tell_follow_their_variable() -> None:
+    m = Model()
+    m.dense(m.dense(m.input(N, N), "a"), "out")
+    number = m.constant(0.1)
+    m.op("ApplyMomentum", "a/w", m.variable("velocity_of_a", N, N), number, "a/w", number)
+    found = m.structure()
+    assert found.follows["velocity_of_a"] == Role("slot", "a/w", "momentum", "Momentum")
+    assert found.axes["velocity_of_a"] == found.axes["a/w"]
+    assert found.uses["velocity_of_a"] == found.uses["a/w"]

@@ -218,6 +218,7 @@ def test_unknown_types_of_blocks_are_refused(tmp_path: Path) -> None:
         list(table.items())
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_is_noticed(tmp_path: Path) -> None:
     items = [(b"key%02d" % i, b"value" * i) for i in range(20)]
     data = table_of(items, block_size=100)

@@ -34,7 +34,7 @@ def made(texts: Mapping[str, list[str]], sizes: Mapping[str, int]) -> tuple[Stru
     axes = {name: tuple(map(Axis.parse, axes)) for name, axes in texts.items()}
     widths = {name: Width(name, size, "permutation", True, "any") for name, size in sizes.items()}
     shapes = {name: tuple(a.size(sizes) for a in found) for name, found in axes.items()}
-    found = Structure(widths, axes, {}, (), {}, (), None, None)
+    found = Structure(widths, axes, {}, (), {}, {}, (), None, None)
     return found, checkpoint("here", shapes)
 
 

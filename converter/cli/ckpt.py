@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @click.option(
     "--prove", is_flag=True, help="Run source and output, and publish only what computes the same."
 )
-@question_options
+@question_options()
 @click.option("-n", "--dry-run", is_flag=True, help="Show the plan, write nothing.")
 @click.option("-f", "--force", is_flag=True, help="Replace an output that exists.")
 @click.option("--no-verify-source", is_flag=True, help="Don't compare checksums of the source.")

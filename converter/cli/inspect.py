@@ -11,6 +11,7 @@ import numpy as np
 
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.cli.output import counting, json_text, print_table
+from converter.cli.question import question_of, question_options
 from converter.cli.text import count, say, shape, size
 from converter.dtype import STRING, VARIANT
 from converter.errors import UsageError, did_you_mean
@@ -36,38 +37,46 @@ _COLUMNS = 6
     help="The norm of every variable; of a directory, for all steps of its run.",
 )
 @click.option("--graph", is_flag=True, help="What goes into its graph, and what comes out.")
-@click.option(
-    "--feed",
-    "feeds",
-    metavar="NAME=VALUE",
-    multiple=True,
-    help="With --graph: this tensor is fed.",
-)
-@click.option(
-    "--fetch", "fetches", metavar="NAME", multiple=True, help="With --graph: what this needs."
-)
 @click.option("--widths", is_flag=True, help="Which axes of the variables share a width.")
+@click.option(
+    "--test", is_flag=True, help="With --widths: permute each on the running graph (TensorFlow)."
+)
+@question_options(
+    inputs="With --test: inputs by placeholder name, an .npz. [default: drawn]",
+    feed="With --graph or --test: feed a tensor: a number, true, false, or a list.",
+    fetch="With --graph or --test: this tensor, rather than what looks like outputs.",
+    tolerance="With --test: the difference that passes, as a part of the scale. [default: 1e-05]",
+)
 @click.option(
     "-o",
     "--output",
     metavar="FILE",
     help="With --widths: write them as a layout, to read and edit.",
 )
+@click.option(
+    "--layout",
+    metavar="FILE",
+    help="With --widths: what you say of axes and widths, before the graph and names.",
+)
 @click.option("--no-verify-source", is_flag=True, help="Don't compare checksums of what is read.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("-v", "--verbose", is_flag=True, help="List every variable, however many.")
+@click.pass_context
 def command(
+    ctx: click.Context,
+    /,
     path: str,
     names: tuple[str, ...],
     norms: bool,
     graph: bool,
-    feeds: tuple[str, ...],
-    fetches: tuple[str, ...],
     widths: bool,
+    test: bool,
     output: str | None,
+    layout: str | None,
     no_verify_source: bool,
     as_json: bool,
     verbose: bool,
+    **given: Any,
 ) -> None:
     """Show the variables of a checkpoint by scope: counts, sizes, dtypes, and what they are for.
 
@@ -93,21 +102,23 @@ def command(
       widths     [{name, size, class, resizable, exact, produced_by, consumed_by, followed_by, why}]
       variables  {NAME: [one axis each, over the widths]}, slots and averages too
       opaque     [{name, op, node}]: the widths of which an op that is not known hides the rest
+    With --test, where the exit code is 1 if a width is refuted, also:
+      widths     tested: {result, error, control, with, unread, invariant, but_for, together, why}
+      inputs, outputs, tolerance, passed, notes
     """
+    _check(given, graph=graph, widths=widths, test=test, output=output, layout=layout)
     if widths:
         from converter.cli.widths import show_widths
 
-        show_widths(path, output, as_json=as_json, verbose=verbose)
+        question = question_of(given) if test else None
+        if not show_widths(path, output, layout, question, as_json=as_json, verbose=verbose):
+            ctx.exit(1)
         return
-    if output is not None:
-        raise UsageError("-o is where the widths are written; add --widths")
     if graph:
         from converter.cli.graph import show_graph
 
-        show_graph(path, feeds, fetches, as_json=as_json)
+        show_graph(path, given["feeds"], given["fetches"], as_json=as_json)
         return
-    if feeds or fetches:
-        raise UsageError("--feed and --fetch are about the graph; add --graph")
     if norms:
         _show_norms(path, verify=not no_verify_source, as_json=as_json)
         return
@@ -126,6 +137,28 @@ def command(
         _show(checkpoint, verbose=verbose)
     # Last, so that what is there can be seen even where some of it is missing.
     checkpoint.check(names or checkpoint)
+
+
+def _check(
+    given: dict[str, Any],
+    *,
+    graph: bool,
+    widths: bool,
+    test: bool,
+    output: str | None,
+    layout: str | None,
+) -> None:
+    """Refuse options that are about nothing that is shown."""
+    if layout is not None and not widths:
+        raise UsageError("--layout is about the widths; add --widths")
+    if output is not None and not widths:
+        raise UsageError("-o is where the widths are written; add --widths")
+    if test and not widths:
+        raise UsageError("--test is about the widths; add --widths")
+    if not test and (given["inputs"] is not None or given["tolerance"] is not None):
+        raise UsageError("--inputs and --tolerance are about the test; add --widths --test")
+    if not (test or (graph and not widths)) and (given["feeds"] or given["fetches"]):
+        raise UsageError("--feed and --fetch are about the graph; add --graph, or --widths --test")
 
 
 def _show(checkpoint: Checkpoint, *, verbose: bool) -> None:

@@ -17,13 +17,15 @@ from converter.errors import ConverterError
 from converter.proof import Compared, Proof, Question, prove, prove_plan
 
 if TYPE_CHECKING:
+    from converter.forward.feeds import Feeds
+    from converter.forward.find import Forward
     from converter.plan import Plan
 
 
 @click.command()
 @click.argument("a")
 @click.argument("b")
-@question_options
+@question_options()
 @click.option("--no-verify-source", is_flag=True, help="Don't compare checksums of what is read.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
@@ -75,8 +77,7 @@ def command(
 
 def show(proof: Proof) -> None:
     """Print a proof for people."""
-    for line in _inputs(proof):
-        say(line)
+    show_inputs(proof.forward, proof.feeds)
     print_table(
         map(_row, proof.outputs),
         header=("output", "shape", "difference", "scale", "relative", "argmax", ""),
@@ -97,28 +98,34 @@ def verdict(proof: Proof) -> str:
         return f"failed  {failed[0]}{more} is not {within}"
     if not compared:
         return "failed  no output could be compared"
-    how = "on drawn inputs" if proof.feeds.drawn else "on the given inputs"
-    return f"passed  {count(compared, 'output')} {within}, {how}"
+    return f"passed  {count(compared, 'output')} {within}, {on_which(proof.feeds)}"
 
 
-def _inputs(proof: Proof) -> Iterator[str]:
-    for entry in _input_entries(proof):
+def on_which(feeds: Feeds) -> str:
+    """Say where inputs came from."""
+    return "on drawn inputs" if feeds.drawn else "on the given inputs"
+
+
+def show_inputs(forward: Forward, feeds: Feeds) -> None:
+    """Print what a graph was fed."""
+    for entry in input_entries(forward, feeds):
         value = f" = {entry['value']}" if entry["value"] is not None else ""
-        yield (
+        say(
             f"input   {entry['name']}  {entry['dtype']} {shape(entry['shape'])}{value}  "
             f"{entry['source']}"
         )
 
 
-def _input_entries(proof: Proof) -> Iterator[dict[str, Any]]:
-    for found in proof.forward.inputs:
-        value = proof.feeds.values.get(found.tensor)
+def input_entries(forward: Forward, feeds: Feeds) -> Iterator[dict[str, Any]]:
+    """Yield what a graph was fed as plain data, input by input."""
+    for found in forward.inputs:
+        value = feeds.values.get(found.tensor)
         if value is None:
             continue
         source = "given"
-        if found.tensor in proof.feeds.drawn:
+        if found.tensor in feeds.drawn:
             source = "drawn"
-        elif found.value is not None and found.tensor not in proof.feeds.given:
+        elif found.value is not None and found.tensor not in feeds.given:
             source = "decided"
         yield {
             "name": str(found.tensor),
@@ -155,7 +162,7 @@ def proof_json(proof: Proof) -> dict[str, object]:
     """Return a proof as plain data."""
     return {
         "graph": str(proof.forward.graph.path),
-        "inputs": list(_input_entries(proof)),
+        "inputs": list(input_entries(proof.forward, proof.feeds)),
         "outputs": [
             {
                 "name": found.name,
@@ -216,9 +223,7 @@ class Check:
         elif not (self.as_json or self.is_quiet):
             show(self.proof)
             if not (fails or self.proof.passed):
-                say(
-                    "note    the plan says that the outputs change; --tolerance says how far they may"
-                )
+                say("note    they change, as the plan says; --tolerance says how far they may")
         if fails:
             how = "; nothing was published" if output is not None else ""
             raise ConverterError(

@@ -13,38 +13,35 @@ from converter.errors import UsageError
 if TYPE_CHECKING:
     from converter.proof import Question
 
-_OPTIONS = [
-    click.option(
-        "--inputs", metavar="FILE", help="Inputs by placeholder name, an .npz. [default: drawn]"
-    ),
-    click.option(
-        "--feed",
-        "feeds",
-        metavar="NAME=VALUE",
-        multiple=True,
-        help="Feed a tensor: a number, true, false, or a list.",
-    ),
-    click.option(
-        "--fetch",
-        "fetches",
-        metavar="NAME",
-        multiple=True,
-        help="Compare this tensor, rather than what looks like outputs.",
-    ),
-    click.option(
-        "--tolerance",
-        metavar="PART",
-        type=float,
-        help="The difference that passes, as a part of the scale. [default: 1e-05]",
-    ),
-]
+_INPUTS = "Inputs by placeholder name, an .npz. [default: drawn]"
+_FEED = "Feed a tensor: a number, true, false, or a list."
+_FETCH = "Compare this tensor, rather than what looks like outputs."
+_TOLERANCE = "The difference that passes, as a part of the scale. [default: 1e-05]"
+
+Command = Callable[..., None]
 
 
-def question_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that say what is run, and what passes."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+def question_options(
+    *, inputs: str = _INPUTS, feed: str = _FEED, fetch: str = _FETCH, tolerance: str = _TOLERANCE
+) -> Callable[[Command], Command]:
+    """Return what adds the options that say what is run, and what passes.
+
+    Args:
+        inputs, feed, fetch, tolerance: what each is for.
+    """
+    options = [
+        click.option("--inputs", metavar="FILE", help=inputs),
+        click.option("--feed", "feeds", metavar="NAME=VALUE", multiple=True, help=feed),
+        click.option("--fetch", "fetches", metavar="NAME", multiple=True, help=fetch),
+        click.option("--tolerance", metavar="PART", type=float, help=tolerance),
+    ]
+
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
 
 
 def question_of(given: dict[str, Any]) -> Question:

@@ -51,7 +51,8 @@ class StrategyCommand(click.Command):
         for flag in _flags(self, ctx):
             record = flag.click_option.get_help_record(ctx)
             if record is not None:
-                title = f"Options of {' and '.join(flag.owners)}"
+                *others, last = flag.owners
+                title = f"Options of {', '.join(others)}{' and ' if others else ''}{last}"
                 groups.setdefault(title, []).append(record)
         for title, records in groups.items():
             with formatter.section(title):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import click
 
@@ -62,26 +62,33 @@ class Progress:
     """Shows bytes, rate and remaining time on stderr, for what takes longer than a second.
 
     On a terminal one line is redrawn; elsewhere a plain line is printed every ten seconds.
+
+    Args:
+        what: what takes the time.
+        write: writes a number of what is counted, where that is no bytes.
     """
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, write: Callable[[float], str] = size) -> None:
         self._what = printable(what)
+        self._write = write
         self._terminal = sys.stderr.isatty()
         self._began = time.monotonic()
         self._next = self._began + 1
         self._drawn = False
 
     def __call__(self, done: int, total: int) -> None:
-        """Take note of the bytes that are done and the bytes in all."""
+        """Take note of how much is done, and how much there is in all."""
         now = time.monotonic()
+        if not done:
+            self._began, self._next = now, now + 1
         if now < self._next:
             return
         self._next = now + (0.2 if self._terminal else 10)
         rate = done / (now - self._began)
         left = (total - done) / rate if rate else 0
         line = (
-            f"{self._what}: {size(done)} of {size(total)} ({100 * done // max(total, 1)} %), "
-            f"{size(rate)}/s, {left:.0f} s left"
+            f"{self._what}: {self._write(done)} of {self._write(total)} "
+            f"({100 * done // max(total, 1)} %), {self._write(rate)}/s, {left:.0f} s left"
         )
         self._drawn = True
         if self._terminal:

@@ -152,6 +152,11 @@ class Graph:
         frames: dict[str, str] = {}
         outer: dict[str, str] = {"": ""}
         waiting = [node for node in self.nodes.values() if node.op in ENTERS]
+        # A constant is in the loop that it is controlled from.
+        after: dict[str, list[Node]] = {}
+        for node in self.nodes.values():
+            for name in node.controls:
+                after.setdefault(name, []).append(node)
         # An Enter of an inner loop takes what is in the outer one, which may come later.
         for node in waiting:
             value = node.attribute("frame_name")
@@ -159,7 +164,7 @@ class Graph:
         while waiting:
             node = waiting.pop()
             frame = frames[node.name]
-            for consumer in self.consumers.get(node.name, ()):
+            for consumer in (*self.consumers.get(node.name, ()), *after.get(node.name, ())):
                 inside = outer.get(frame, "") if node.op in EXITS else frame
                 if consumer.op in ENTERS:
                     outer.setdefault(frames[consumer.name], inside)

@@ -187,6 +187,23 @@ def class_of(name: str) -> str | None:
     return next((known for stem, known in _STEMS.items() if stem in plain), None)
 
 
+def slots_of_op(op: str) -> tuple[str | None, tuple[str, ...]]:
+    """Return the optimizer and the slots that an op which applies gradients takes, in order.
+
+    `ResourceApplyAdam` is `Adam`, and takes m and v behind the variable.
+    """
+    match = re.fullmatch(r"(?:Resource)?(?:Sparse)?Apply([A-Z][A-Za-z]*?)(?:V2)?", op)
+    name = match[1] if match else ""
+    if name == "CenteredRMSProp":
+        return "RMSProp", ("mg", "rms", "momentum")
+    name = {
+        "AddSign": "AddSignOptimizer",
+        "KerasMomentum": "Momentum",
+        "PowerSign": "PowerSignOptimizer",
+    }.get(name, name)
+    return (name, SLOTS[name]) if name in SLOTS else (None, ())
+
+
 def slot_fits(optimizer: str) -> Callable[[Shape, Shape], bool]:
     """Return whether a slot of a shape can belong to a variable of a shape, for an optimizer."""
     return _FITS.get(optimizer, _fits_whole)

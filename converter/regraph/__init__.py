@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from converter.regraph.rewrite import Regraphed, Rescaled, regraph
+from converter.regraph.factors import Rescaled
+from converter.regraph.rewrite import Regraphed, regraph
 
 __all__ = ["Regraphed", "Rescaled", "regraph"]

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from converter.checkpoint import Checkpoint
 from converter.errors import InputError, PlanError, UsageError, did_you_mean, printable
 from converter.formats.messages import message
-from converter.regraph.factors import Change, Rescaled, changes
+from converter.regraph.factors import Rescaled, changes
+from converter.regraph.matrices import turned
 from converter.regraph.sizes import Sizes
 from converter.regraph.slices import Slices, specification
 from converter.regraph.tensors import Constant
@@ -28,9 +29,7 @@ if TYPE_CHECKING:
     from converter.structure.infer import Structure
 
 _SHAPED = (b"shape", b"element_shape", b"element_shape_except0")
-import os
-
-DEBUG = os.environ.get("RGDEBUG")
+_MAX_DIGITS = 5
 _SAVES = frozenset({"SaveV2", "SaveSlices", "RestoreV2", "RestoreSlice"})
 
 
@@ -69,12 +68,11 @@ def regraph(source: Checkpoint, structure: Structure, sizes: Mapping[str, int]) 
     """
     _check(structure, sizes)
     found = read_definition(source)
-    if found is None or "frozen" in source.format:
-        what = "its variables are constants of its graph" if found else "there is no graph"
-        raise PlanError(
-            f"{source.path}: {what}, so that no graph of other sizes can be written; "
-            "resize the checkpoint that it was made from"
-        )
+    if found is None or "frozen" in source.format or source.object_graph is not None:
+        why = "there is no graph beside it"
+        if found is not None:
+            why = "only the graph of a checkpoint that a Saver of TensorFlow 1 wrote can be resized"
+        raise PlanError(f"{source.path}: {why}; leave the graph out (--to safetensors)")
     path, meta = found
     rewriter = _Rewriter(str(path), source, structure, sizes)
     rewriter.rewrite(meta)
@@ -113,6 +111,11 @@ class _Rewriter:
         self._bound: dict[Node, Binding] = bind(self._graph, source)
         self._slices = Slices(self._bound, structure.axes, self._found, self._sizes)
         self._names = {key: name for name, keys in source.stored_keys.items() for key in keys}
+        self._calls: dict[tuple[str, str], list[str]] = {}
+        for node in self._graph.nodes:
+            if node.origin is not None:
+                self._calls.setdefault(node.origin, []).append(node.name)
+        self._turned = turned(self._graph, self._found, self._sizes)
         self._constants: dict[str, Mapping[int, float]] = {}
         self.notes: list[str] = []
         self.unresolved: list[str] = []
@@ -124,14 +127,12 @@ class _Rewriter:
         specifications = self._specifications()
         for node in meta.graph_def.node:
             _keep_shape(node)
-            _forget_shapes(node)
             name = _text(node.name)
-            self._reshape(name, node)
-            if node.op == b"Const":
-                self._recast(name, node, specifications.get(name))
+            self._rewrite_node(name, node)
+            if name in specifications:
+                self._move(name, node, specifications[name])
         for function in meta.graph_def.library.function:
-            for node in function.node_def:
-                _forget_shapes(node)
+            self._rewrite_function(function)
         self._redefine(meta)
         self._resign(meta)
 
@@ -141,7 +142,7 @@ class _Rewriter:
 
     def check(self, meta: Any) -> None:
         """Look at the new graph as at any other: what contradicts in it was missed."""
-        analysis = self._structure.findings.analysis
+        analysis = self._structure.graph.findings.analysis
         known = {conflict.node.name for conflict in analysis.conflicts}
         graph = Graph(self._graph.path, meta.graph_def, meta)
         try:
@@ -153,11 +154,6 @@ class _Rewriter:
         for node, (a, b), what in found.conflicts:
             if node.name not in known:
                 self._note(node.name, f"the {what} {a} and {b} stand opposite in the new graph")
-        if DEBUG:
-            was = {n.name for n in analysis.stuck}
-            for n in found.stuck:
-                if n.name not in was:
-                    print("STUCK", n)
 
     def _resized(self) -> Checkpoint:
         """Return the variables as they are in the new graph, without values."""
@@ -186,6 +182,30 @@ class _Rewriter:
             if change.constant is not None:
                 self._constants[change.constant] = {0: change.value}
 
+    def _rewrite_node(self, name: str, node: Any) -> None:
+        """Rewrite a node that has a name in the graph as it was read, without calls."""
+        _forget(node.attr, b"_output_shapes")
+        self._reshape(name, node)
+        if node.op == b"Const":
+            self._recast(name, node)
+
+    def _rewrite_function(self, function: Any) -> None:
+        """Rewrite the body of a function, which has to be the same for all of its calls."""
+        _forget(function.attr, b"_input_shapes")
+        for argument in function.arg_attr:
+            _forget(argument.value.attr, b"_output_shapes")
+        for node in function.node_def:
+            key = (_text(function.signature.name), _text(node.name))
+            before = bytes(node.SerializeToString())
+            found: dict[bytes, str] = {}
+            for name in self._calls.get(key, [key[1]]):
+                copy = message("NodeDef").FromString(before)
+                self._rewrite_node(name, copy)
+                found.setdefault(bytes(copy.SerializeToString()), name)
+            node.ParseFromString(next(iter(found)))
+            if len(found) > 1:
+                self._note(key[1], f"calls of {key[0]} want different sizes of it")
+
     def _specifications(self) -> dict[str, list[str]]:
         """Return the keys that each constant of slices is about."""
         found: dict[str, list[str]] = {}
@@ -203,10 +223,16 @@ class _Rewriter:
                 axes = self._axes(name, entry.key.decode())
                 if axes is not None:
                     self._resize(entry.value.shape, axes)
-            elif entry.key == b"output_shapes" and name in self._found.listed:
-                shapes = entry.value.list.shape
-                for shape, axes in zip(shapes, self._found.listed[name], strict=False):
-                    self._resize(shape, axes or ())
+            elif entry.key == b"output_shapes":
+                for port, shape in enumerate(entry.value.list.shape):
+                    self._resize(shape, self._axes_of_output(name, port) or ())
+
+    def _axes_of_output(self, name: str, port: int) -> Sequence[Axis] | None:
+        """Return the axes of an output; of a call that was replaced, those of what stands there."""
+        for left in (f"{name}/_loop_{port}", f"{name}/_join_{port}"):
+            if left in self._graph.by_name:
+                return self._found.axes(left, 0)
+        return self._found.axes(name, port)
 
     def _axes(self, name: str, key: str) -> Sequence[Axis] | None:
         node = self._graph.by_name.get(name)
@@ -222,27 +248,39 @@ class _Rewriter:
                 if size is not None:
                     dim.size = size
 
-    def _recast(self, name: str, node: Any, keys: Sequence[str] | None) -> None:
+    def _move(self, name: str, node: Any, keys: Sequence[str]) -> None:
+        """Rewrite the slices that a saver takes of the keys."""
+        for entry in node.attr:
+            if entry.key == b"value":
+                constant = Constant(entry.value.tensor, f"{self._path}: the constant {name}")
+                entry.value.tensor = self._moved(constant, keys)
+
+    def _recast(self, name: str, node: Any) -> None:
         """Rewrite the value of a constant."""
         value = next((entry.value for entry in node.attr if entry.key == b"value"), None)
         if value is None:
             return
         subject = f"{self._path}: the constant {name}"
-        if keys is not None:
-            value.tensor = self._moved(Constant(value.tensor, subject), keys)
         if name in self._constants:
             value.tensor = Constant(value.tensor, subject).with_entries(self._constants[name])
         if name in self._found.integers:
             self._recount(name, value, subject)
         if name in self._found.arrays:
             self._regrow(name, value, subject)
+        if name in self._turned:
+            constant = Constant(value.tensor, subject)
+            value.tensor = constant.with_entries({0: constant.entry(1), 1: constant.entry(0)})
+            self.notes.append(
+                f"{printable(self._turned[name])}: what it makes is wider than high now, so the "
+                "initial values that are made of it are no longer orthogonal"
+            )
 
     def _recount(self, name: str, value: Any, subject: str) -> None:
         constant = Constant(value.tensor, subject)
         entries: dict[int, float] = {}
         for place, axis in self._found.integers[name].items():
             present = constant.entry(place)
-            after = None if present is None else self._sizes.resized(axis, int(present))
+            after = None if present is None else self._sizes.resized(axis, round(present))
             self._check_torn(name, place)
             if after is not None:
                 entries[place] = after
@@ -262,30 +300,29 @@ class _Rewriter:
         constant = Constant(value.tensor, subject)
         if not any(changed) or len(axes) != len(constant.shape):
             return
-        if any(self._sizes.lengths(a)[0] != n for a, n in zip(axes, constant.shape, strict=True)):
+        lengths = [self._sizes.lengths(axis) for axis in axes]
+        if tuple(before for before, _ in lengths) != constant.shape:
             return
-        places = [self._sizes.places(a) if c else None for a, c in zip(axes, changed, strict=True)]
-        alike = [
-            self._sizes.collapsed(a) if c else None for a, c in zip(axes, changed, strict=True)
-        ]
-        taken = constant.taken(places, alike)
-        widths = ", ".join(
-            dict.fromkeys(w for axis in axes for w in axis.widths() if w in self._sizes.changed)
-        )
-        if taken is None:
-            self._note(name, f"it has {widths}, and its values cannot be told, so it stays")
-            return
-        value.tensor, goes_on = taken
-        if not goes_on:
-            self._note(
-                name,
-                f"each unit of {widths} has a number of its own in it; new ones repeat the last",
-            )
+        grown = constant.filled([after for _, after in lengths])
+        if grown is None:
+            pairs = list(zip(axes, changed, strict=True))
+            grown = constant.taken([self._sizes.places(a) if c else None for a, c in pairs])
+            is_alike = constant.is_alike([self._sizes.alike(a) if c else None for a, c in pairs])
+            widths = dict.fromkeys(w for axis in axes for w in axis.widths())
+            named = ", ".join(width for width in widths if width in self._sizes.changed)
+            if grown is None:
+                self._note(name, f"it has {named}, and its values cannot be told, so it stays")
+            elif not is_alike:
+                self._note(
+                    name, f"the units of {named} differ in it, and new ones are as the last one"
+                )
+        if grown is not None:
+            value.tensor = grown
 
     def _moved(self, constant: Constant, keys: Sequence[str]) -> bytes:
         """Rewrite which slices a saver takes."""
-        values = constant.values()
-        texts = [] if values is None else [v.decode("utf-8", "replace") for v in values.flat]
+        values = () if constant.values is None else constant.values.flat
+        texts = [text.decode("utf-8", "replace") for text in values]
         entries: dict[int, Any] = {}
         for place, (key, text) in enumerate(zip(keys, texts, strict=False)):
             name = self._names.get(key, key)
@@ -330,7 +367,8 @@ class _Rewriter:
         for entry in meta.signature_def:
             for told in (*entry.value.inputs, *entry.value.outputs):
                 name, _, port = _text(told.value.name).rpartition(":")
-                axes = self._found.axes(name, int(port)) if port.isdecimal() else None
+                is_port = port.isdecimal() and len(port) < _MAX_DIGITS
+                axes = self._found.axes(name, int(port)) if is_port else None
                 self._resize(told.value.tensor_shape, axes or ())
 
 
@@ -344,11 +382,11 @@ def _keep_shape(node: Any) -> None:
             told.CopyFrom(noted[0])
 
 
-def _forget_shapes(node: Any) -> None:
-    """Remove the shapes that TensorFlow noted of the outputs, which are a hint only."""
-    for place in range(len(node.attr) - 1, -1, -1):
-        if node.attr[place].key == b"_output_shapes":
-            del node.attr[place]
+def _forget(attributes: Any, key: bytes) -> None:
+    """Remove an attribute that holds shapes which TensorFlow noted as a hint only."""
+    for place in range(len(attributes) - 1, -1, -1):
+        if attributes[place].key == key:
+            del attributes[place]
 
 
 def _text(name: bytes) -> str:

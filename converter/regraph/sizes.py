@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from converter.structure.axis import Axis, Blocks, Factor
 from converter.structure.lengths import Part
 from converter.variable import Array
+
+Choose = Callable[[str], Array]
+"""Gives the old units of a width that stand for its new ones."""
 
 
 class Sizes:
@@ -27,8 +30,8 @@ class Sizes:
         self.before = dict(before)
         self.after = dict(after)
         for name, part in parts.items():
-            self.before[name] = part.sizes[part.index]
-            self.after[name] = shares(part.axis.size(after), part.sizes)[part.index]
+            self.before[name] = part.sizes[part.place]
+            self.after[name] = shares(part.axis.size(after), part.sizes)[part.place]
         self.changed = {n for n, size in self.before.items() if self.after[n] != size}
 
     def lengths(self, axis: Axis) -> tuple[int, int]:
@@ -51,30 +54,28 @@ class Sizes:
         Returns:
             int64 [new length].
         """
-        return self._places(axis, lambda name, old, new: np.minimum(np.arange(new), old - 1))
+        return self._places(
+            axis, lambda name: np.minimum(np.arange(self.after[name]), self.before[name] - 1)
+        )
 
-    def collapsed(self, axis: Axis) -> Array:
-        """Return for each old entry of an axis that of the first unit of all that changes.
+    def alike(self, axis: Axis) -> Array:
+        """Return for each old entry of an axis that of the first unit of what changes.
 
         Returns:
             int64 [old length].
         """
         return self._places(
-            axis,
-            lambda name, old, new: np.zeros(old, int) if name in self.changed else np.arange(old),
+            axis, lambda name: np.arange(self.before[name]) * (name not in self.changed)
         )
 
-    def _places(self, axis: Axis, choose: object) -> Array:
-        return np.concatenate([np.empty(0, int), *self._terms(axis, choose)])
-
-    def _terms(self, axis: Axis, choose: object) -> list[Array]:
-        found, start = [], 0
+    def _places(self, axis: Axis, choose: Choose) -> Array:
+        found, start = [np.empty(0, int)], 0
         for term in axis.terms:
             entries = np.zeros(1, int)
             for factor in term:
                 old = _size(factor, self.before)
                 if isinstance(factor, str):
-                    inner = choose(factor, old, self.after[factor])
+                    inner = choose(factor)
                 elif isinstance(factor, Axis):
                     inner = self._places(factor, choose)
                 else:
@@ -82,7 +83,7 @@ class Sizes:
                 entries = (entries[:, None] * old + inner).ravel()
             found.append(entries + start)
             start += math.prod(_size(factor, self.before) for factor in term)
-        return found
+        return np.concatenate(found)
 
 
 def shares(total: int, sizes: Sequence[int]) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from converter.regraph.sizes import Sizes
 from converter.structure.axis import Axis
-from converter.structure.graph import Graph, Node
+from converter.structure.graph import Node
 from converter.structure.variables import Binding, Slice
 
 if TYPE_CHECKING:

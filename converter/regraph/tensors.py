@@ -1,9 +1,10 @@
-"""The constants of a graph at other sizes, from the bytes of one TensorProto to those of another."""
+"""The constants of a graph at other sizes: from one TensorProto to another."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -70,8 +71,9 @@ class Constant:
         lists = [getattr(head, name) for name in {*_SINGLE.values(), "string_val"}]
         return max(1, *(len(values) for values in lists))
 
+    @cached_property
     def values(self) -> Array | None:
-        """Return all values; None where they cannot be told, or are too many."""
+        """All values; None where they cannot be told, or are too many."""
         dtype, count = self.dtype, math.prod(self.shape)
         if dtype is None or count > _MAX_ENTRIES:
             return None
@@ -79,53 +81,45 @@ class Constant:
             tuple(slice(0, size) for size in self.shape)
         )
 
-    def with_entries(self, entries: Mapping[int, float]) -> bytes:
-        """Return it with other numbers in some places of its memory."""
-        values = self.values()
-        if values is None or self.dtype is None:
-            raise InputError(f"{self._subject}: its values cannot be told; it is damaged")
-        values = values.copy()
-        for place, number in entries.items():
-            values.reshape(-1)[place] = number
-        return _encoded(values, self.dtype)
-
     def entry(self, place: int) -> float | None:
         """Return one number of it."""
-        values = self.values()
-        return None if values is None else values.reshape(-1)[place].item()
+        return None if self.values is None else self.values.reshape(-1)[place].item()
 
-    def taken(
-        self, places: Sequence[Array | None], alike: Sequence[Array | None]
-    ) -> tuple[bytes, bool] | None:
-        """Return it with each axis indexed.
+    def with_entries(self, entries: Mapping[int, Any]) -> bytes:
+        """Return it with others in some places of its memory."""
+        if self.values is None or self.dtype is None:
+            raise InputError(f"{self._subject}: its values cannot be told; it is damaged")
+        values = self.values.copy()
+        for place, entry in entries.items():
+            values.reshape(-1)[place] = entry
+        return _encoded(values, self.dtype)
 
-        Args:
-            places: for each axis the old entry that each new one repeats; None leaves it.
-            alike: for each axis the old entries that old ones must equal, for that to be how the
-                constant goes on.
-
-        Returns:
-            The value, and whether it goes on so; None where its values cannot be told.
-        """
-        shape = [
-            size if index is None else len(index)
-            for size, index in zip(self.shape, places, strict=True)
-        ]
+    def filled(self, shape: Sequence[int]) -> bytes | None:
+        """Return it with another shape; None where its entries are not all the same."""
         if self.is_one_value:
-            return self._shaped(shape), True
-        values = self.values()
+            return self._shaped(shape)
+        if self.values is None or self.dtype is None or self.dtype.name not in _SINGLE:
+            return None
+        value = _single(self.values)
+        return None if value is None else _filled(value, shape, self.dtype)
+
+    def is_alike(self, places: Sequence[Array | None]) -> bool:
+        """Whether it is the same when each axis is indexed; None leaves an axis."""
+        return self.values is not None and all(
+            bool(np.array_equal(np.take(self.values, index, axis), self.values))
+            for axis, index in enumerate(places)
+            if index is not None
+        )
+
+    def taken(self, places: Sequence[Array | None]) -> bytes | None:
+        """Return it with each axis indexed; None where its values cannot be told."""
+        values = self.values
         if values is None or self.dtype is None:
             return None
-        if (first := _single(values)) is not None and self.dtype.name in _SINGLE:
-            return _filled(first, shape, self.dtype), True
-        goes_on = True
-        for axis, index in enumerate(alike):
-            if index is not None:
-                goes_on &= bool(np.array_equal(np.take(values, index, axis), values))
         for axis, index in enumerate(places):
             if index is not None:
                 values = np.take(values, index, axis)
-        return _encoded(values, self.dtype), goes_on
+        return _encoded(values, self.dtype)
 
     def _shaped(self, shape: Sequence[int]) -> bytes:
         proto = parse("TensorProto", self._data, self._subject)

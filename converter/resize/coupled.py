@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from converter.checkpoint import Checkpoint
+from converter.drawing import random_stream
 from converter.resize.maps import places_of
 from converter.structure.axis import Axis, Use
 from converter.structure.infer import Structure
@@ -34,6 +35,10 @@ class Coupled:
     def size(self) -> int:
         """How many units there are."""
         return self.structure.widths[self.width].size
+
+    def random(self, seed: int) -> np.random.Generator:
+        """Return a stream of chance of its own, which depends on the seed and its name alone."""
+        return random_stream(seed, self.width, "units")
 
     def squares(self, *uses: Use) -> Array:
         """Return the sum of the squares of all entries of each unit: float64 of shape (n,).
@@ -73,7 +78,9 @@ class Coupled:
             used = self.structure.uses.get(name, ({},) * len(axes))
             for number, axis in enumerate(axes):
                 found = used[number].get(self.width, ())
-                if self.width in axis.widths() and (not uses or not set(uses).isdisjoint(found)):
+                # What an axis does that nothing is known of may be any of them.
+                wanted = not uses or not found or not set(uses).isdisjoint(found)
+                if self.width in axis.widths() and wanted:
                     yield variable, number, self._on(axis)
 
     def _on(self, axis: Axis) -> Array:

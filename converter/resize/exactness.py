@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from converter.initializers import Zeros
 from converter.resize.maps import Units, WidthMap
 from converter.structure.axis import Width
 from converter.structure.infer import SizeFactor, Structure
+from converter.structure.layout import Layout
 
 # What is not the same with some units twice, though their shares add up to one.
 _COUNTING = frozenset(
@@ -36,7 +37,9 @@ _COUNTING = frozenset(
 )
 # What only asks that every unit stands there as often as any other.
 _AVERAGING = frozenset(["mean", "square mean", "variance"])
+_SEEN = _COUNTING | _AVERAGING
 _TOLERANCE = 1e-9
+_SCALED = ("free", "scaling")
 
 
 class Verdict(NamedTuple):
@@ -71,21 +74,36 @@ class Resized:
     dead: str | None
 
 
+class Reshaped(NamedTuple):
+    """A variable that a strategy gives another shape.
+
+    Attributes:
+        sources: the variables of the opened checkpoint that it is made from.
+        old: its shape over the sizes of its widths, `[256 + 100, 4*100]`.
+        new: the same at the new sizes, `[256 + 160, 4*160]`.
+    """
+
+    sources: tuple[str, ...]
+    old: str
+    new: str
+
+
 class Resizes(NamedTuple):
     """What a strategy does to the widths of a checkpoint.
 
     Attributes:
         widths: those that change.
-        shapes: of each variable that changes, the old and the new shape over its widths:
-            `[256 + 100, 4*100]` and `[256 + 160, 4*160]`.
+        shapes: of each variable that changes.
         maps: what becomes of each width that changes.
         structure: that they are widths of; None where the shape of a variable was given.
+        layout: what a user said of that; None for nothing.
     """
 
     widths: tuple[Resized, ...]
-    shapes: Mapping[str, tuple[str, str]]
+    shapes: Mapping[str, Reshaped]
     maps: Mapping[str, WidthMap]
     structure: Structure | None
+    layout: Layout | None
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -93,8 +111,13 @@ class Resizes(NamedTuple):
         return {width.name: width.new for width in self.widths}
 
 
+def is_looked_up(width: Width) -> bool:
+    """Whether a width is only looked up in, so that nothing sums over it: an input vocabulary."""
+    return "lookup" in dict(width.touches) and not width.produced_by
+
+
 def judge(
-    width: Width, width_map: WidthMap, factors: tuple[SizeFactor, ...], *, tied: bool
+    width: Width, width_map: WidthMap, factors: Sequence[SizeFactor], *, tied: bool
 ) -> Verdict:
     """Tell whether a map of a width is exact.
 
@@ -119,73 +142,132 @@ def judge(
 def _judge_units(
     width: Width, width_map: WidthMap, produce: Units, consume: Units, *, tied: bool
 ) -> Verdict:
-    index = produce.index
-    counts = np.bincount(index[index >= 0], minlength=width.size)
-    if not counts.all():
-        return Verdict(False, f"{int((counts == 0).sum())} of its units are removed")
+    taken = produce.taken(width.size)
+    if taken.removed:
+        return Verdict(False, f"{taken.removed} of its units are removed")
     if width_map.noise:
         return Verdict(False, "noise is added to the copies")
     touches = dict(width.touches)
-    if counts.max() > 1:
-        shares = np.ones(consume.size) if consume.weight is None else consume.weight
-        totals = np.bincount(index[index >= 0], shares[index >= 0], minlength=width.size)
+    if taken.most > 1 and is_looked_up(width) and touches.keys().isdisjoint(_SEEN):
+        return Verdict(True, "what was looked up stays in its place")
+    if produce.is_weighted or consume.is_weighted or taken.most > 1:
+        index = produce.index
+        scales, shares = (
+            np.ones(u.size) if u.weight is None else u.weight for u in (produce, consume)
+        )
+        totals = np.bincount(index[index >= 0], (scales * shares)[index >= 0], width.size)
         if not np.allclose(totals, 1, atol=_TOLERANCE):
             return Verdict(False, "the shares of the copies do not add up to 1")
+        if not np.allclose(scales, 1) and width.symmetry not in _SCALED:
+            return Verdict(False, f"its units are scaled: {width.why}")
+    if taken.most > 1:
         if tied:
             return Verdict(False, "one variable produces and consumes it, so copies count twice")
-        if what := next((t for t in touches if t in _COUNTING), None):
-            return Verdict(False, f"copies count twice: {width.why} ({touches[what]})")
+        # Whoever feeds a state feeds copies of it, too.
+        counting = _COUNTING - {"input"} if width.produced_by else _COUNTING
+        if what := next((t for t in touches if t in counting), None):
+            return Verdict(False, f"{touches[what]} sees each of the copies")
         averaged = next((t for t in touches if t in _AVERAGING), None)
-        if averaged and len(set(counts.tolist())) > 1:
+        if averaged and not taken.even:
             return Verdict(False, f"{touches[averaged]} averages over it; copy every unit as often")
-        if averaged and (index < 0).any():
+        if averaged and taken.new:
             return Verdict(False, f"{touches[averaged]} averages over it, new units included")
         return Verdict(True, "the shares of the copies add up to 1")
-    if not (index < 0).any():
+    if not taken.new:
         return Verdict(True, "its units stay")
+    if width.normalised is not None and _is_made_up(width, width_map):
+        return Verdict(
+            True, "what makes it is scaled by the new units that its normalisation counts"
+        )
+    if is_looked_up(width) and width.growth == "any":
+        return Verdict(True, "nothing that was looked up before is a new one")
     zero = width_map.gain == 1 and isinstance(width_map.fill, Zeros)
     if width.growth == "any" or (width.growth == "zero" and zero):
         return Verdict(True, "what consumes the new units is zero")
+    if averaged := next((t for t in touches if t in _AVERAGING), None):
+        return Verdict(False, f"{touches[averaged]} averages over it, new units included")
     if width.growth == "zero":
         return Verdict(False, f"new units would have to be zero: {width.why}")
     return Verdict(False, width.why)
+
+
+def _is_made_up(width: Width, width_map: WidthMap) -> bool:
+    """Whether a normalised width gives what it gave, with new units that are zero."""
+    assert width.normalised is not None
+    scale = (width_map.size / width.size) ** 0.5
+    return (
+        isinstance(width_map.fill, Zeros)
+        and bool(np.isclose(width_map.rescale, scale, rtol=1e-6))
+        and bool(np.isclose(width_map.gain * scale, 1, rtol=1e-6))
+        and width_map.is_centred >= width.normalised.is_centred
+    )
 
 
 def _judge_matrices(width: Width, width_map: WidthMap, *, tied: bool) -> Verdict:
     produce, consume = width_map.produce, width_map.consume
     if isinstance(produce, Units) or isinstance(consume, Units):
         return Verdict(False, "it is mixed on one side only")
-    if not np.allclose(produce @ consume, np.eye(width.size), atol=1e-6):
+    if not np.allclose(produce.values @ consume.values, np.eye(width.size), atol=1e-6):
         return Verdict(False, "what consumes it does not undo what produces it")
-    if tied and not np.allclose(produce, consume.T, atol=1e-6):
+    if tied and not np.allclose(produce.values, consume.values.T, atol=1e-6):
         return Verdict(False, "one variable produces and consumes it, and the two maps differ")
     if width.symmetry == "free":
         return Verdict(True, "only linear ops touch it, and the maps undo each other")
     return Verdict(False, f"its units are mixed: {width.why}")
 
 
-def _unmatched(width: Width, width_map: WidthMap, factors: tuple[SizeFactor, ...]) -> str | None:
+def made_up(width: Width, size: int, factors: Sequence[SizeFactor]) -> float:
+    """Return what makes up for the constants that move with a width, if all that makes it has it.
+
+    Queries and keys are contracted, and the product is divided by the square root of the head size.
+    The queries take on what the constant loses. Where a constant stands elsewhere, 1.
+
+    Args:
+        width: the old width.
+        size: the new size.
+        factors: the constants.
+    """
+    powers = {factor.power for factor in factors if factor.is_of_products}
+    if len(powers) != 1 or not all(factor.is_of_products for factor in factors):
+        return 1.0
+    if width.symmetry != "free" or "self paired" in dict(width.touches):
+        return 1.0
+    return float((size / width.size) ** -powers.pop())
+
+
+def _unmatched(width: Width, width_map: WidthMap, factors: Sequence[SizeFactor]) -> str | None:
     """Return which constant moves with the size and is not made up for, in words."""
     for factor in factors:
         wanted = (width_map.size / width.size) ** -factor.power
-        if not np.isclose(width_map.rescale, wanted, rtol=1e-6):
+        if not factor.is_of_products or not np.isclose(width_map.rescale, wanted, rtol=1e-6):
             return (
                 f"{factor.node} multiplies with {factor.number:g}, which is "
-                f"{width.size}**{factor.power:g} and moves with it"
+                f"{width.size}**{factor.power:g} and moves with it, and nothing makes up for that"
             )
     return None
 
 
-def dead(width: Width, width_map: WidthMap) -> str | None:
-    """Tell why training would never move the new units; None where it does."""
+def dead(width: Width, width_map: WidthMap, *, is_filled: bool) -> str | None:
+    """Tell why training would never move the new units; None where it does.
+
+    Args:
+        width: the old width.
+        width_map: what becomes of it.
+        is_filled: whether a variable makes the units that does not consume them on the same axis:
+            the others get zeros, whatever the fill.
+    """
     if not isinstance(width_map.produce, Units) or width_map.size <= width.size:
         return None
-    if not (width_map.produce.index < 0).any() or not width.stays_zero:
+    if not width_map.produce.taken(width.size).new:
         return None
-    if not isinstance(width_map.fill, Zeros):
+    needed = "both sides of the new units are zero, as they have to be here"
+    if width.normalised is not None and _is_made_up(width, width_map):
+        # The mean that is taken off gives every unit a gradient.
+        return None if width.normalised.is_centred else needed
+    if not width.stays_zero or (is_filled and not isinstance(width_map.fill, Zeros)):
         return None
-    if width.growth == "zero":
-        return "both sides of the new units are zero, as they have to be here"
+    if width.growth == "zero" or not is_filled:
+        return needed
     return (
         "both sides of the new units are zero; give them a fill such as --pad-fill glorot_uniform"
     )

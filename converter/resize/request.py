@@ -9,12 +9,21 @@ from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.errors import PlanError
 from converter.patterns import by_name
 from converter.resize.coupled import Coupled
-from converter.resize.exactness import Resized, Resizes, dead, judge
+from converter.resize.exactness import (
+    Reshaped,
+    Resized,
+    Resizes,
+    dead,
+    is_looked_up,
+    judge,
+    made_up,
+)
 from converter.resize.maps import WidthMap
 from converter.resize.resizer import Resizer
 from converter.resize.variables import Resizing
 from converter.structure.axis import Axis, Use, Width
 from converter.structure.choose import choose
+from converter.structure.followers import kept_axes
 from converter.structure.infer import Structure
 from converter.structure.layout import read_layout
 from converter.structure.template import sizes_like
@@ -40,6 +49,8 @@ class Request:
         self._checkpoint = checkpoint
         self._template = None if resizer.like is None else open_checkpoint(resizer.like)
         self._shapes = by_name(resizer.shape, checkpoint)
+        path = resizer.layout
+        self._layout = None if path is None else read_layout(path)
         self.structure = _with_shapes(self._known_structure(), checkpoint, self._shapes)
         sizes, self.notes = self._sizes()
         self.maps = {name: self._map(name, size) for name, size in sizes.items()}
@@ -57,11 +68,7 @@ class Request:
                         f"{change.name}: {change.old} to {change.new} units is not exact: "
                         f"{change.verdict.why}; choose another width, or leave out --require-exact"
                     )
-        looked_up = {
-            name
-            for name, width in self.structure.widths.items()
-            if "lookup" in dict(width.touches) and not width.produced_by
-        }
+        looked_up = {name for name, w in self.structure.widths.items() if is_looked_up(w)}
         resizing = Resizing(
             self._checkpoint,
             self.structure,
@@ -70,7 +77,7 @@ class Request:
             self._template,
             self._resizer.seed,
         )
-        _check_companions(self._checkpoint, resizing, self._shapes)
+        _check_companions(self._checkpoint, resizing)
         return resizing.variables()
 
     def resizes(self) -> Resizes:
@@ -80,24 +87,27 @@ class Request:
             width = self.structure.widths[name]
             factors = tuple(self.structure.factors.get(name, ()))
             verdict = judge(width, width_map, factors, tied=_is_tied(self.structure, name))
-            dies = dead(width, width_map)
+            dies = dead(width, width_map, is_filled=_is_made_apart(self.structure, name))
             found.append(Resized(name, width.size, width_map.size, verdict, dies))
         old = self.structure.sizes
         new = old | {width.name: width.new for width in found}
         shapes = {
-            name: (_shown(axes, old), _shown(axes, new))
+            name: Reshaped(
+                self._checkpoint[name].sources,
+                _shown(axes, old),
+                _shown(axes, new),
+            )
             for name, axes in self.structure.axes.items()
             if any(not self.maps.keys().isdisjoint(axis.widths()) for axis in axes)
         }
         structure = None if self._shapes else self.structure
-        return Resizes(tuple(found), shapes, self.maps, structure)
+        return Resizes(tuple(found), shapes, self.maps, structure, self._layout)
 
     def _known_structure(self) -> Structure:
         if self._template is None and not self._resizer.resize:
             # Nothing has to be known of the model where every shape is given.
-            return Structure({}, {}, {}, {}, (), {}, (), None, None)
-        path = self._resizer.layout
-        return self._checkpoint.structure(None if path is None else read_layout(path))
+            return Structure({}, {}, {}, (), {}, {}, (), None, None)
+        return self._checkpoint.structure(self._layout)
 
     def _sizes(self) -> tuple[dict[str, int], tuple[str, ...]]:
         sizes: dict[str, int] = {}
@@ -117,7 +127,10 @@ class Request:
                 )
             sizes |= {f"{name}[{k}]": size for k, size in enumerate(shape)}
         widths = self.structure.widths
-        return {n: size for n, size in sizes.items() if size != widths[n].size}, notes
+        changed = {n: size for n, size in sizes.items() if size != widths[n].size}
+        if not changed:
+            notes = (*notes, "every width has the size that is asked for; nothing changes")
+        return changed, notes
 
     def _map(self, name: str, size: int) -> WidthMap:
         width = self.structure.widths[name]
@@ -126,7 +139,10 @@ class Request:
                 f"{name}: {self._resizer.name} cannot turn {width.size} units into {size}; {reason}"
             )
         coupled = Coupled(self._checkpoint, self.structure, name)
-        return self._resizer.width_map(width, size, coupled)
+        width_map = self._resizer.width_map(width, size, coupled)
+        factor = made_up(width, size, self.structure.factors.get(name, ()))
+        # A resizer that knows of the factor has its own way.
+        return replace(width_map, rescale=factor) if width_map.rescale == 1 else width_map
 
 
 def _shown(axes: Sequence[Axis], sizes: Mapping[str, int]) -> str:
@@ -137,6 +153,15 @@ def _is_tied(structure: Structure, name: str) -> bool:
     """Whether one axis both produces and consumes a width."""
     return any(
         {"produce", "consume"} <= set(used.get(name, ()))
+        for uses in structure.uses.values()
+        for used in uses
+    )
+
+
+def _is_made_apart(structure: Structure, name: str) -> bool:
+    """Whether an axis produces a width that does not consume it, too."""
+    return any(
+        "produce" in (found := used.get(name, ())) and "consume" not in found
         for uses in structure.uses.values()
         for used in uses
     )
@@ -171,31 +196,20 @@ def _with_shapes(
         uses[name] = tuple({width: used} for width in named)
         for other, role in roles.items():
             if role.of == name and other not in declared:
-                followed = _axes_of_follower(checkpoint[other].shape, shape, own)
-                if followed is not None:
-                    axes[other] = followed
+                kept = kept_axes(checkpoint[other].shape, shape, role.slot)
+                if kept is not None:
+                    axes[other] = tuple(own[axis] for axis in kept)
+                    uses[other] = tuple(uses[name][axis] for axis in kept)
     return replace(structure, widths=widths, axes=axes, uses=uses)
 
 
-def _axes_of_follower(shape: Shape, of: Shape, axes: tuple[Axis, ...]) -> tuple[Axis, ...] | None:
-    """Return the axes of a slot: those of its variable, of which a factored one lacks one."""
-    if shape == of:
-        return axes
-    for lost in range(len(of)):
-        if shape == of[:lost] + of[lost + 1 :]:
-            return axes[:lost] + axes[lost + 1 :]
-    return None
-
-
-def _check_companions(
-    checkpoint: Checkpoint, resizing: Resizing, shapes: Mapping[str, Shape]
-) -> None:
+def _check_companions(checkpoint: Checkpoint, resizing: Resizing) -> None:
     """Refuse to leave a slot or an average that does not fit its variable any more.
 
     A training run that restores it would fail, or worse, not fail.
     """
     for name, role in checkpoint.roles().items():
-        if role.of is None or not {name, role.of} & shapes.keys() or role.of not in checkpoint:
+        if role.of is None or role.of not in checkpoint:
             continue
         own, new = checkpoint[name].shape, resizing.shape_of(name)
         of_old, of_new = checkpoint[role.of].shape, resizing.shape_of(role.of)

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from converter.checkpoint import Checkpoint
-from converter.drawing import Block, Drawing, Values, fans
+from converter.drawing import Drawing
 from converter.errors import PlanError
-from converter.initializers import Zeros
 from converter.names import Role
-from converter.names.fresh import fresh_value
-from converter.names.gradient import FACTORED, gradient_power
-from converter.resize.chosen import choose
+from converter.resize import slots
+from converter.resize.blocks import Filling
+from converter.resize.chosen import choose, new_entries
 from converter.resize.dense import multiply
-from converter.resize.maps import AxisMap, UnitMap, Units, WidthMap, panels
+from converter.resize.maps import AxisMap, Matrix, UnitMap, Units, WidthMap, panels
+from converter.resize.noise import Noise, add_noise, copies
+from converter.resize.taking import of_both, of_gradients, of_values, plain
 from converter.structure.axis import Axis, Use
 from converter.structure.infer import Structure
-from converter.variable import Array, Region, Variable, regions, whole
+from converter.variable import Variable
 
-_SAMPLE = 1 << 18
-_RUNS = 1 << 16
 _AxisUses = Mapping[str, tuple[Use, ...]]
 
 
@@ -56,13 +53,12 @@ class Resizing:
             PlanError: a slot has no rule, or a matrix would act where none can.
         """
         drawing = Drawing(self.seed)
-        roles = self.checkpoint.roles()
         for name, variable in self.checkpoint.items():
             axes = self.structure.axes.get(name, ())
             if any(not self.maps.keys().isdisjoint(axis.widths()) for axis in axes):
-                yield self._resized(variable, roles[name], drawing)
+                yield self._resized(variable, drawing)
             else:
-                yield variable
+                yield self._thinned(variable, variable, self._role(name))
 
     def shape_of(self, name: str) -> tuple[int, ...]:
         """Return the shape that a variable will have."""
@@ -75,75 +71,122 @@ class Resizing:
     def _new(self) -> dict[str, int]:
         return self.structure.sizes | {name: m.size for name, m in self.maps.items()}
 
-    def _resized(self, variable: Variable, role: Role, drawing: Drawing) -> Variable:
+    def _role(self, name: str) -> Role:
+        role = self.checkpoint.roles()[name]
+        # A slot that only the graph tells is a model variable by its name.
+        return role if role.of is not None else self.structure.follows.get(name, role)
+
+    def _resized(self, variable: Variable, drawing: Drawing) -> Variable:
+        role = self._role(variable.name)
         axes = self.structure.axes[variable.name]
-        uses = _uses(self.structure, variable.name, role)
-        power = self._power(variable.name, role)
-        weighted = self._weighted(axes, uses, power)
-        sizes = self.structure.sizes
+        uses = self._uses(variable.name, role)
+        maps = self._maps(variable.name, role, axes, uses)
         result = variable
-        for number, maps in enumerate(weighted):
-            matrices = {n: m for n, m in maps.items() if not isinstance(m, Units)}
-            if matrices:
-                result = self._multiplied(result, number, axes[number], matrices, uses[number])
-        chosen: list[AxisMap | None] = []
-        for axis, maps in zip(axes, weighted, strict=True):
-            units = {n: m for n, m in maps.items() if isinstance(m, Units)}
-            dense = {n: self.maps[n].size for n in maps if n not in units}
-            chosen.append(AxisMap(axis, sizes | dense, units) if units else None)
-        result = choose(result, chosen, self._fill(variable, role, axes, uses))
-        if factor := self._factor(variable, role, axes):
-            result = result.map(partial(_times, factor=factor))
-        if power is None:
-            key = role.of if role.kind == "average" and role.of else variable.name
-            blocks = list(self._blocks(variable, axes, uses))
-            if blocks:
-                result = drawing.redraw(result, blocks, stream=key)
+        for number, found in enumerate(maps):
+            matrices = {n: m for n, m in found.items() if isinstance(m, Matrix)}
+            result = self._multiplied(result, number, axes[number], matrices, uses[number])
+        chosen = [self._chosen(axis, found) for axis, found in zip(axes, maps, strict=True)]
+        if not slots.holds_values(role):
+            result = choose(result, chosen, slots.fresh_entries(variable, role))
+            result = self._with_linear(result, role, chosen, drawing)
+            return self._thinned(variable, result, role)
+        filling = Filling(self.checkpoint, self.maps, self.looked_up, self.template)
+        filled = filling.number(variable, axes, uses)
+        result = choose(result, chosen, filled)
+        if not variable.dtype.is_float:
+            return result
+        of = role.of if role.of in self.checkpoint else None
+        shape = self.shape_of(variable.name)
+        key = of or variable.name
+        if blocks := filling.blocks(variable, shape, axes, uses, self._sizes, of):
+            result = drawing.redraw(result, blocks, stream=key)
+        if noises := list(self._noises(axes, uses)):
+            result = add_noise(result, noises, self.checkpoint[key], drawing, key)
         return result
 
-    def _power(self, name: str, role: Role) -> int | None:
-        """Return the power of the gradient that a slot holds; None for what holds values."""
-        if role.kind != "slot" and role.optimizer is None:
-            return None
-        power = gradient_power(role.optimizer, role.slot)
-        if power is None:
-            raise PlanError(
-                f"{name}: nothing is known of how {role.slot or name.rpartition('/')[2]!r} of "
-                f"{role.optimizer or 'this optimizer'} follows gradients, and its variable is "
-                f"resized; drop it before (--drop '{name}'), or all of its kind (--drop slots)"
-            )
-        return power
+    def _noises(self, axes: Sequence[Axis], uses: Sequence[_AxisUses]) -> Iterator[Noise]:
+        for number, (axis, used) in enumerate(zip(axes, uses, strict=True)):
+            for name in axis.widths():
+                width_map = self.maps.get(name)
+                if width_map is None or not width_map.noise:
+                    continue
+                produce = width_map.produce
+                makes = not {"produce", "shift"}.isdisjoint(used.get(name, ()))
+                if makes and isinstance(produce, Units):
+                    yield Noise(number, self._copied(axis, name, produce), width_map.noise)
 
-    def _weighted(
-        self, axes: Sequence[Axis], uses: Sequence[_AxisUses], power: int | None
+    def _copied(self, axis: Axis, name: str, produce: Units) -> AxisMap:
+        """Return a map by which the entries of an axis are new that belong to copies of units."""
+        units = {n: Units.first(m.size, m.size) for n, m in self.maps.items()}
+        units[name] = Units(produce.size, lambda: np.where(copies(produce), -1, 0))
+        return AxisMap(axis, self._sizes, units)
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return self.structure.sizes
+
+    def _uses(self, name: str, role: Role) -> Sequence[_AxisUses]:
+        """Return what the axes of a variable do; those of a slot do what its variable's do."""
+        axes = self.structure.axes[name]
+        uses = self.structure.uses.get(name)
+        if uses is None and role.of is not None:
+            uses = self.structure.uses.get(role.of)
+            lost = slots.lost_axis(len(axes), len(uses or ()), role)
+            if uses is not None and lost is not None:
+                uses = (*uses[:lost], *uses[lost + 1 :])
+        return uses if uses is not None and len(uses) == len(axes) else ({},) * len(axes)
+
+    def _maps(
+        self, name: str, role: Role, axes: Sequence[Axis], uses: Sequence[_AxisUses]
     ) -> list[dict[str, UnitMap]]:
         """Return how each axis takes the units of the widths that change."""
+        power = None if slots.holds_values(role) else slots.power_of(name, role)
+
+        own = role.of if role.kind in ("slot", "average") and role.of else name
+
+        def taken(width: str, used: Sequence[Use]) -> UnitMap:
+            width_map = self.maps[width]
+            normalised = self.structure.widths[width].normalised
+            if normalised is not None and own not in normalised.before:
+                # What stands behind a normalisation gets what it got.
+                width_map = replace(width_map, rescale=1.0, is_centred=False)
+            if "consume" in used and width in self.looked_up:
+                # Nothing sums over its copies.
+                return plain(of_values(width_map, self._sizes[width], used))
+            if power is None:
+                return of_values(width_map, self._sizes[width], used)
+            if slots.is_linear(role):
+                return of_both(width_map, self._sizes[width], used)
+            return of_gradients(width_map, used, power)
+
         found = []
         for axis, used in zip(axes, uses, strict=True):
-            names = [name for name in axis.widths() if name in self.maps]
-            found.append({n: _map(self.maps[n], used.get(n, ()), power) for n in names})
+            names = [width for width in axis.widths() if width in self.maps]
+            found.append({n: taken(n, used.get(n, ())) for n in names})
         return found
+
+    def _chosen(self, axis: Axis, maps: Mapping[str, UnitMap]) -> AxisMap | None:
+        units = {n: m for n, m in maps.items() if isinstance(m, Units)}
+        dense = {n: self.maps[n].size for n in maps if n not in units}
+        return AxisMap(axis, self._sizes | dense, units) if units else None
 
     def _multiplied(
         self,
         variable: Variable,
         number: int,
         axis: Axis,
-        matrices: Mapping[str, UnitMap],
+        matrices: Mapping[str, Matrix],
         uses: _AxisUses,
     ) -> Variable:
+        sizes = self._sizes
         for name, matrix in matrices.items():
             if not {"gain", "variance"}.isdisjoint(uses.get(name, ())):
                 raise PlanError(
                     f"{variable.name}: it holds one factor for each unit of {name}, which no "
                     f"matrix can mix; choose a strategy that keeps units as they are"
                 )
-            assert not isinstance(matrix, Units)
-        sizes = self.structure.sizes
-        for name in matrices:
-            one = {name: matrices[name]}
             try:
-                cut = panels(axis, sizes, one)  # type: ignore[arg-type]  # checked above
+                cut = panels(axis, sizes, {name: matrix})
             except ValueError:
                 raise PlanError(
                     f"{variable.name}: {axis} holds {name} where no matrix can act on it; choose a "
@@ -153,221 +196,61 @@ class Resizing:
             sizes = sizes | {name: self.maps[name].size}
         return variable
 
-    def _fill(
-        self,
-        variable: Variable,
-        role: Role,
-        axes: Sequence[Axis],
-        uses: Sequence[_AxisUses],
-    ) -> float | Callable[[], float]:
-        """Return what entries hold that no initializer draws."""
-        if role.kind == "slot" or role.optimizer is not None:
-            fresh = fresh_value(role.optimizer, role.slot) or 0.0
-            if fresh or gradient_power(role.optimizer, role.slot) != 2:
-                return fresh
-            # A second moment of zero makes the first steps of new entries several times too large.
-            return _Median(variable)
-        found = {
-            use
-            for axis, used in zip(axes, uses, strict=True)
-            for name in axis.widths()
+    def _thinned(self, variable: Variable, result: Variable, role: Role) -> Variable:
+        """Return a slot whose averages are over an axis of another length; any other as it is."""
+        if role.kind != "slot" or role.of is None or role.of not in self.structure.axes:
+            return result
+        uses = self._uses(role.of, self._role(role.of))
+        maps = {
+            name: of_gradients(self.maps[name], used, 2)
+            for axis_uses in uses
+            for name, used in axis_uses.items()
             if name in self.maps
-            for use in used.get(name, ())
         }
-        is_vector = sum(size > 1 for size in variable.shape) < 2
-        return 1.0 if "variance" in found or ("gain" in found and is_vector) else 0.0
+        factor = slots.thinned(self.structure, variable.name, role, maps, self._new)
+        return result if factor is None else slots.multiplied(result, factor)
 
-    def _factor(self, variable: Variable, role: Role, axes: Sequence[Axis]) -> float | None:
-        """Return the factor of what is averaged along an axis that new zeros make longer."""
-        if role.slot not in FACTORED or role.of is None or role.of not in self.structure.axes:
-            return None
-        lost = list(self.structure.axes[role.of])
-        for axis in axes:
-            if axis in lost:
-                lost.remove(axis)
-        old = [axis.size(self.structure.sizes) for axis in lost]
-        new = [axis.size(self._new) for axis in lost]
-        factor = float(np.prod(old)) / max(1.0, float(np.prod(new)))
-        return factor if factor < 1 else None
-
-    def _blocks(
-        self, variable: Variable, axes: Sequence[Axis], uses: Sequence[_AxisUses]
-    ) -> Iterator[Block]:
-        """Yield the blocks of new entries that an initializer draws: those that make new units."""
-        shape = self.shape_of(variable.name)
-        rest: list[list[slice]] = []
-        for number, (axis, used) in enumerate(zip(axes, uses, strict=True)):
-            runs = []
-            for name in axis.widths():
-                width_map = self.maps.get(name)
-                if width_map is None or isinstance(width_map.fill, Zeros):
-                    continue
-                if self._is_drawn(variable, name, used.get(name, ()), width_map):
-                    runs += [(run, width_map) for run in self._new_runs(axis, name)]
-            for k, (run, width_map) in enumerate(sorted(runs, key=lambda r: r[0].start)):
-                later = [[slice(0, size)] for size in shape[number + 1 :]]
-                for place, before in enumerate(itertools.product(*rest, [run], *later)):
-                    region: Region = tuple(before)
-                    yield self._block(variable, f"{number}/{k}/{place}", region, width_map, number)
-            rest.append(_without([run for run, _ in runs], shape[number]))
-
-    def _is_drawn(
-        self, variable: Variable, name: str, uses: Sequence[Use], width_map: WidthMap
-    ) -> bool:
-        if "consume" in uses:
-            return name in self.looked_up
-        is_vector = sum(size > 1 for size in variable.shape) < 2
-        if "produce" in uses:
-            return True
-        if "shift" in uses:
-            return not width_map.fill.for_kernels
-        return "gain" in uses and not is_vector
-
-    def _new_runs(self, axis: Axis, name: str) -> Iterator[slice]:
-        """Yield the stretches of the new axis whose entries belong to new units of one width."""
-        produce = self.maps[name].produce
-        if not isinstance(produce, Units):
-            return
-        marks = Units(produce.size, lambda: np.where(produce.index < 0, -1, 0))
-        others = {
-            n: Units(m.size, partial(np.zeros, m.size, np.int64))
-            for n, m in self.maps.items()
-            if n != name
-        }
-        sizes = self.structure.sizes
-        axis_map = AxisMap(axis, sizes, {**others, name: marks})
-        begin = None
-        for (part,) in regions((axis_map.length,), _RUNS):
-            new = axis_map.entries(part.start, part.stop).old < 0
-            edges = np.flatnonzero(np.diff(new, prepend=begin is not None))
-            for edge in (part.start + edges).tolist():
-                if begin is None:
-                    begin = edge
-                else:
-                    yield slice(begin, edge)
-                    begin = None
-        if begin is not None:
-            yield slice(begin, axis_map.length)
-
-    def _block(
-        self, variable: Variable, label: str, region: Region, width_map: WidthMap, number: int
-    ) -> Block:
-        shape = list(self.shape_of(variable.name))
-        shape[number] = min(shape[number], width_map.size)
-        fan_in, fan_out = fans(variable.name, shape)
-        other = None if self.template is None else self.template.get(variable.name)
-        return Block(
-            label,
-            region,
-            width_map.fill,
-            fan_in,
-            fan_out,
-            Values(variable, whole(variable.shape)),
-            None if other is None else Values(other, region),
+    def _with_linear(
+        self,
+        slot: Variable,
+        role: Role,
+        chosen: Sequence[AxisMap | None],
+        drawing: Drawing,
+    ) -> Variable:
+        """Return a slot of which Ftrl makes its variable again, new entries included."""
+        of = role.of
+        if not slots.is_linear(role) or of is None or of not in self.checkpoint:
+            return slot
+        roles = self.checkpoint.roles()
+        accumulators = (
+            name
+            for name, other in roles.items()
+            if other.of == of and other.slot in ("accum", "accumulator")
+        )
+        accumulator = next(accumulators, None)
+        if not self._is_filled(of):
+            return slot
+        constants = slots.ftrl_of(self.structure, of)
+        if accumulator is None or constants is None:
+            raise PlanError(
+                f"{slot.name}: Ftrl computes {of} from it, and the learning rate is in no constant "
+                f"of a graph, so that new units would be lost; fill with zeros, or drop the slots "
+                f"before (--drop slots)"
+            )
+        return slots.recomputed(
+            slot,
+            self._resized(self.checkpoint[of], drawing),
+            self._resized(self.checkpoint[accumulator], drawing),
+            constants,
+            new_entries(chosen),
         )
 
-
-class _Median:
-    """The median of a variable's first values."""
-
-    def __init__(self, variable: Variable) -> None:
-        self._variable = variable
-        self._found: float | None = None
-
-    def __call__(self) -> float:
-        if self._found is None:
-            first = next(self._variable.blocks(_SAMPLE), None)
-            self._found = 0.0 if first is None else float(np.median(np.asarray(first, np.float64)))
-        return self._found if np.isfinite(self._found) else 0.0
-
-
-def _times(values: Array, factor: float) -> Array:
-    found: Array = values * values.dtype.type(factor)
-    return found
-
-
-def _uses(structure: Structure, name: str, role: Role) -> tuple[_AxisUses, ...]:
-    """Return what the axes of a variable do; those of a slot do what its variable's do."""
-    own = structure.axes[name]
-    of = role.of if role.kind in ("slot", "average") else None
-    if of is None or of not in structure.axes:
-        return tuple(structure.uses.get(name, ({},) * len(own)))
-    candidates = list(zip(structure.axes[of], structure.uses.get(of, ()), strict=False))
-    found = []
-    for axis in own:
-        place = next((k for k, (other, _) in enumerate(candidates) if other == axis), None)
-        found.append({} if place is None else candidates[place][1])
-        if place is not None:
-            # A factored slot lacks an axis: what is left stands in order.
-            candidates = candidates[place + 1 :]
-    return tuple(found)
-
-
-def _map(width_map: WidthMap, uses: Sequence[Use], power: int | None) -> UnitMap:
-    """Return how an axis takes the units of a width, by what it does with it.
-
-    Args:
-        width_map: what becomes of the width.
-        uses: what the axis does with the width.
-        power: of the gradient, for a slot; None for values.
-    """
-    consumes = "consume" in uses and "produce" not in uses
-    follows = not consumes and not {"gain", "mean", "variance"}.isdisjoint(uses)
-    if power is None:
-        if consumes:
-            return _transposed(width_map.consume)
-        if "variance" in uses:
-            return _scaled(width_map.produce, width_map.rescale**2)
-        factor = width_map.gain if "gain" in uses else width_map.rescale
-        return _scaled(_plain(width_map.produce) if "gain" in uses else width_map.produce, factor)
-    if power == 0 or follows:
-        return _plain(width_map.produce)
-    turned = width_map.produce if consumes else _transposed(width_map.consume)
-    scale = 1.0 if consumes else 1 / width_map.rescale
-    return _scaled(_to_power(turned, power), scale**power)
-
-
-def _transposed(unit_map: UnitMap) -> UnitMap:
-    return unit_map if isinstance(unit_map, Units) else unit_map.T
-
-
-def _plain(unit_map: UnitMap) -> UnitMap:
-    """Return the choice of units without its weights."""
-    return Units(unit_map.size, lambda: unit_map.index) if isinstance(unit_map, Units) else unit_map
-
-
-def _scaled(unit_map: UnitMap, factor: float) -> UnitMap:
-    if factor == 1:
-        return unit_map
-    if not isinstance(unit_map, Units):
-        return unit_map * factor
-    return Units(
-        unit_map.size,
-        lambda: unit_map.index,
-        lambda: (
-            factor * (1.0 if unit_map.weight is None else unit_map.weight) * np.ones(unit_map.size)
-        ),
-    )
-
-
-def _to_power(unit_map: UnitMap, power: int) -> UnitMap:
-    if power == 1:
-        return unit_map
-    if not isinstance(unit_map, Units):
-        found: UnitMap = unit_map**power
-        return found
-    if not unit_map.is_weighted:
-        return unit_map
-    return Units(unit_map.size, lambda: unit_map.index, lambda: unit_map.weight**power)  # type: ignore[operator]
-
-
-def _without(runs: Sequence[slice], length: int) -> list[slice]:
-    """Return the stretches of an axis that are in none of the runs."""
-    found, begin = [], 0
-    for run in sorted(runs, key=lambda r: r.start):
-        if run.start > begin:
-            found.append(slice(begin, run.start))
-        begin = run.stop
-    if begin < length:
-        found.append(slice(begin, length))
-    return found
+    def _is_filled(self, name: str) -> bool:
+        """Whether new entries of a variable hold anything but zeros."""
+        variable = self.checkpoint[name]
+        axes, uses = self.structure.axes[name], self._uses(name, self._role(name))
+        filling = Filling(self.checkpoint, self.maps, self.looked_up, self.template)
+        if filling.number(variable, axes, uses):
+            return True
+        blocks = filling.blocks(variable, self.shape_of(name), axes, uses, self._sizes, None)
+        return bool(blocks)

@@ -161,7 +161,6 @@ class Analysis:
         tensors: what is known of the outputs of each node that was visited.
         events, roles, conflicts, demands, scales, pairings: what the ops said.
         unknown: ops without a rule that stand in the way, and how often.
-        stuck: the nodes that are such, or whose rule does not apply to them.
     """
 
     graph: Graph
@@ -178,7 +177,6 @@ class Analysis:
     scales: list[Scale] = field(default_factory=list)
     pairings: list[Pairing] = field(default_factory=list)
     unknown: dict[str, int] = field(default_factory=dict)
-    stuck: list[Node] = field(default_factory=list)
     _maybe: list[tuple[Atom, Atom, Node]] = field(default_factory=list)
 
     def run(self, nodes: Iterable[Node]) -> None:
@@ -228,7 +226,6 @@ class Analysis:
         touched = [a for t in (*inputs, *outputs) for a in t.axes or () if a is not ONE]
         if touched:
             self.unknown[node.op] = self.unknown.get(node.op, 0) + 1
-            self.stuck.append(node)
         for atom in touched:
             self.opaque(atom, node)
         return outputs

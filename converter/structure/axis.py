@@ -24,6 +24,9 @@ Use = Literal["produce", "consume", "shift", "gain", "mean", "variance"]
 
 USES: tuple[Use, ...] = ("produce", "consume", "shift", "gain", "mean", "variance")
 
+Growth = Literal["any", "zero", "none"]
+"""What makes new units may hold anything, has to be zero, or nothing keeps the outputs."""
+
 _NAME = re.compile(r"(?!\d+\Z)[A-Za-z0-9_.][A-Za-z0-9_.\-/]*")
 _TOKEN = re.compile(
     r"\s*(?:([0-9]+)(?![A-Za-z0-9_.\-/])|([A-Za-z0-9_.][A-Za-z0-9_.\-/]*)|"
@@ -110,6 +113,18 @@ class Axis:
         return Axis(tuple(tuple(renamed(f) for f in term) for term in self.terms))
 
 
+class Normalised(NamedTuple):
+    """How a width that is normalised can grow so that all that is behind gets what it got.
+
+    Attributes:
+        is_centred: whether what makes the width has to be centred, as a mean is taken off.
+        before: the variables that make it in front of the normalisation.
+    """
+
+    is_centred: bool
+    before: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Width:
     """A size that several axes share.
@@ -128,24 +143,27 @@ class Width:
         followed_by: the variables that hold one number for each unit.
         why: what decides the class, for people.
         touches: every kind of op between production and consumption, and the first such op.
+        normalised: how it can grow although its normalisation counts new units; None where that is
+            not known, or where it is not normalised.
     """
 
     name: str
     size: int
     symmetry: Symmetry
     resizable: bool
-    growth: Literal["any", "zero", "none"]
+    growth: Growth
     produced_by: tuple[str, ...] = ()
     consumed_by: tuple[str, ...] = ()
     followed_by: tuple[str, ...] = ()
     why: str = ""
     touches: tuple[tuple[str, str], ...] = ()
     stays_zero: bool = False
+    normalised: Normalised | None = None
 
     @property
     def exact(self) -> bool:
         """Whether units can be added so that the outputs do not change."""
-        return self.growth != "none"
+        return self.growth != "none" or self.normalised is not None
 
 
 class Equation(NamedTuple):

@@ -31,7 +31,7 @@ def choose(structure: Structure, requests: Mapping[str, int]) -> Chosen:
 
     Args:
         structure: whose widths there are.
-        requests: the new size, by the name of a width, a glob over names (see
+        requests: the new size, by the name of a width or the end of it, a glob over names (see
             `converter.patterns`), or the size that widths have now. The last two pass over the
             widths that cannot be resized, where there are others.
 
@@ -82,10 +82,16 @@ def _fitting(structure: Structure, request: str) -> list[Width]:
                 f"{', '.join(map(str, sorted(sizes)))}"
             )
         return found
+    # The end of a name is enough: `lstm_cell` for `model/rnn/lstm_cell`.
+    if found := [width for name, width in widths.items() if name.endswith(f"/{request}")]:
+        return found
     try:
         return [widths[name] for name in matching(request, widths)]
     except UsageError:
-        closest = nearest(request, widths) or "; convert inspect --widths lists them"
+        closest = nearest(request, widths)
+        if not closest and len(widths) <= _FEW:
+            closest = f"; they are {', '.join(widths)}"
+        closest = closest or "; convert inspect --widths lists them"
         raise UsageError(
             f"{_shown(request)} fits none of the {len(widths)} widths{closest}"
         ) from None

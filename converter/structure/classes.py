@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from converter.errors import printable
@@ -11,7 +11,7 @@ from converter.structure.analysis import Analysis
 from converter.structure.atoms import Atom, find, leaves
 from converter.structure.axis import Symmetry
 from converter.structure.facts import Facts
-from converter.structure.graph import Node
+from converter.structure.graph import Node, ops
 
 # What binds each entry to its place, and in which words; the first that applies is told.
 _BOUND = {
@@ -33,7 +33,7 @@ FIXED = ("spatial", "fixed")
 _PERMUTATION = {
     "nonlinear": "{op} {name} is nonlinear",
     "gated": "{op} {name} multiplies it with other data, unit by unit",
-    "affine": "{op} {name} adds a constant to each unit",
+    "affine": "{op} {name} adds a number to each unit",
     "variance": "{op} {name} normalises by mean and variance over it",
     "mean": "{op} {name} averages over it",
     "extreme": "{op} {name} takes the largest over it",
@@ -78,11 +78,12 @@ def judge(fact: Facts) -> Verdict:
         ("orthogonal", _ORTHOGONAL),
         ("scaling", _SCALING),
     ):
-        if "gain" in touches and symmetry == "orthogonal" and not _is_folded(fact):
-            continue
         for what, words in reasons.items():
             if what in touches:
-                return Verdict(_symmetry(symmetry), not held, _say(words, touches[what]))
+                both = symmetry == "orthogonal" and "homogeneous" in touches
+                # What only rotations leave and what only positive factors leave, permutations do.
+                known = "permutation" if both else _symmetry(symmetry)
+                return Verdict(known, not held, _say(words, touches[what]))
     return Verdict("free", True, "only linear ops touch it")
 
 
@@ -92,11 +93,6 @@ def is_fed(fact: Facts) -> bool:
     It is a state then, or passes a layer by: whoever feeds it feeds the new units too.
     """
     return "input" in fact.touches and "output" not in fact.touches and bool(fact.by_use("produce"))
-
-
-def _is_folded(fact: Facts) -> bool:
-    """Whether a gain stands right behind the normalisation, so that its consumers can take it."""
-    return "homogeneous" not in fact.touches
 
 
 def _symmetry(name: str) -> Symmetry:
@@ -195,6 +191,14 @@ def _reached(atom: Atom, leads: Mapping[Atom, set[Atom | None]]) -> set[Atom | N
     return found
 
 
+_MAX_MET = 64
+_LOOKUPS = ops("Gather GatherV2 ResourceGather DynamicStitch ParallelDynamicStitch")
+_MOVES = ops("""
+    Identity Reshape Transpose ExpandDims Squeeze Cast Split SplitV Unpack StridedSlice Slice
+    Concat ConcatV2 Pack Tile Enter Exit Switch Merge StopGradient BiasAdd Add AddV2
+    """)
+
+
 class Factor(NamedTuple):
     """A constant that is a root or a share of a width's size.
 
@@ -202,11 +206,14 @@ class Factor(NamedTuple):
         node: the node that multiplies with it.
         number: the factor.
         power: of the size: 0.5, -0.5 or -1.
+        is_of_products: whether all that is made of the width are contractions of two tensors, each
+            of them scaled by such a factor: what produces the width can make up for it then.
     """
 
     node: Node
     number: float
     power: float
+    is_of_products: bool = False
 
 
 def scale_factors(
@@ -216,20 +223,76 @@ def scale_factors(
     found: dict[Atom, list[Factor]] = {}
     wanted = set(resizable)
     for scale in analysis.scales:
-        for atom in _scaled(analysis, scale.operand.node, scale.node):
+        for atom, powers in _scaled(analysis, scale.operand.node, scale.node):
             if atom not in wanted or not atom.size:
                 continue
-            for power in (-0.5, 0.5, -1.0):
+            for power in powers:
                 if math.isclose(abs(scale.number), atom.size**power, rel_tol=1e-5):
                     found.setdefault(atom, []).append(Factor(scale.node, scale.number, power))
                     facts[atom].touches.setdefault("scaled by size", scale.node)
+                    break
+    for atom, factors in found.items():
+        if _makes_products_only(analysis, facts[atom], factors):
+            found[atom] = [factor._replace(is_of_products=True) for factor in factors]
     return found
 
 
-def _scaled(analysis: Analysis, operand: Node, node: Node) -> list[Atom]:
-    """Return the widths that a factor may be about: those of the tensor, or those in it."""
+def _makes_products_only(analysis: Analysis, fact: Facts, factors: Sequence[Factor]) -> bool:
+    """Whether a width is contracted in products of two tensors alone, and each has one factor."""
+    products = {p.node for p in analysis.pairings if fact.atom in leaves(p.atom)}
+    scaled = []
+    for factor in factors:
+        near = {factor.node, *(o.node for o in factor.node.inputs)}
+        near |= _met(factor.node, lambda step: analysis.graph.consumers[step])
+        scaled += [node for node in products if node in near]
+    if sorted(n.order for n in scaled) != sorted(n.order for n in products):
+        return False
+    # A variable that takes the width by itself would take what is scaled.
+    made = {
+        role.node
+        for roles in analysis.roles.values()
+        for role in roles
+        if role.use in ("produce", "shift") and fact.atom in leaves(role.atom)
+    }
+    consumers = (found["consume"] for found in fact.uses.values() if "consume" in found)
+    return all(node in made for node in consumers)
+
+
+def _scaled(
+    analysis: Analysis, operand: Node, node: Node
+) -> Iterator[tuple[Atom, tuple[float, ...]]]:
+    """Yield the widths that a factor may be about, with the powers of them that it may be.
+
+    A number alone proves nothing: 0.1 may be the slope of a ReLU, and not the root of 100. So a
+    factor has to stand where such factors do: at a contraction of data over the width, on the way
+    to one, or behind the lookup in a table.
+    """
     near = {operand, node, *(c for c in analysis.graph.consumers[node])}
-    found = [part for p in analysis.pairings if p.node in near for part in leaves(p.atom)]
-    for tensor in analysis.tensors.get(operand, ())[:1]:
-        found += [part for atom in tensor.axes or () for part in leaves(atom)]
-    return list(dict.fromkeys(find(part) for part in found))
+    paired = [part for p in analysis.pairings if p.node in near for part in leaves(p.atom)]
+    for part in dict.fromkeys(map(find, paired)):
+        yield part, (-0.5, 0.5, -1.0)
+    tensors = analysis.tensors.get(operand, ())[:1]
+    parts = [find(part) for t in tensors for atom in t.axes or () for part in leaves(atom)]
+    later = _met(node, lambda step: analysis.graph.consumers[step])
+    ahead = {part for p in analysis.pairings if p.node in later for part in leaves(p.atom)}
+    is_looked_up = any(
+        step.op in _LOOKUPS
+        for step in _met(operand, lambda step: [source for source, _ in step.inputs])
+    )
+    for part in dict.fromkeys(parts):
+        if part not in paired:
+            yield part, (-0.5,) * (part in ahead) + (0.5,) * is_looked_up
+
+
+def _met(node: Node, following: Callable[[Node], Iterable[Node]]) -> set[Node]:
+    """Return what is met from a node on, beyond ops that only move entries."""
+    seen, waiting = {node}, [node]
+    while waiting and len(seen) < _MAX_MET:
+        current = waiting.pop()
+        if current is not node and current.op not in _MOVES:
+            continue
+        for other in following(current):
+            if other not in seen:
+                seen.add(other)
+                waiting.append(other)
+    return seen

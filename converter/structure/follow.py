@@ -45,6 +45,10 @@ def follow(
         axes[name] = found
         names.setdefault(origin, name)
     uses = {name: structure.uses[old] for old, name in names.items() if old in structure.uses}
+    for name, role in parent.roles().items():
+        if role.kind == "average" and role.of is not None and name in names:
+            # It stands for its variable where that has gone.
+            names.setdefault(role.of, names[name])
 
     def renamed(variables: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(names[name] for name in variables if name in names)
@@ -57,9 +61,16 @@ def follow(
                 produced_by=renamed(width.produced_by),
                 consumed_by=renamed(width.consumed_by),
                 followed_by=renamed(width.followed_by),
+                normalised=width.normalised
+                and width.normalised._replace(before=renamed(width.normalised.before)),
             )
             for name, width in widths.items()
         },
         axes=axes,
         uses=uses,
+        follows={
+            names[name]: replace(role, of=names[role.of])
+            for name, role in structure.follows.items()
+            if name in names and role.of in names and names[name] != names[role.of]
+        },
     )

@@ -46,13 +46,18 @@ _PORTS: Mapping[str, tuple[str, ...]] = {
 
 
 class Raw(NamedTuple):
-    """A node as it is written: inputs are texts such as `name:1`."""
+    """A node as it is written: inputs are texts such as `name:1`.
+
+    Attributes:
+        origin: the function that it was written in, and its name there; None for the graph.
+    """
 
     name: str
     op: str
     inputs: tuple[str, ...]
     attributes: Mapping[str, Any]
     depth: int = 0
+    origin: tuple[str, str] | None = None
 
 
 def inline(definition: Any, subject: str) -> list[Raw]:
@@ -183,7 +188,8 @@ def _body(call: Raw, body: Any, inner: str, arguments: Iterable[str]) -> Any:
     for node in body.node_def:
         raw = _raw(node)
         inputs = tuple(resolve(text) for text in raw.inputs)
-        yield Raw(scope + raw.name, raw.op, inputs, raw.attributes, call.depth + 1)
+        origin = (_text(body.signature.name), raw.name)
+        yield Raw(scope + raw.name, raw.op, inputs, raw.attributes, call.depth + 1, origin)
     returned = {_text(entry.key): _text(entry.value) for entry in body.ret}
     outputs = [_text(argument.name) for argument in body.signature.output_arg]
     return [resolve(returned[name]) for name in outputs if name in returned]

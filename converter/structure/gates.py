@@ -221,6 +221,11 @@ def _gru(analysis: Analysis, activations: Mapping[int, Output | None]) -> Sequen
     rest = [i for i in gates if i != update and gates[i].node.op == gates[update].node.op]
     if len(rest) != 1 or len(gates) != 3:
         return ()
+    candidate = next(i for i in gates if i not in (update, rest[0]))
+    # A coupled LSTM has three gates as well, and its output gate comes behind the new input.
+    made_of = _forward(analysis, [gates[rest[0]].node], _PASSING | {"Mul"})
+    if gates[candidate].node not in dict(made_of):
+        return ()
     return ["z" if i == update else "r" if i == rest[0] else "h" for i in range(3)]
 
 

@@ -64,16 +64,24 @@ class Node:
         inputs: the tensors that it takes; control inputs are left out.
         attributes: the AttrValues by name.
         order: its place in the order of the data.
+        origin: the function that it was written in, and its name there; None for the graph.
     """
 
-    __slots__ = ("attributes", "inputs", "name", "op", "order")
+    __slots__ = ("attributes", "inputs", "name", "op", "order", "origin")
 
-    def __init__(self, name: str, op: str, attributes: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        name: str,
+        op: str,
+        attributes: Mapping[str, Any],
+        origin: tuple[str, str] | None = None,
+    ) -> None:
         self.name = name
         self.op = op
         self.attributes = attributes
         self.inputs: tuple[Output, ...] = ()
         self.order = -1
+        self.origin = origin
 
     def __repr__(self) -> str:
         return f"<{self.op} {self.name}>"
@@ -157,7 +165,9 @@ class Graph:
                 for entry in meta.collection_def
             }
         raws = inline(definition, str(path))
-        self.by_name = {raw.name: Node(raw.name, raw.op, raw.attributes) for raw in raws}
+        self.by_name = {
+            raw.name: Node(raw.name, raw.op, raw.attributes, raw.origin) for raw in raws
+        }
         for raw in raws:
             self.by_name[raw.name].inputs = tuple(self._inputs(raw))
         self.nodes = _sorted(list(self.by_name.values()))

@@ -9,16 +9,13 @@ if what stands between keeps a zero a zero.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Literal
 
 from converter.structure.analysis import Analysis, Tensor
 from converter.structure.atoms import Atom, leaves
+from converter.structure.axis import Growth
 from converter.structure.facts import Facts, Place
 from converter.structure.flow import VARIABLES, Kind
 from converter.structure.graph import Node, Output, ops
-
-Growth = Literal["any", "zero", "none"]
-"""What makes the new units may hold anything, has to be zero, or nothing keeps the outputs."""
 
 NEVER = frozenset(
     [

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
-from converter.errors import InputError
+from converter.errors import InputError, PlanError
 from converter.names import Role
+from converter.names.optimizers import slots_of_op
 from converter.structure import classes, naming
 from converter.structure.analysis import Analysis
 from converter.structure.atoms import ONE, Atom, Kind, Product, find, size_of, terms
 from converter.structure.axis import Axis, Blocks, Factor, Term, Use, Width
+from converter.structure.cells import by_name, labels_by_name
+from converter.structure.declare import declare
 from converter.structure.facts import Facts, Place, gather
 from converter.structure.flow import READS
+from converter.structure.followers import Axes, Uses, follows, with_followers
 from converter.structure.gates import labels_of
 from converter.structure.graph import Graph, Node, read_graph
 from converter.structure.growth import growth, stays_zero
+from converter.structure.normalised import normalised
 from converter.structure.run import Findings, analyse
 
 if TYPE_CHECKING:
@@ -26,6 +32,8 @@ if TYPE_CHECKING:
     from converter.structure.layout import Layout
 
 _MAX_PASSED = 64
+# One gate by two names.
+_SAME = {"c": "j", "z": "u"}
 _APPLIES = re.compile(r"(Resource)?(Sparse)?Apply[A-Z]\w*")
 
 
@@ -50,11 +58,14 @@ class SizeFactor(NamedTuple):
         node: the node that multiplies with it.
         number: its value.
         power: the power of the width's size that it is.
+        is_of_products: whether all that is made of the width are contractions of two tensors, each
+            of them scaled by such a factor.
     """
 
     node: str
     number: float
     power: float
+    is_of_products: bool = False
 
 
 class OfGraph(NamedTuple):
@@ -74,7 +85,8 @@ class Structure:
         uses: what each axis of a variable does with its widths, in the order of the axes.
         opaque: the widths that cannot be resized, as it is not known what they are tied to.
         factors: the constants that move with a width, by its name.
-        follows: of each slot and average, the variable that it is one of.
+        follows: the role of each slot and average of another variable, those included that only
+            the ops tell which apply gradients.
         conflicts: ops that make two axes of different length one, for people.
         findings: all that the graph says, for what has to be told of its other tensors; None
             where no graph was read.
@@ -88,7 +100,7 @@ class Structure:
     uses: Mapping[str, tuple[Mapping[str, tuple[Use, ...]], ...]]
     opaque: tuple[Opaque, ...]
     factors: Mapping[str, tuple[SizeFactor, ...]]
-    follows: Mapping[str, str]
+    follows: Mapping[str, Role]
     conflicts: tuple[str, ...]
     findings: Findings | None
     write: Callable[[Atom], Axis] | None
@@ -114,34 +126,39 @@ class Structure:
 
 
 def infer(checkpoint: Checkpoint, layout: Layout | None = None) -> Structure:
-    """Tell the structure of a checkpoint from its graph.
+    """Tell the structure of a checkpoint from its graph; where there is none, from its names.
 
     Args:
         checkpoint: whose variables are told.
         layout: what somebody says of them, which goes before all else.
 
     Raises:
-        InputError: there is no graph, it is damaged, or it is that of another checkpoint.
+        InputError: the graph is damaged, or it is that of another checkpoint.
+        PlanError: lengths contradict the layout, or graph and names contradict each other.
+        UsageError: the layout is of another checkpoint, or leaves something open.
     """
     graph = read_graph(checkpoint)
-    if graph is None:
-        raise InputError(
-            f"{checkpoint.path}: there is no graph that tells which axes share a width (looked for "
-            f"{checkpoint.path}.meta); put the .meta file that was saved with it beside it"
-        )
-    return infer_from(graph, checkpoint)
+    if graph is not None:
+        return infer_from(graph, checkpoint, layout)
+    roles = checkpoint.roles()
+    told = by_name(checkpoint, roles, layout)
+    axes, uses = with_followers(told.axes, told.uses, checkpoint, roles)
+    followers = {n: roles[n] for n in checkpoint if follows(roles[n], checkpoint)}
+    return Structure(told.widths, axes, uses, (), {}, followers, (), None, None)
 
 
-def infer_from(graph: Graph, checkpoint: Checkpoint) -> Structure:
-    """Tell the structure of a checkpoint from a graph.
+def infer_from(graph: Graph, checkpoint: Checkpoint, layout: Layout | None = None) -> Structure:
+    """Tell the structure of a checkpoint from a graph, and from a layout if there is one.
 
     Raises:
         InputError: it is the graph of another checkpoint.
+        PlanError: lengths contradict the layout, or names the graph.
+        UsageError: the layout is of another checkpoint, or leaves something open.
     """
     findings = analyse(graph, checkpoint)
     roles = checkpoint.roles()
     roles = {**roles, **_slots(findings, checkpoint, roles)}
-    followers = {n: roles[n].of or "" for n in checkpoint if _follows(roles[n], checkpoint)}
+    followers = {n: roles[n] for n in checkpoint if follows(roles[n], checkpoint)}
     held = [name for name in findings.axes if name not in followers]
     facts, products = gather(findings, held)
     _mark_unused(findings, facts)
@@ -153,7 +170,7 @@ def infer_from(graph: Graph, checkpoint: Checkpoint) -> Structure:
     factors = classes.scale_factors(findings.analysis, facts, moving)
     writer = _Writer(names, labels_of(findings.analysis, facts.values(), products))
     axes, uses = _axes(checkpoint, roles, products, facts, names, writer)
-    return Structure(
+    structure = Structure(
         {
             names[atom]: _width(names[atom], fact, verdicts[atom], findings.analysis)
             for atom, fact in widths.items()
@@ -162,7 +179,9 @@ def infer_from(graph: Graph, checkpoint: Checkpoint) -> Structure:
         uses,
         tuple(_opaque(names[a], f) for a, f in widths.items() if verdicts[a].symmetry == "opaque"),
         {
-            names[atom]: tuple(SizeFactor(f.node.name, f.number, f.power) for f in found)
+            names[atom]: tuple(
+                SizeFactor(f.node.name, f.number, f.power, f.is_of_products) for f in found
+            )
             for atom, found in factors.items()
         },
         followers,
@@ -173,6 +192,30 @@ def infer_from(graph: Graph, checkpoint: Checkpoint) -> Structure:
         findings,
         writer.any_axis,
     )
+    _compare(structure, checkpoint, roles, layout)
+    return structure if layout is None else declare(structure, checkpoint, layout, roles)
+
+
+def _compare(
+    structure: Structure,
+    checkpoint: Checkpoint,
+    roles: Mapping[str, Role],
+    layout: Layout | None,
+) -> None:
+    """Raise PlanError where the gates are others by the arithmetic than by the name of a cell."""
+    for name, number, blocks in labels_by_name(checkpoint, roles):
+        axis = structure.axes[name][number]
+        found = axis.terms[0][0]
+        if not isinstance(found, Blocks) or (layout is not None and name in layout.axes):
+            continue
+        if [_SAME.get(gate, gate) for gate in found.labels] != [
+            _SAME.get(gate, gate) for gate in blocks.labels
+        ]:
+            raise PlanError(
+                f"{checkpoint.path}: {name}, axis {number}, is {axis} by the graph, and {blocks} "
+                "by the name of the cell; say which it is in a layout file: "
+                f"[variables.{json.dumps(name)}] axes = ..."
+            )
 
 
 def _slots(
@@ -185,12 +228,14 @@ def _slots(
         if _APPLIES.fullmatch(node.op) is None or not node.inputs:
             continue
         of = names.get(_source(node.inputs[0].node))
-        for output in node.inputs[1:]:
+        optimizer, slots = slots_of_op(node.op)
+        for place, output in enumerate(node.inputs[1:]):
             slot = names.get(_source(output.node))
             if of is None or slot in (None, of) or slot is None or roles[slot].kind != "model":
                 continue
             if checkpoint[slot].shape == checkpoint[of].shape and checkpoint[of].shape:
-                found[slot] = Role("slot", of)
+                kind = slots[place] if place < len(slots) else None
+                found[slot] = Role("slot", of, kind, optimizer)
     return found
 
 
@@ -200,11 +245,6 @@ def _source(node: Node) -> Node:
             break
         node = node.inputs[0].node
     return node
-
-
-def _follows(role: Role, checkpoint: Checkpoint) -> bool:
-    """Whether a variable is a slot or an average of another one, whose axes it has."""
-    return role.kind in ("slot", "average") and role.of is not None and role.of in checkpoint
 
 
 def _mark_unused(findings: Findings, facts: Mapping[Atom, Facts]) -> None:
@@ -250,6 +290,7 @@ def _width(name: str, fact: Facts, verdict: classes.Verdict, analysis: Analysis)
         verdict.why,
         tuple((what, f"{node.op} {node.name}") for what, node in fact.touches.items()),
         grows != "none" and stays_zero(analysis, fact),
+        normalised(analysis, fact) if verdict.resizable and grows == "none" else None,
     )
 
 
@@ -323,9 +364,6 @@ def _product(term: Iterable[Factor]) -> int:
     return found
 
 
-Uses = tuple[Mapping[str, tuple[Use, ...]], ...]
-
-
 def _axes(
     checkpoint: Checkpoint,
     roles: Mapping[str, Role],
@@ -333,7 +371,7 @@ def _axes(
     facts: Mapping[Atom, Facts],
     names: Mapping[Atom, str],
     writer: _Writer,
-) -> tuple[dict[str, tuple[Axis, ...]], dict[str, Uses]]:
+) -> tuple[dict[str, Axes], dict[str, Uses]]:
     """Write the axes of every variable; slots and averages have those of their variable."""
     by_place: dict[Place, dict[str, tuple[Use, ...]]] = {}
     for atom, fact in facts.items():
@@ -341,24 +379,14 @@ def _axes(
             if atom in names:
                 uses = _settled(fact, place, roles[place.variable])
                 by_place.setdefault(place, {})[names[atom]] = uses
-    axes: dict[str, tuple[Axis, ...]] = {}
+    axes: dict[str, Axes] = {}
     used: dict[str, Uses] = {}
     for name, variable in checkpoint.items():
         places = [Place(name, axis) for axis in range(len(variable.shape))]
-        if all(place in products for place in places):
+        if places and all(place in products for place in places):
             axes[name] = tuple(writer.axis(place, products[place]) for place in places)
             used[name] = tuple(by_place.get(place, {}) for place in places)
-        else:
-            axes[name] = tuple(Axis(((size,),)) for size in variable.shape)
-            used[name] = tuple({} for _ in places)
-    for name, variable in checkpoint.items():
-        if _follows(roles[name], checkpoint):
-            of = roles[name].of or ""
-            kept = _kept(variable.shape, checkpoint[of].shape, roles[name].slot)
-            if kept is not None:
-                axes[name] = tuple(axes[of][axis] for axis in kept)
-                used[name] = tuple(used[of][axis] for axis in kept)
-    return axes, used
+    return with_followers(axes, used, checkpoint, roles)
 
 
 def _settled(fact: Facts, place: Place, role: Role) -> tuple[Use, ...]:
@@ -371,19 +399,3 @@ def _settled(fact: Facts, place: Place, role: Role) -> tuple[Use, ...]:
     if role.kind != "batch_statistic":
         return ("shift",)
     return ("variance",) if "var" in place.variable.rpartition("/")[2] else ("mean",)
-
-
-def _kept(shape: Sequence[int], of: Sequence[int], slot: str | None) -> list[int] | None:
-    """Return which axes of its variable a slot has: all, or all but one where it is factored."""
-    if tuple(shape) == tuple(of):
-        return list(range(len(of)))
-    if len(shape) != len(of) - 1:
-        return None
-    if slot in ("vr", "r"):
-        gone = len(of) - 1
-    elif slot in ("vc", "c"):
-        gone = len(of) - 2
-    else:
-        return None
-    kept = [axis for axis in range(len(of)) if axis != gone]
-    return kept if [of[axis] for axis in kept] == list(shape) else None

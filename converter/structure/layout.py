@@ -3,6 +3,8 @@
     [widths."rnn/lstm_cell"]
     size = 30
     class = "permutation"
+    resizable = true
+    growth = "any"
 
     [variables."rnn/lstm_cell/kernel"]
     axes = ["embedding + rnn/lstm_cell", "[i,j,f,o]*rnn/lstm_cell"]
@@ -25,14 +27,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
 from converter.errors import ConverterError, PlanError, UsageError, did_you_mean
-from converter.structure.axis import USES, Axis, Equation, Symmetry, Use, check, is_name, solve
+from converter.structure.axis import (
+    USES,
+    Axis,
+    Equation,
+    Growth,
+    Symmetry,
+    Use,
+    check,
+    is_name,
+    solve,
+)
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
-    from converter.structure.infer import Structure, Uses
+    from converter.structure.followers import Uses
+    from converter.structure.infer import Structure
 
 _CLASSES: tuple[str, ...] = get_args(Symmetry)
-_WIDTH_KEYS = ("size", "class")
+_GROWTHS: tuple[str, ...] = get_args(Growth)
+_WIDTH_KEYS = ("size", "class", "growth", "resizable")
 _VARIABLE_KEYS = ("axes", "uses")
 
 
@@ -44,6 +58,8 @@ class Layout:
         path: the file.
         sizes: of the widths that it gives a size.
         classes: of the widths that it gives a class.
+        growths: of the widths that it says how to grow.
+        resizable: of the widths that it says to have one size only, or any.
         axes: of the variables that it tells.
         uses: what the axes of a variable do with their widths; empty where it does not say.
     """
@@ -51,19 +67,33 @@ class Layout:
     path: Path
     sizes: Mapping[str, int]
     classes: Mapping[str, Symmetry]
+    growths: Mapping[str, Growth]
+    resizable: Mapping[str, bool]
     axes: Mapping[str, tuple[Axis, ...]]
     uses: Mapping[str, Uses]
 
-    def solved(self, checkpoint: Checkpoint) -> dict[str, int]:
+    def solved(
+        self,
+        checkpoint: Checkpoint,
+        others: Mapping[str, tuple[Axis, ...]] | None = None,
+        known: Mapping[str, int] | None = None,
+    ) -> dict[str, int]:
         """Return the sizes of the widths in a checkpoint.
+
+        Args:
+            checkpoint: whose variables have the axes.
+            others: the axes of variables that the file does not tell.
+            known: the sizes of widths, for those that the lengths leave open.
 
         Raises:
             PlanError: an axis cannot be as long as it is, or a width stays unknown.
             UsageError: the checkpoint lacks a variable.
         """
-        equations = list(self._equations(checkpoint))
+        equations = list(self._equations(checkpoint, {**self.axes, **(others or {})}))
         sizes = solve(equations, self.sizes)
         names = dict.fromkeys(name for e in equations for name in e.axis.widths())
+        if known:
+            sizes = solve(equations, {n: known[n] for n in names if n in known} | sizes)
         if unknown := [name for name in names if name not in sizes]:
             raise PlanError(
                 f"{self.path}: the lengths of the axes leave the size of {', '.join(unknown)} "
@@ -72,18 +102,20 @@ class Layout:
         check(equations, sizes)
         return sizes
 
-    def _equations(self, checkpoint: Checkpoint) -> Iterator[Equation]:
-        for name, axes in self.axes.items():
+    def _equations(
+        self, checkpoint: Checkpoint, axes: Mapping[str, tuple[Axis, ...]]
+    ) -> Iterator[Equation]:
+        for name, found in axes.items():
             if name not in checkpoint:
                 near = did_you_mean(name, checkpoint)
                 raise UsageError(f"{self.path}: {checkpoint.path} has no variable {name!r}{near}")
             shape = checkpoint[name].shape
-            if len(shape) != len(axes):
+            if len(shape) != len(found):
                 raise PlanError(
                     f"{self.path}: {name} has {len(shape)} axes, {list(shape)}, and "
-                    f"{len(axes)} are written: [{', '.join(map(str, axes))}]"
+                    f"{len(found)} are written: [{', '.join(map(str, found))}]"
                 )
-            for number, (axis, length) in enumerate(zip(axes, shape, strict=True)):
+            for number, (axis, length) in enumerate(zip(found, shape, strict=True)):
                 yield Equation(axis, length, f"{self.path}: {name}, axis {number}")
 
 
@@ -107,6 +139,11 @@ def layout_text(structure: Structure, names: Sequence[str], title: str) -> str:
             f"size = {width.size}",
             f'class = "{width.symmetry}"  # {json.dumps(width.why, ensure_ascii=False)[1:-1]}',
         ]
+        # Without a graph these follow from the axes, which may be edited.
+        if structure.findings is not None:
+            lines.append(f"resizable = {json.dumps(width.resizable)}")
+        if structure.findings is not None or width.resizable:
+            lines.append(f'growth = "{width.growth}"')
     for name in names:
         axes = ", ".join(_quoted(str(axis)) for axis in structure.axes[name])
         uses = ", ".join(_uses(found) for found in structure.uses[name])
@@ -167,17 +204,26 @@ def read_layout(path: Path) -> Layout:
             raise UsageError(f"{path}: a layout has no key {key!r}{near}")
     sizes: dict[str, int] = {}
     classes: dict[str, Symmetry] = {}
+    growths: dict[str, Growth] = {}
+    resizable: dict[str, bool] = {}
     axes: dict[str, tuple[Axis, ...]] = {}
     uses: dict[str, Uses] = {}
     for name, entry in _tables(table, "widths", path, _WIDTH_KEYS):
         if not is_name(name):
             raise UsageError(f"{path}: a width cannot be called {name!r}; use letters and / . - _")
-        _read_width(name, entry, path, sizes, classes)
+        if "size" in entry:
+            sizes[name] = _size(name, entry["size"], path)
+        if "class" in entry:
+            classes[name] = cast("Symmetry", _word(name, entry, "class", _CLASSES, path))
+        if "growth" in entry:
+            growths[name] = cast("Growth", _word(name, entry, "growth", _GROWTHS, path))
+        if "resizable" in entry:
+            resizable[name] = _truth(name, entry["resizable"], path)
     for name, entry in _tables(table, "variables", path, _VARIABLE_KEYS):
         axes[name] = tuple(_axes(name, entry, path))
         if "uses" in entry:
             uses[name] = _read_uses(name, entry["uses"], axes[name], path)
-    return Layout(path, sizes, classes, axes, uses)
+    return Layout(path, sizes, classes, growths, resizable, axes, uses)
 
 
 def _tables(
@@ -196,26 +242,30 @@ def _tables(
         yield name, entry
 
 
-def _read_width(
-    name: str,
-    entry: Mapping[str, object],
-    path: Path,
-    sizes: dict[str, int],
-    classes: dict[str, Symmetry],
-) -> None:
-    if "size" in entry:
-        size = entry["size"]
-        if type(size) is not int or size < 1:
-            raise UsageError(f"{path}: the size of {name} must be a number, got {size!r}")
-        sizes[name] = size
-    if "class" in entry:
-        symmetry = entry["class"]
-        if symmetry not in _CLASSES:
-            raise UsageError(
-                f"{path}: the class of {name} must be one of {', '.join(_CLASSES)}, "
-                f"got {reprlib.repr(symmetry)}"
-            )
-        classes[name] = cast("Symmetry", symmetry)
+def _size(name: str, size: object, path: Path) -> int:
+    if type(size) is not int or size < 1:
+        raise UsageError(f"{path}: the size of {name} must be a number, got {size!r}")
+    return size
+
+
+def _word(
+    name: str, entry: Mapping[str, object], key: str, words: Sequence[str], path: Path
+) -> str:
+    word = entry[key]
+    if not isinstance(word, str) or word not in words:
+        raise UsageError(
+            f"{path}: the {key} of {name} must be one of {', '.join(words)}, "
+            f"got {reprlib.repr(word)}"
+        )
+    return word
+
+
+def _truth(name: str, found: object, path: Path) -> bool:
+    if not isinstance(found, bool):
+        raise UsageError(
+            f"{path}: resizable of {name} must be true or false, got {reprlib.repr(found)}"
+        )
+    return found
 
 
 def _axes(name: str, entry: Mapping[str, object], path: Path) -> Iterator[Axis]:

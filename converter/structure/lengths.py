@@ -10,6 +10,7 @@ from typing import NamedTuple
 from converter.structure.analysis import Analysis
 from converter.structure.atoms import Atom, Clash, find, unify
 from converter.structure.axis import Axis
+from converter.structure.counts import counts
 from converter.structure.graph import Node, Output
 from converter.structure.infer import Structure
 
@@ -22,12 +23,12 @@ class Part(NamedTuple):
     Attributes:
         axis: all of it.
         sizes: of all slices, in order.
-        index: which of them it is.
+        place: which of them it is.
     """
 
     axis: Axis
     sizes: tuple[int, ...]
-    index: int
+    place: int
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,11 @@ class Lengths:
     """What in a graph moves with the widths.
 
     Attributes:
-        integers: of each constant of integers, the axes whose lengths its entries are, by place.
+        integers: of each constant, the axes whose lengths its entries are, by place: integers that
+            become shapes, and numbers by which sums are divided.
         arrays: the axes of each constant that has a width itself.
         shapes: the axes of each attribute `shape` or `element_shape`, by node and attribute; what
             is no width is a number, 0 where that is not known.
-        listed: the axes of each entry of an attribute that lists the shapes of the outputs.
         torn: where one entry of a constant is the length of axes that can change differently:
             these axes, and the nodes that take it as such.
         parts: the slices of partitioned variables, by the names that stand for them in an axis.
@@ -49,7 +50,6 @@ class Lengths:
     integers: Mapping[str, Mapping[int, Axis]]
     arrays: Mapping[str, tuple[Axis, ...]]
     shapes: Mapping[tuple[str, str], tuple[Axis, ...]]
-    listed: Mapping[str, tuple[tuple[Axis, ...] | None, ...]]
     torn: Mapping[tuple[str, int], Mapping[Axis, tuple[str, ...]]]
     parts: Mapping[str, Part]
     axes: Callable[[str, int], tuple[Axis, ...] | None]
@@ -71,7 +71,10 @@ def lengths(structure: Structure) -> Lengths:
             name, place = cell.constant
             integers.setdefault(name, {}).setdefault(place, axis)
             takers.setdefault(cell.constant, {}).setdefault(axis, []).append(node.name)
-    shapes, listed = _shapes(analysis, axes)
+    for constant, place, atom in counts(analysis):
+        axis = axes.written(atom)
+        if axis is not None and axis.widths():
+            integers.setdefault(constant.name, {}).setdefault(place, axis)
     return Lengths(
         integers,
         {
@@ -79,8 +82,7 @@ def lengths(structure: Structure) -> Lengths:
             for node in analysis.graph.nodes
             if node.op == "Const" and (found := axes.of(node)) is not None
         },
-        shapes,
-        listed,
+        _shapes(analysis, axes),
         {
             key: {axis: tuple(dict.fromkeys(nodes)) for axis, nodes in found.items()}
             for key, found in takers.items()
@@ -94,7 +96,8 @@ def lengths(structure: Structure) -> Lengths:
 def _tie_followers(structure: Structure) -> None:
     """Slots and averages have the axes of their variable, whatever applies the gradients."""
     known = structure.graph.findings.axes
-    for name, variable in structure.follows.items():
+    for name, role in structure.follows.items():
+        variable = role.of or ""
         own, of = known.get(name, ()), known.get(variable, ())
         if len(own) == len(of):
             for a, b in zip(own, of, strict=True):
@@ -142,26 +145,19 @@ class _Axes:
             axis = self.written(whole.full)
             if whole.is_whole and axis is not None:
                 sizes = tuple(part.size or 0 for part in whole.parts)
-                for index in range(len(sizes)):
-                    found[f"{whole.name}[{index}]"] = Part(axis, sizes, index)
+                for place, part in enumerate(whole.parts):
+                    if part.piece is not None:
+                        found[part.piece.name] = Part(axis, sizes, place)
         return found
 
 
-def _shapes(
-    analysis: Analysis, axes: _Axes
-) -> tuple[dict[tuple[str, str], tuple[Axis, ...]], dict[str, tuple[tuple[Axis, ...] | None, ...]]]:
+def _shapes(analysis: Analysis, axes: _Axes) -> dict[tuple[str, str], tuple[Axis, ...]]:
     """Return the axes that attributes tell the lengths of."""
     shapes: dict[tuple[str, str], tuple[Axis, ...]] = {}
-    listed: dict[str, tuple[tuple[Axis, ...] | None, ...]] = {}
     for node in analysis.graph.nodes:
         for key in _SHAPED:
             if key in node.attributes and (found := axes.of(node)) is not None:
                 # What gathers notes the shape of one tensor, and gives out several.
                 is_gathered = node.op.startswith(("TensorArrayGather", "TensorArrayConcat"))
                 shapes[node.name, key] = found[1:] if is_gathered else found
-        if "output_shapes" in node.attributes:
-            count = len(node.attributes["output_shapes"].list.shape)
-            every = tuple(axes.of(node, port) for port in range(count))
-            if any(every):
-                listed[node.name] = every
-    return shapes, listed
+    return shapes

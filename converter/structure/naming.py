@@ -39,17 +39,17 @@ def names(
 
 def _name(fact: Facts) -> str:
     if "lookup" in fact.touches and (consumers := fact.by_use("consume")):
-        return f"{_scope(consumers[0])}/vocabulary"
+        return f"{scope_of(consumers[0])}/vocabulary"
     if producers := fact.by_use("produce"):
         return _common(producers)
     if "input" in fact.touches:
         return fact.touches["input"].name
     if consumers := fact.by_use("consume"):
-        return f"{_scope(consumers[0])}/inputs"
-    return _scope(next(iter(fact.places)).variable)
+        return f"{scope_of(consumers[0])}/inputs"
+    return scope_of(next(iter(fact.places)).variable)
 
 
-def _scope(name: str) -> str:
+def scope_of(name: str) -> str:
     """Return the layer of a variable: its name without the word that says what it does there."""
     scope, _, last = name.rpartition("/")
     while scope and _PLAIN.fullmatch(last):
@@ -60,7 +60,7 @@ def _scope(name: str) -> str:
 
 def _common(producers: Sequence[str]) -> str:
     """Return the scope of the first producer, or the one above it if it has a sibling there."""
-    scopes = [_scope(name) for name in producers]
+    scopes = [scope_of(name) for name in producers]
     above = scopes[0].rpartition("/")[0]
     has_sibling = any(s != scopes[0] and s.rpartition("/")[0] == above for s in scopes)
     return above if above and has_sibling else scopes[0]

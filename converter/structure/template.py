@@ -52,7 +52,8 @@ def sizes_like(
 def _equations(
     structure: Structure, checkpoint: Checkpoint, template: Checkpoint
 ) -> Iterator[Equation]:
-    shared = [name for name in checkpoint if name in template]
+    # A step has no axes, and stands in every checkpoint.
+    shared = [name for name in checkpoint if name in template and checkpoint[name].shape]
     if not shared:
         raise PlanError(
             f"{template.path}: none of its {len(template)} variables is called as one of "

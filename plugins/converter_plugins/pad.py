@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
 from converter import (
+    Checkpoint,
     Coupled,
     Initializer,
+    PlanError,
     Resizer,
     Strategy,
     Units,
@@ -35,15 +38,50 @@ class Pad(Resizer):
 
     name: ClassVar[str] = "pad"
     fill: Initializer = option(ZEROS, help="what makes the new units: zeros, glorot_uniform, ...")
+    output_bias: float | None = option(
+        None, help="the biases of new outputs: -1e4 keeps new classes or words out of a softmax"
+    )
 
     def width_map(self, width: Width, size: int, coupled: Coupled) -> WidthMap:
         units = Units.first(width.size, size)
+        if width.normalised is not None:
+            # Zeros count in its mean squares, which what makes the width makes up for.
+            scale = math.sqrt(size / width.size)
+            centred = width.normalised.is_centred
+            return WidthMap(units, units, gain=1 / scale, rescale=scale, is_centred=centred)
         # Where new units have to be zero to change nothing, nothing else is drawn.
         fill = ZEROS if width.growth == "zero" else self.fill
-        return WidthMap(units, units, fill)
+        bias = self.output_bias if _is_output(width) else None
+        if bias is not None and not width.followed_by:
+            raise PlanError(
+                f"{width.name}: these outputs have no bias; leave out --pad-output-bias, and "
+                f"choose what makes new ones with --pad-fill"
+            )
+        return WidthMap(units, units, fill, bias)
+
+    def notes(self, checkpoint: Checkpoint) -> Iterable[str]:
+        yield from super().notes(checkpoint)
+        resizes = self.resizes(checkpoint)
+        known = {} if resizes.structure is None else resizes.structure.widths
+        for resized in resizes.widths:
+            if (
+                self.output_bias is None
+                and resized.name in known
+                and _is_output(known[resized.name])
+            ):
+                yield (
+                    f"{resized.name}: new outputs count in a softmax, zeros too; "
+                    f"--pad-output-bias -1e4 keeps them out, --pad-fill match makes them like the "
+                    f"old ones"
+                )
 
     def refusal(self, width: Width, size: int) -> str | None:
         return "it only grows them (truncate cuts)" if size < width.size else None
+
+
+def _is_output(width: Width) -> bool:
+    touches = dict(width.touches)
+    return bool(width.produced_by) and not {"output", "softmax"}.isdisjoint(touches)
 
 
 @hookimpl

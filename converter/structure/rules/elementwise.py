@@ -114,6 +114,9 @@ def addition(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
         for tensor, kind in zip(inputs, kinds, strict=True):
             if kind is Kind.WEIGHT:
                 _addend(an, node, tensor)
+            elif kind is Kind.NOISE:
+                # It is drawn alike for each unit.
+                an.touch("affine", axes or (), node)
             elif kind < Kind.WEIGHT and tensor.number != 0:
                 _constant(an, node, tensor, axes or ())
     return Tensor(axes, _cells(node, inputs), _number(node, inputs), _origins(inputs, axes))

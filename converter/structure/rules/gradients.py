@@ -6,6 +6,7 @@ other sizes, since the integers in its gradients have to follow.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from converter.structure.analysis import Analysis, Cell, Element, Rule, Tensor, for_ops
@@ -180,7 +181,16 @@ def apply_gradient(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor
             for axis, (a, b) in enumerate(pairs):
                 if axis or not is_sparse:
                     an.tie(a, b, node)
+    if is_sparse:
+        _tie_rows(an, node, inputs[1:])
     return variable
+
+
+def _tie_rows(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> None:
+    """Some rows of a gradient, and behind it the numbers of these rows, are equally many."""
+    for gradient, numbers in itertools.pairwise(inputs):
+        if gradient.axes and numbers.axes is not None and len(numbers.axes) == 1:
+            an.tie(gradient.axes[0], numbers.axes[0], node)
 
 
 def assign(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
@@ -197,6 +207,8 @@ def scatter(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
     """Change some rows of a variable."""
     variable, indices, updates = inputs
     if variable.axes and indices.axes is not None and updates.axes is not None:
+        for a, b in zip(indices.axes, updates.axes, strict=False):
+            an.tie(a, b, node)
         rows = updates.axes[len(indices.axes) :]
         for a, b in zip(variable.axes[1:], rows, strict=False):
             an.tie(a, b, node)

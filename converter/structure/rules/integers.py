@@ -75,13 +75,14 @@ def numbers(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
     """Numbers from one to another."""
     bounds = [tensor.values for tensor in inputs]
     known = [bound[0] for bound in bounds if bound]
+    start, limit, delta = (tensor.cells for tensor in inputs)
+    axis = None
+    if start and limit and delta and start[0].value == 0 and delta[0].value == 1:
+        axis = an.sized(limit[0], node)
     if len(known) == 3 and known[2] and abs((known[1] - known[0]) // known[2]) <= _MAX_CELLS:
         cells = tuple(Cell(value) for value in range(*known))
-        return Tensor((leaf(len(cells)),), cells)
-    start, limit, delta = (tensor.cells for tensor in inputs)
-    if start and limit and delta and start[0].value == 0 and delta[0].value == 1:
-        return Tensor((an.sized(limit[0], node),))
-    return Tensor((Atom(None),))
+        return Tensor((leaf(len(cells)) if axis is None else axis,), cells)
+    return Tensor((Atom(None) if axis is None else axis,))
 
 
 def filled(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:

@@ -16,7 +16,6 @@ from converter.structure.analysis import (
 )
 from converter.structure.atoms import ONE, Atom, Clash, concat, leaf, product, size_of, unify
 from converter.structure.graph import Node
-from converter.structure.rules.integers import sized_axes
 
 _GATES = 4
 
@@ -152,8 +151,18 @@ def write(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
 
 
 def read(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
-    """Take one tensor out of an array."""
-    return Tensor(_held(an, node, _element(inputs), 0))
+    """Take one tensor out of an array, or out of a list by its place."""
+    held = _held(an, node, _element(inputs), 0)
+    if node.op == "TensorListGetItem" and len(inputs) > 2:
+        _tell(an, node, inputs[2], held)
+    return Tensor(held)
+
+
+def _tell(an: Analysis, node: Node, shape: Tensor, axes: Axes | None) -> None:
+    """Say that integers are the shape of the tensors in a list; -1 is not known."""
+    if shape.axes and shape.cells is not None and axes is not None:
+        for cell, atom in zip(shape.cells, axes, strict=False):
+            an.demand(cell, atom, node)
 
 
 def scatter(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
@@ -191,6 +200,7 @@ def list_from(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
     element = Element()
     if inputs[0].axes:
         element.axes = inputs[0].axes[1:]
+        _tell(an, node, inputs[1], element.axes)
     return Tensor((), element=element)
 
 
@@ -198,8 +208,8 @@ def new_list(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
     """Make a list, of which the shape of its tensors may be known."""
     element = Element()
     cells = inputs[0].cells
-    if cells is not None and inputs[0].axes and all(cell.value != -1 for cell in cells):
-        element.axes = sized_axes(an, node, inputs[0])
+    if cells is not None and inputs[0].axes:
+        element.axes = tuple(Atom(None) if c.value == -1 else an.sized(c, node) for c in cells)
     return Tensor((), element=element)
 
 
@@ -213,12 +223,14 @@ def list_put(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
 def list_pop(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> list[Tensor]:
     """Take the last tensor off a list."""
     element = _element(inputs)
+    _tell(an, node, inputs[1], element.axes)
     return [Tensor((), element=element), Tensor(element.axes)]
 
 
 def list_stack(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
     """Take all tensors out of a list, along a new axis."""
     held = _held(an, node, _element(inputs), 1)
+    _tell(an, node, inputs[1], held)
     return Tensor(None if held is None else (Atom(None), *held))
 
 

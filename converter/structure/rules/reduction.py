@@ -188,6 +188,8 @@ def segments(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
         count = inputs[2].cells
         first = an.sized(count[0], node) if count else first
         rank = len(inputs[1].axes) if inputs[1].axes is not None else 1
+        for a, b in zip(data.axes, inputs[1].axes or (), strict=False):
+            an.tie(a, b, node)
         return Tensor((first, *data.axes[rank:]))
     if node.op.startswith("Sparse"):
         an.touch("index", data.axes[:1], node)

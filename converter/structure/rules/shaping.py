@@ -225,12 +225,23 @@ def concatenate(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
         for piece in pieces[1:]:
             an.tie(pieces[0], piece, node)
         axes.append(pieces[0])
-    cells: tuple[Cell, ...] | None = ()
-    for tensor in values:
-        cells = None if cells is None or tensor.cells is None else cells + tensor.cells
-    if rank != 1 or (cells is not None and len(cells) > _MAX_CELLS):
-        cells = None
+    cells = _joined_cells(values) if rank == 1 else None
     return Tensor(tuple(axes), cells, _same(values), _joint(values, rank))
+
+
+def _joined_cells(values: Sequence[Tensor]) -> tuple[Cell, ...] | None:
+    """Join integers; what is not known, such as the size of a batch, hides the others not."""
+    found: list[Cell] = []
+    for tensor in values:
+        count = size_of(tensor.axes[0]) if tensor.axes else None
+        if tensor.cells is not None:
+            found += tensor.cells
+        elif count is None or count > _MAX_CELLS:
+            return None
+        else:
+            found += [Cell()] * count
+    is_known = any(tensor.cells is not None for tensor in values)
+    return tuple(found) if is_known and len(found) <= _MAX_CELLS else None
 
 
 def _same(values: Sequence[Tensor]) -> float | None:

@@ -18,7 +18,6 @@ from converter.structure.atoms import ONE, Atom, Clash, concat, cut, find, leaf,
 from converter.structure.graph import Node, Output
 from converter.structure.rules.integers import axes_of
 
-
 _MAX_DEALING = 64
 
 
@@ -247,7 +246,8 @@ def _deal(an: Analysis, node: Node, rows: Atom) -> None:
     if piece is None or node.inputs[1].node.op != "DynamicPartition":
         return
     total, by_range = size_of(piece.whole.full), False
-    waiting, seen = [node.inputs[1].node], set()
+    waiting = [node.inputs[1].node]
+    seen: set[Node] = set()
     while waiting and len(seen) < _MAX_DEALING:
         current = waiting.pop()
         if current in seen:

@@ -1,0 +1,100 @@
+"""Numbers by which sums are divided: how many entries a mean is taken over, and its gradient.
+
+They are constants of floats as often as not, which no shape is made of.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from converter.structure.analysis import Analysis, whole
+from converter.structure.atoms import ONE, Atom, find, product, size_of
+from converter.structure.graph import Node, Output, ops
+
+_MAX_STEPS = 32
+_DIVISIONS = ops("RealDiv Div DivNoNan")
+_MOVES = ops("Identity Reshape Squeeze ExpandDims Cast StopGradient Enter Exit Switch Merge")
+_REPEATS = ops("Tile BroadcastTo")
+_COMPUTES = ops("""
+    Identity Cast Enter Reciprocal Inv RealDiv Div FloorDiv Prod Maximum Reshape Squeeze Const
+    """)
+
+
+def counts(analysis: Analysis) -> Iterator[tuple[Node, int, Atom]]:
+    """Yield the constants that say over how many entries is summed.
+
+    Returns:
+        The constant, the place in it, and the axis of which it is the length.
+    """
+    for node in analysis.graph.nodes:
+        if len(node.inputs) != 2 or not (node.op in _DIVISIONS or node.op == "Mul"):
+            continue
+        for place in (1,) if node.op in _DIVISIONS else (0, 1):
+            number = _number(analysis, node.inputs[place])
+            summed = _summed(analysis, node.inputs[1 - place].node) if number else None
+            if number is None or summed is None:
+                continue
+            count = number if node.op in _DIVISIONS else 1 / number
+            total = whole(summed)
+            if total and total > 1 and math.isclose(count, total, rel_tol=1e-6):
+                yield from _constants(analysis, node.inputs[place].node, summed, total)
+
+
+def _number(analysis: Analysis, output: Output) -> float | None:
+    """Return the number that a scalar is."""
+    tensor = analysis.tensor(output)
+    if tensor.number is None and tensor.axes == () and tensor.values:
+        return float(tensor.values[0]) or None
+    return tensor.number or None
+
+
+def _summed(analysis: Analysis, node: Node) -> list[Atom] | None:
+    """Return the axes over which a tensor was summed, or, of a gradient, is repeated."""
+    for _ in range(_MAX_STEPS):
+        if node.op == "Sum" or node.op in _REPEATS:
+            break
+        if node.op not in _MOVES or not node.inputs:
+            return None
+        node = node.inputs[0].node
+    if (node.op != "Sum" and node.op not in _REPEATS) or len(node.inputs) < 2:
+        return None
+    taken, given = analysis.tensor(node.inputs[0]).axes, analysis.tensor(Output(node, 0)).axes
+    if taken is None or given is None:
+        return None
+    if node.op == "Sum":
+        gone = analysis.tensor(node.inputs[1]).values
+        if gone is None or any(not -len(taken) <= axis < len(taken) for axis in gone):
+            return None
+        return [taken[axis] for axis in gone]
+    new = given[len(given) - len(taken) :]
+    pairs = zip(new, taken, strict=True)
+    return [a for a, b in pairs if find(b) is ONE and find(a) is not ONE]
+
+
+def _constants(
+    analysis: Analysis, node: Node, summed: list[Atom], total: int
+) -> Iterator[tuple[Node, int, Atom]]:
+    """Find where a number comes from: it is written down, or made of written shapes."""
+    waiting, seen = [node], {node}
+    found = []
+    while waiting and len(seen) < _MAX_STEPS:
+        current = waiting.pop()
+        if current.op not in _COMPUTES:
+            return
+        if current.op == "Const":
+            found.append(current)
+        for source, _ in current.inputs:
+            if source not in seen:
+                seen.add(source)
+                waiting.append(source)
+    for constant in found:
+        tensor = analysis.tensor(Output(constant, 0))
+        if _number(analysis, Output(constant, 0)) == total:
+            yield constant, 0, product(summed)
+            return
+        for atom in summed:
+            # The shape of what is summed: the axis is the one of its length.
+            places = [i for i, n in enumerate(tensor.values or ()) if n == size_of(atom)]
+            if len(places) == 1:
+                yield constant, places[0], atom

@@ -1,0 +1,139 @@
+"""Gives widths another size by matrices that mix their units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from converter import (
+    Array,
+    Coupled,
+    Matrix,
+    PlanError,
+    Resizer,
+    Strategy,
+    UsageError,
+    Width,
+    WidthMap,
+    hookimpl,
+    option,
+)
+from converter_plugins.matrices import read_matrices
+
+_LARGEST = 1 << 27
+
+
+@dataclass(frozen=True)
+class Project(Resizer):
+    """Give widths another size by a matrix: random, from principal components, or from a file.
+
+    What makes the units is multiplied with a matrix, and what takes them with one that undoes it.
+    That is exact where a width grows and only linear ops touch it: embeddings, projections, the
+    heads of an attention. Where something nonlinear does, or a gate, mixed units are ruinous, and
+    such widths are refused. Optimizer slots are turned as gradients are.
+
+    Example:
+        convert ckpt model.ckpt --plugin project --resize embedding=96 -o out/
+
+    References:
+        Stewart, The efficient generation of random orthogonal matrices, 1980 (`orthonormal`: by QR
+        with positive diagonal); Johnson and Lindenstrauss, Extensions of Lipschitz mappings, 1984
+        (`gaussian`: of variance 1/N, undone by its pseudo-inverse).
+    """
+
+    name: ClassVar[str] = "project"
+    by: Literal["orthonormal", "gaussian", "pca"] = option(
+        "orthonormal",
+        help="the matrix: random with orthonormal rows or columns, random numbers of variance 1/N, "
+        "or the principal components of what makes the units",
+    )
+    matrix: Path | None = option(
+        None,
+        help="a file with the matrix [old, new] instead (.npy, or .npz and .safetensors with "
+        "`produce` and perhaps `consume`)",
+        metavar="FILE",
+    )
+    transposed: bool = option(False, help="the matrices of the file are transposed: [new, old]")
+    lossy: bool = option(False, help="mix units also where something nonlinear takes them")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.matrix is None and self.transposed:
+            raise UsageError("transposed is about the matrix of a file; give --project-matrix FILE")
+
+    def width_map(self, width: Width, size: int, coupled: Coupled) -> WidthMap:
+        shape = (width.size, size)
+        if self.matrix is not None:
+            given = read_matrices(self.matrix, width.name, shape, transposed=self.transposed)
+            produce = Matrix.of(given.produce)
+            if given.consume is not None:
+                return WidthMap(produce, Matrix.of(given.consume))
+            return WidthMap(produce, _undoing(produce))
+        if self.by == "pca" and not (width.produced_by or coupled.structure.findings is None):
+            raise PlanError(
+                f"{width.name}: no variable makes its units, so they have no principal components; "
+                f"choose another matrix (--project-by orthonormal)"
+            )
+        if self.by == "gaussian":
+            produce = Matrix(shape, partial(_gaussian, coupled, self.seed, shape))
+            return WidthMap(produce, _undoing(produce))
+        make: Mapping[str, Callable[[], Array]] = {
+            "orthonormal": partial(_orthonormal, coupled, self.seed, shape),
+            "pca": partial(_principal, coupled, size),
+        }
+        produce = Matrix(shape, make[self.by])
+        return WidthMap(produce, produce.T)
+
+    def refusal(self, width: Width, size: int) -> str | None:
+        if width.size * size > _LARGEST:
+            return f"its matrix would have more than {_LARGEST:,} entries; choose pad or select"
+        if self.by == "pca" and self.matrix is None and size > width.size:
+            return "principal components are fewer than the units; choose another matrix to grow it"
+        if width.symmetry not in ("free", "orthogonal") and not self.lossy:
+            return (
+                f"mixed units ruin it: {width.why}; choose another strategy, or lose what it does "
+                f"(--project-lossy)"
+            )
+        return None
+
+
+def _gaussian(coupled: Coupled, seed: int, shape: tuple[int, int]) -> Array:
+    return coupled.random(seed).normal(0, shape[1] ** -0.5, shape)
+
+
+def _orthonormal(coupled: Coupled, seed: int, shape: tuple[int, int]) -> Array:
+    """Return a matrix with orthonormal rows or columns, whichever are fewer, drawn evenly."""
+    tall = (max(shape), min(shape))
+    q, r = np.linalg.qr(coupled.random(seed).standard_normal(tall))
+    # Without it the signs would not be those of chance.
+    q *= np.where(np.diagonal(r) < 0, -1, 1)
+    found: Array = q if shape == tall else q.T
+    return found
+
+
+def _principal(coupled: Coupled, size: int) -> Array:
+    """Return the directions (n, size) in which what makes the units is largest, by its squares."""
+    squares = np.zeros((coupled.size, coupled.size))
+    for rows in coupled.rows("produce"):
+        squares += rows.T @ rows
+    _, directions = np.linalg.eigh(squares)
+    found: Array = directions[:, ::-1][:, :size].copy()
+    # Of a direction and its opposite the one whose largest entry is positive.
+    signs = np.sign(found[np.abs(found).argmax(axis=0), np.arange(size)])
+    found *= signs
+    return found
+
+
+def _undoing(produce: Matrix) -> Matrix:
+    old, new = produce.shape
+    return Matrix((new, old), lambda: np.linalg.pinv(produce.values))
+
+
+@hookimpl
+def converter_strategies() -> Iterable[type[Strategy]]:
+    yield Project
