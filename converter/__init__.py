@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from converter.resize.coupled import Coupled
     from converter.resize.maps import Matrix, Units, WidthMap
     from converter.resize.resizer import Resizer
-    from converter.strategy import Strategy
+    from converter.strategy import Beside, Strategy
     from converter.structure.axis import Width
     from converter.variable import Array, Region, Stored, Variable, shape_of
 
@@ -30,6 +30,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Array",
+    "Beside",
     "Checkpoint",
     "ConverterError",
     "Coupled",
@@ -73,7 +74,7 @@ _HOMES = {
     "resize.coupled": ("Coupled",),
     "resize.maps": ("Matrix", "Units", "WidthMap"),
     "resize.resizer": ("Resizer",),
-    "strategy": ("Strategy",),
+    "strategy": ("Beside", "Strategy"),
     "structure.axis": ("Width",),
     "variable": ("Array", "Region", "Stored", "Variable", "shape_of"),
 }

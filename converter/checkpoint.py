@@ -15,6 +15,7 @@ from converter.formats import OBJECT_GRAPH_KEY, Contents
 from converter.variable import Region, Variable
 
 if TYPE_CHECKING:
+    from converter.formats.object_graph import Entry
     from converter.location import Location
     from converter.names import Role
     from converter.structure.infer import Structure
@@ -292,13 +293,18 @@ def _open_objects(
     return _opened(
         location,
         contents,
-        (replace(by_key[e.key], name=e.name, sources=(e.name,)) for e in objects.entries),
+        (_named(by_key[entry.key], entry) for entry in objects.entries),
         stored_keys,
         check=lambda names: contents.check(key for n in names for key in stored_keys[n]),
         object_graph=graph,
         roles=lambda variables: object_roles(objects.entries, variables),
         format=f"{contents.format} (objects)",
     )
+
+
+def _named(variable: Variable, entry: Entry) -> Variable:
+    path = None if entry.path == entry.name else entry.path
+    return replace(variable, name=entry.name, sources=(entry.name,), path=path)
 
 
 def _read(location: Location, *, verify: bool) -> Contents:

@@ -143,7 +143,8 @@ def run(
                 plan.variables,
                 plan.sidecar,
                 meta=plan.meta,
-                metadata=plan.source.metadata,
+                metadata=plan.metadata,
+                files=plan.files,
                 open_output=open_output,
             )
             if verify_output:

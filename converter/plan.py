@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from converter.checkpoint import Checkpoint
 from converter.errors import ConverterError, InputError, PlanError, UsageError
-from converter.strategy import Strategy
+from converter.publish import COMPANION
+from converter.strategy import Beside, Strategy
 from converter.target import Target
 from converter.variable import Stored, Variable
 
@@ -52,6 +54,8 @@ class Plan:
         meta: the graph that is carried along: its file, or what is rewritten; or None.
         notes: what else there is to know.
         resized: what the strategies do to widths, step by step.
+        metadata: texts that go into the metadata of safetensors.
+        files: what is written into the folder of the output beside the variables, by name.
     """
 
     source: Checkpoint
@@ -66,6 +70,8 @@ class Plan:
     meta: Path | bytes | None
     notes: tuple[str, ...]
     resized: tuple[Resizes, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -116,13 +122,15 @@ class Plan:
         if not self.variables:
             raise PlanError(f"{self.source.path}: no variable is left to be written")
         if self.target is not None:
-            _refuse_target(self.target, self.source, force=force)
+            _refuse_target(self.target, self.source, self.files, force=force)
         # A strategy may take variables from elsewhere.
         wanted = (s for v in (*self.variables, *self.sidecar) for s in v.sources)
         self.source.check(dict.fromkeys(s for s in wanted if s in self.source))
 
 
-def _refuse_target(target: Target, source: Checkpoint, *, force: bool) -> None:
+def _refuse_target(
+    target: Target, source: Checkpoint, files: Iterable[str], *, force: bool
+) -> None:
     directory = target.directory
     if directory.exists() and not directory.is_dir():
         raise PlanError(f"{directory} is a file, and a directory is needed; choose another output")
@@ -134,8 +142,9 @@ def _refuse_target(target: Target, source: Checkpoint, *, force: bool) -> None:
             f"{target.path} belongs to the source, which is never written; choose another"
         )
     existing = target.existing()
-    files = (*source.files, source.meta) if source.meta else source.files
-    own = {(s.st_dev, s.st_ino) for f in files if f.exists() for s in [f.stat()]}
+    existing += [path for name in files if os.path.lexists(path := directory / name)]
+    known = (*source.files, source.meta) if source.meta else source.files
+    own = {(s.st_dev, s.st_ino) for f in known if f.exists() for s in [f.stat()]}
     for path in existing:
         stat = path.stat() if path.exists() else path.lstat()
         if (stat.st_dev, stat.st_ino) in own:
@@ -169,8 +178,11 @@ def make_plan(
     dropped: dict[str, str] = {}
     notes: list[str] = []
     resized: list[Resizes] = []
+    along = Beside(source.metadata)
     for strategy in strategies:
-        variables, noted, resizes = _applied(strategy, result)
+        variables, noted, resizes, beside = _applied(strategy, result)
+        if beside is not None:
+            along = Beside({**along.metadata, **beside.metadata}, {**along.files, **beside.files})
         notes += [f"{strategy.name}: {note}" for note in noted]
         if resizes is not None:
             resized.append(resizes)
@@ -185,17 +197,18 @@ def make_plan(
         Change(v, tuple(source[s] for s in v.sources if s in source), touched.get(name, ()))
         for name, v in result.items()
     )
-    return _fit(source, result, changes, dropped, notes, resized, target, sidecar=sidecar)
+    return _fit(source, result, changes, dropped, notes, resized, along, target, sidecar=sidecar)
 
 
 def _applied(
     strategy: Strategy, checkpoint: Checkpoint
-) -> tuple[list[Variable], list[str], Resizes | None]:
-    """Return what a strategy makes of a checkpoint, and what it says about that."""
+) -> tuple[list[Variable], list[str], Resizes | None, Beside | None]:
+    """Return what a strategy makes of a checkpoint, what it says about that, and what it adds."""
     try:
         variables = list(strategy.apply(checkpoint))
         notes = list(strategy.notes(checkpoint))
         resizes = strategy.resizes(checkpoint)
+        beside = strategy.beside(checkpoint)
     except UsageError as error:
         raise UsageError(f"{strategy.name}: {error}") from None
     except ConverterError:
@@ -221,7 +234,13 @@ def _applied(
                 f"{strategy.name}: {variable.name} is another value, but still `stored` as the "
                 "old one; this is a bug of the strategy: it must use derive() or map()"
             )
-    return variables, notes, resizes
+    for name in beside.files if beside is not None else ():
+        if not COMPANION.fullmatch(name):
+            raise ConverterError(
+                f"{strategy.name}: {name!r} is no name for a file beside the variables; this is a "
+                "bug of the strategy"
+            )
+    return variables, notes, resizes, beside
 
 
 def _value(variable: Variable) -> object:
@@ -252,6 +271,7 @@ def _fit(
     dropped: dict[str, str],
     notes: list[str],
     resized: list[Resizes],
+    along: Beside,
     target: Target | None,
     *,
     sidecar: bool,
@@ -260,11 +280,16 @@ def _fit(
     graph = [n for n, role in result.roles().items() if role.kind == "object_graph"]
     same = _signature(source) == _signature(result)
     carried = target is not None and target.format == "tf" and same
+    objects = None
+    if target is not None and target.format == "tf" and not carried:
+        from converter.regraph.objects import regroup
+
+        objects = regroup(source, result)
     left_out = []
-    if graph and target is not None and not carried:
+    if graph and target is not None and not carried and objects is None:
         reason = "safetensors is name-based"
         if target.format == "tf":
-            reason = "its variables changed; TensorFlow 2 finds those of the output by name only"
+            reason = "it is not what it was; TensorFlow 2 finds the variables by name only"
         left_out = [(result[n], f"the object graph: {reason}") for n in graph]
     meta: Path | bytes | None = source.meta if carried else None
     if source.meta is not None and target is not None and target.format == "tf" and not same:
@@ -279,8 +304,17 @@ def _fit(
     kept = [v for v in result.values() if v.name not in skipped]
     if carried:
         kept = [v.rename(key) for v in kept for key in source.stored_keys.get(v.name, (v.name,))]
+    elif objects is not None:
+        kept = list(objects.variables)
+        notes += [f"object graph: {note}" for note in objects.notes]
     refused = [(v, r) for v in kept if target is not None and (r := target.refusal(v)) is not None]
     names = {v.name for v, _ in refused}
+    files = along.files
+    if files and target is not None and not target.is_folder:
+        notes.append(
+            f"{', '.join(files)} is left out: it belongs into a folder of safetensors (-o DIR/)"
+        )
+        files = {}
     beside = sidecar and target is not None and target.format == "safetensors"
     return Plan(
         source=source,
@@ -295,6 +329,8 @@ def _fit(
         meta=meta,
         notes=tuple(notes),
         resized=tuple(resized),
+        metadata=along.metadata,
+        files=files,
     )
 
 
@@ -371,5 +407,5 @@ def _is_beside(target: Target, source: Checkpoint) -> bool:
     )
 
 
-def _signature(checkpoint: Checkpoint) -> set[tuple[str, str, tuple[int, ...]]]:
-    return {(v.name, v.dtype.name, v.shape) for v in checkpoint.values()}
+def _signature(checkpoint: Checkpoint) -> set[tuple[object, ...]]:
+    return {(v.name, v.dtype.name, v.shape, v.path) for v in checkpoint.values()}

@@ -32,6 +32,9 @@ _MAX_JOURNAL_BYTES = 16 << 20
 STATE = "checkpoint"
 """The file that belongs to all TensorFlow checkpoints of a directory."""
 
+COMPANION = re.compile(r"[A-Za-z][A-Za-z0-9_-]*\.json")
+"""What a file beside the variables of an output can be called: `config.json`."""
+
 DATA = r"\.data-\d{5,}-of-\d{5,}"
 
 # Not the device: its number may be another one after a restart, which is when it matters.
@@ -435,7 +438,8 @@ def _read_journal(stage: Path) -> _Journal | None:
     if pattern is None or journal.commit not in journal.files or journal.shared.keys() - {STATE}:
         return None
     names = (*journal.files, *journal.markers, *journal.obsolete)
-    return journal if all(pattern.fullmatch(name) for name in names) else None
+    is_known = all(pattern.fullmatch(name) or COMPANION.fullmatch(name) for name in names)
+    return journal if is_known else None
 
 
 def _told(identities: dict[str, Sequence[int]]) -> dict[str, _Identity]:

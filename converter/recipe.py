@@ -64,6 +64,7 @@ class Recipe:
     Every path in it is relative to the directory of the file; here they are ready for use.
 
     Attributes:
+        summary: half a sentence on what it does.
         source: the checkpoint to convert.
         output: where the result goes; a `/` at its end is kept.
         to: `tf` or `safetensors`.
@@ -72,6 +73,7 @@ class Recipe:
         steps: the strategies, in order.
     """
 
+    summary: str | None = None
     source: str | None = None
     output: str | None = None
     to: str | None = None
@@ -80,14 +82,34 @@ class Recipe:
     steps: tuple[Step, ...] = ()
 
 
+def shipped_recipes() -> dict[str, Path]:
+    """Return the recipes that come with the package, by name."""
+    directory = Path(__file__).with_name("recipes")
+    return {path.stem: path for path in sorted(directory.glob("*.toml"))}
+
+
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
-    """Read a recipe file.
+    """Read a recipe file, or one that comes with the package.
+
+    Args:
+        path: a file, or the name of a shipped recipe where there is no file of that name.
 
     Raises:
         UsageError: it cannot be read, is no TOML, or has keys or values that no recipe has.
     """
-    path = Path(path)
+    path = _found(path)
     return _recipe(_toml(path), path)
+
+
+def _found(path: str | os.PathLike[str]) -> Path:
+    file, shipped = Path(path), shipped_recipes()
+    name = os.fspath(path)
+    if file.exists() or file.name != name or name.endswith(".toml"):
+        return file
+    if name not in shipped:
+        near = did_you_mean(name, shipped) or f"; the package brings {', '.join(shipped)}"
+        raise UsageError(f"{name}: no such file, and no such recipe{near}")
+    return shipped[name]
 
 
 def _toml(path: Path) -> dict[str, object]:
@@ -145,6 +167,7 @@ def _is_possible(value: object) -> bool:
 
 
 _KEYS: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "summary": ((str,), "a text"),
     "source": ((str,), "a path"),
     "output": ((str,), "a path"),
     "to": ((str,), "tf or safetensors"),

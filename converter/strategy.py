@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_type_hints
 
@@ -18,9 +19,23 @@ if TYPE_CHECKING:
     from converter.resize.exactness import Resizes
     from converter.variable import Variable
 
-__all__ = ["Option", "Strategy", "build", "option", "options", "summary", "values_of"]
+__all__ = ["Beside", "Option", "Strategy", "build", "option", "options", "summary", "values_of"]
 
 S = TypeVar("S", bound="Strategy")
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What goes along with the variables of an output.
+
+    Attributes:
+        metadata: texts for the metadata of safetensors. `format` says whose names and layouts the
+            variables have: `pt` those of PyTorch.
+        files: JSON files for a folder of safetensors, by name: `config.json`.
+    """
+
+    metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
 
 
 class Strategy:
@@ -84,6 +99,10 @@ class Strategy:
         One line each, shown with the plan. What is wrong is no note: refuse it.
         """
         return ()
+
+    def beside(self, checkpoint: Checkpoint) -> Beside | None:
+        """Give what goes along with the variables when this is applied to `checkpoint`."""
+        return None
 
 
 def options(strategy: type[Strategy]) -> tuple[Option, ...]:

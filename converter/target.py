@@ -48,6 +48,11 @@ class Target:
         return self.directory / (self.name + suffix)
 
     @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder as libraries load it, with a `model.safetensors` in it."""
+        return self.format == "safetensors" and self.name == "model"
+
+    @property
     def sidecar(self) -> str:
         """Prefix, in the directory, of what safetensors cannot hold."""
         return f"{self.name}.sidecar"
@@ -87,6 +92,7 @@ class Target:
         *,
         meta: Path | bytes | None,
         metadata: Mapping[str, str],
+        files: Mapping[str, bytes],
         open_output: OpenOutput,
     ) -> dict[str, int | None]:
         """Write every file into `stage` and return the CRC-32C of each variable's bytes.
@@ -97,8 +103,12 @@ class Target:
             sidecar: what goes into the TensorFlow checkpoint beside a safetensors output.
             meta: a graph to carry along: its file, or its bytes.
             metadata: free text for safetensors to carry along.
+            files: what lies beside the variables, by name.
             open_output: makes a file.
         """
+        for name, data in files.items():
+            with open_output(stage / name) as output:
+                output.write(data)
         if self.format == "safetensors":
             layout = safetensors.layout(
                 variables, self.name, shard_size=self.shard_size, metadata=metadata

@@ -65,6 +65,8 @@ class Variable:
         stored: the bytes on disk, as long as they are exactly the value; None otherwise.
         counts: what loading found worth reporting, filled while the values are loaded
             (`{"overflowed to infinity": 3}`).
+        path: where an object checkpoint has it, `net/dense/kernel`, if that is not its name; None
+            everywhere else.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Variable:
     sources: tuple[str, ...] = ()
     stored: Stored | None = None
     counts: Counts = field(default_factory=Counts, compare=False, repr=False)
+    path: str | None = None
 
     @classmethod
     def from_array(cls, name: str, array: npt.ArrayLike, *, dtype: DType | None = None) -> Variable:

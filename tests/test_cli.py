@@ -20,7 +20,7 @@ from converter.pipeline import run as run_plan
 from converter.plan import make_plan
 from converter.target import parse_target
 
-COMMANDS = ["ckpt", "inspect", "diff", "prove", "batch", "plugins"]
+COMMANDS = ["ckpt", "inspect", "diff", "prove", "batch", "plugins", "recipes"]
 
 
 # -- help, and what is shown ----------------------------------------------------------------------

@@ -32,8 +32,8 @@ from converter.strategy import options, summary
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 BUILT_IN = [
-    *("cast", "drop", "duplicate", "ema", "keep", "pad", "project", "reinit", "rename", "scale"),
-    *("select", "truncate"),
+    *("bert", "cast", "drop", "duplicate", "ema", "keep", "map", "pad", "paths", "project"),
+    *("reinit", "rename", "scale", "select", "truncate"),
 ]
 
 # The two commands that set up all. The first goes on with a command of ours, which is run.
@@ -330,6 +330,7 @@ JSON: dict[str, list[list[str]]] = {
     "prove": [["tf14_v2_charlm_lstm_ema", "tf14_v2_charlm_lstm_ema"]],
     "batch": [["tf14_v2_rotation", "-o", "OUT/batch", "--jobs", "1"]],
     "plugins": [[]],
+    "recipes": [[]],
 }
 
 

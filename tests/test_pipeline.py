@@ -16,6 +16,7 @@ import pytest
 from conftest import case
 from converter_plugins.cast import Cast
 from converter_plugins.drop import Drop
+from converter_plugins.keep import Keep
 from converter_plugins.rename import Rename
 from converter_plugins.scale import Scale
 from hypothesis import given, settings
@@ -306,16 +307,28 @@ def test_object_checkpoint_keeps_its_keys_and_graph(tmp_path: Path) -> None:
     np.testing.assert_array_equal(scaled[key], original * np.float32(0.5))
 
 
-def test_object_checkpoint_becomes_name_based(tmp_path: Path) -> None:
+def test_object_checkpoint_without_its_graph_is_name_based(tmp_path: Path) -> None:
     source = open_checkpoint(case("tf221_obj_tfkeras_charlm").path)
-    result = convert(source.path, tmp_path / "out", [Drop(("optimizer",))], to="tf")
-    assert any("graph" in reason for _, reason in result.plan.left_out)
+    dropped = Drop(("optimizer", "bookkeeping"))
+    convert(source.path, tmp_path / "out", [dropped], to="tf")
     written = open_checkpoint(tmp_path / "out")
     assert written.object_graph is None
     assert not any(".ATTRIBUTES" in name for name in written)
     kept = {name for name, role in source.roles().items() if not role.is_optimizer_state}
     kept -= {name for name, role in source.roles().items() if role.kind == "object_graph"}
     assert set(written) == kept
+
+
+def test_object_graph_follows_what_is_left(tmp_path: Path) -> None:
+    source = open_checkpoint(case("tf221_obj_tfkeras_charlm").path)
+    result = convert(source.path, tmp_path / "out", [Keep(("model",))], to="tf")
+    written = open_checkpoint(tmp_path / "out")
+    kept = {name for name, role in source.roles().items() if role.kind == "model"}
+    assert set(written) == {*kept, "_CHECKPOINTABLE_OBJECT_GRAPH"}
+    assert {name: written.stored_keys[name] for name in kept} == {
+        name: source.stored_keys[name] for name in kept
+    }
+    assert not result.plan.left_out
 
 
 # -- and besides -----------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ _COMMANDS = {
     "prove": "Run two checkpoints on the same inputs, and compare what comes out.",
     "batch": "Convert every checkpoint below a directory.",
     "plugins": "List the strategies, or explain one.",
+    "recipes": "List the recipes that come with the package, or print one.",
 }
 
 

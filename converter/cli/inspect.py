@@ -225,12 +225,16 @@ def _of_model(checkpoint: Checkpoint) -> list[str]:
 
 
 def _list(checkpoint: Checkpoint) -> None:
+    has_paths = any(v.path for v in checkpoint.values())
     print_table(
         (
-            (v.name, v.dtype.name, shape(v.shape), _size(v), _use(checkpoint, v.name))
+            (
+                *(v.name, v.dtype.name, shape(v.shape), _size(v), _use(checkpoint, v.name)),
+                *([v.path or v.name] if has_paths else []),
+            )
             for v in checkpoint.values()
         ),
-        header=("variable", "dtype", "shape", "size", "role"),
+        header=("variable", "dtype", "shape", "size", "role", *(["path"] if has_paths else [])),
         right=(3,),
     )
 
@@ -294,6 +298,7 @@ def _show_variable(checkpoint: Checkpoint, variable: Variable) -> None:
         "shape": shape(variable.shape),
         "size": _size(variable),
         "role": _use(checkpoint, variable.name),
+        **({"path": variable.path} if variable.path else {}),
     }
     if found is not None:
         facts["elements"] = f"{found.size:,}"
@@ -381,6 +386,7 @@ def _entry(checkpoint: Checkpoint, variable: Variable) -> dict[str, Any]:
         "slot": role.slot,
         "optimizer": role.optimizer,
         "slices": len(checkpoint.partitions.get(variable.name, ())),
+        "path": variable.path,
     }
 
 

@@ -57,6 +57,8 @@ def plan_lines(plan: Plan, *, verbose: bool = False) -> Iterator[str]:
         yield f"decide  {_described(variable)}: {reason}"
     for note in plan.notes:
         yield f"note    {note}"
+    for name, data in plan.files.items():
+        yield f"beside  {name}, {size(len(data))}"
     if plan.target is not None:
         held = count(len(plan.variables), "variable")
         yield f"output  {plan.target.path}: {held}, {size(_bytes(plan.variables))}"
@@ -98,6 +100,7 @@ def as_json(plan: Plan, result: Result | None) -> dict[str, object]:
         "sidecar": [v.name for v in plan.sidecar],
         "undecided": {v.name: reason for v, reason in plan.unheld},
         "left_out": {v.name: reason for v, reason in plan.left_out},
+        "files": list(plan.files),
         "notes": list(plan.notes),
         "widths": [
             {

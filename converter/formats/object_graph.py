@@ -27,7 +27,12 @@ MAX_BYTES = 64 << 20
 VALUE = "VARIABLE_VALUE"
 """The attribute that the value of a variable is."""
 
-_ATTRIBUTES = ".ATTRIBUTES/"
+ATTRIBUTES = ".ATTRIBUTES/"
+"""What comes between the path of an object and one of its attributes in a key."""
+
+SLOT = ".OPTIMIZER_SLOT"
+"""What comes between the path of a variable, and optimizer and name of a slot of it, in a key."""
+
 _STEPS = frozenset(["_iterations", "iter", "iteration", "iterations"])
 _HYPERPARAMETERS = frozenset(["_learning_rate", "decay", "learning_rate", "lr", "momentum", "rho"])
 _VARIABLES = "_variables"
@@ -121,7 +126,7 @@ def read(data: bytes, variables: Mapping[str, Variable], subject: str) -> Object
     Raises:
         InputError: the graph is damaged.
     """
-    nodes = _parse(data, subject)
+    nodes = [_node(message) for message in parse(data, subject).nodes]
     duplicates = _duplicates(nodes, variables)
     full_names: dict[str, str] = {}
     for node in nodes:
@@ -129,8 +134,8 @@ def read(data: bytes, variables: Mapping[str, Variable], subject: str) -> Object
             if full_name:
                 full_names.setdefault(key, full_name)
     states = _states(nodes, variables)
-    paths = {key: _path(key) for key in variables if key not in duplicates}
-    names = _names(paths, full_names)
+    paths = {key: path_of(key) for key in variables if key not in duplicates}
+    names = shown_names(paths, full_names)
     entries = [
         Entry(key, names[key], path, full_names.get(key, ""), states.get(key))
         for key, path in paths.items()
@@ -138,22 +143,29 @@ def read(data: bytes, variables: Mapping[str, Variable], subject: str) -> Object
     return Objects(tuple(entries), duplicates)
 
 
-def _parse(data: bytes, subject: str) -> list[_Node]:
+def parse(data: bytes, subject: str) -> Any:
+    """Return a graph as a message whose references are all good.
+
+    Raises:
+        InputError: the graph is damaged, or too large; it begins with `subject`.
+    """
     if len(data) > MAX_BYTES:
         raise InputError(
             f"{subject}: its object graph has {len(data)} bytes, over the limit of {MAX_BYTES}"
         )
     graph = messages.parse("TrackableObjectGraph", data, f"{subject}: its object graph")
-    nodes = [_node(message) for message in graph.nodes]
-    for number, node in enumerate(nodes):
-        ends = [end for of, _, slot in node.slots for end in (of, slot)]
-        for end in [*node.children.values(), *ends]:
-            if not 0 <= end < len(nodes):
+    count = len(graph.nodes)
+    for number, node in enumerate(graph.nodes):
+        ends = [child.node_id for child in node.children]
+        for slot in node.slot_variables:
+            ends += [slot.original_variable_node_id, slot.slot_variable_node_id]
+        for end in ends:
+            if not 0 <= end < count:
                 raise InputError(
                     f"{subject}: its object graph is damaged: object {number} refers to object "
-                    f"{end}, and there are {len(nodes)}"
+                    f"{end}, and there are {count}"
                 )
-    return nodes
+    return graph
 
 
 def _node(message: Any) -> _Node:
@@ -174,19 +186,29 @@ def _node(message: Any) -> _Node:
 # -- names ----------------------------------------------------------------------------------------
 
 
-def _path(key: str) -> str:
+def path_of(key: str) -> str:
     """Return the path that a key was made of, `model/dense/kernel`."""
-    path, _, attribute = key.rpartition(_ATTRIBUTES)
-    path = _ESCAPED.sub(lambda match: "/" if match[1] == "S" else ".", path.removesuffix("/"))
+    path, _, attribute = key.rpartition(ATTRIBUTES)
+    path = unescaped(path.removesuffix("/"))
     if attribute == VALUE:
         return path
     return f"{path}/{attribute}" if path else attribute
 
 
+def unescaped(text: str) -> str:
+    """Return a local name, or several with slashes between, as people write it."""
+    return _ESCAPED.sub(lambda match: "/" if match[1] == "S" else ".", text)
+
+
+def escaped(local_name: str) -> str:
+    """Return a local name as it stands in keys."""
+    return local_name.replace(".", "..").replace("/", ".S")
+
+
 _ESCAPED = re.compile(r"\.([.S])")
 
 
-def _names(paths: Mapping[str, str], full_names: Mapping[str, str]) -> dict[str, str]:
+def shown_names(paths: Mapping[str, str], full_names: Mapping[str, str]) -> dict[str, str]:
     """Return the name of each key: the full name, or the path, or the key if that is taken too."""
     counts = Counter(full_names[key] for key in paths if key in full_names)
     taken = set(paths.values()) | set(paths)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from converter import Checkpoint, Strategy, UsageError, Variable, hookimpl, option, select
+from converter.formats import OBJECT_GRAPH_KEY
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,8 @@ class Keep(Strategy):
 
     In a glob, `*` is any text, also with `/` in it. The words are `model` (with its batch
     statistics), `batch_statistics`, `optimizer` (all that only an optimizer needs), `slots`,
-    `averages`, `step`, `tables` and `bookkeeping`.
+    `averages`, `step`, `tables` and `bookkeeping`. The object graph of TensorFlow 2, which says
+    what the variables are, is kept in any case; it shrinks with them.
 
     Example:
         convert ckpt model.ckpt --keep model --keep step -o out/
@@ -33,7 +35,7 @@ class Keep(Strategy):
 
     def apply(self, checkpoint: Checkpoint) -> Iterable[Variable]:
         chosen = {name for pattern in self.keep for name in select(pattern, checkpoint)}
-        return [variable for name, variable in checkpoint.items() if name in chosen]
+        return [v for name, v in checkpoint.items() if name in chosen or name == OBJECT_GRAPH_KEY]
 
     def notes(self, checkpoint: Checkpoint) -> Iterable[str]:
         for pattern in self.keep:

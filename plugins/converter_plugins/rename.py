@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from converter import (
-    Checkpoint,
-    PlanError,
-    Strategy,
-    UsageError,
-    Variable,
-    hookimpl,
-    option,
-)
+from converter import Checkpoint, PlanError, Strategy, Variable, expressions, hookimpl, option
 from converter.names.follow import followers
-from converter.patterns import nearest
 
 
 @dataclass(frozen=True)
@@ -26,7 +16,8 @@ class Rename(Strategy):
 
     Of several expressions the first that fits a name is taken. `\\1` or `\\g<1>` in the replacement
     is the text of the first group. Slots and averages that no expression fits follow their
-    variable where its name is a part of theirs.
+    variable where its name is a part of theirs. In an object checkpoint a name is not always where
+    TensorFlow 2 looks for a variable; `paths` moves that.
 
     On the command line PATTERN=REPLACEMENT is split at the last `=`; a replacement with a `=` in
     it needs a recipe.
@@ -42,15 +33,7 @@ class Rename(Strategy):
     )
 
     def __post_init__(self) -> None:
-        if not self.rename:
-            raise UsageError("at least one pattern is needed")
-        for pattern, replacement in self.rename.items():
-            try:
-                re.compile(pattern)
-            except (re.error, RecursionError, OverflowError) as error:
-                raise UsageError(f"{pattern!r} is no regular expression: {error}") from None
-            if not replacement:
-                raise UsageError(f"{pattern!r} has no replacement; drop leaves variables out")
+        expressions.check(self.rename, "drop leaves variables out")
 
     def apply(self, checkpoint: Checkpoint) -> Iterable[Variable]:
         renamed, pattern_of = self._by_patterns(checkpoint)
@@ -68,26 +51,11 @@ class Rename(Strategy):
 
     def _by_patterns(self, checkpoint: Checkpoint) -> tuple[dict[str, str], dict[str, str]]:
         """Return the new name of each variable that a pattern fits, and the pattern."""
-        renamed: dict[str, str] = {}
-        pattern_of: dict[str, str] = {}
-        for pattern, replacement in self.rename.items():
-            matches = [m for m in map(re.compile(pattern).fullmatch, checkpoint) if m]
-            if not matches:
-                raise UsageError(
-                    f"{pattern!r} fits none of the {len(checkpoint)} variables"
-                    f"{nearest(pattern, checkpoint)}"
-                )
-            for match in matches:
-                if match.string in renamed:
-                    continue
-                try:
-                    renamed[match.string] = match.expand(replacement)
-                except (re.error, IndexError) as error:
-                    raise UsageError(
-                        f"{replacement!r} is no replacement for {pattern!r}: {error}"
-                    ) from None
-                pattern_of[match.string] = pattern
-        return renamed, pattern_of
+        found = expressions.replaced(self.rename, checkpoint)
+        return (
+            {name: new for name, (new, _) in found.items()},
+            {name: pattern for name, (_, pattern) in found.items()},
+        )
 
     def notes(self, checkpoint: Checkpoint) -> Iterable[str]:
         renamed, _ = self._by_patterns(checkpoint)
