@@ -32,8 +32,8 @@ from converter.strategy import options, summary
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 BUILT_IN = [
-    *("cast", "drop", "duplicate", "ema", "keep", "pad", "project", "reinit", "rename", "scale"),
-    *("select", "truncate"),
+    *("cast", "drop", "duplicate", "ema", "eras", "gates", "keep", "names", "pad", "project"),
+    *("reinit", "rename", "scale", "scope", "select", "truncate"),
 ]
 
 # The two commands that set up all. The first goes on with a command of ours, which is run.
