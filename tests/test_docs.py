@@ -32,8 +32,9 @@ from converter.strategy import options, summary
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 BUILT_IN = [
-    *("bert", "cast", "drop", "duplicate", "ema", "keep", "map", "pad", "paths", "project"),
-    *("reinit", "rename", "scale", "select", "truncate"),
+    *("bert", "cast", "drop", "duplicate", "ema", "eras", "gates", "keep", "keras", "map"),
+    *("names", "pad", "paths", "project", "reinit", "rename", "scale", "scope", "select"),
+    *("tf1", "torch", "truncate"),
 ]
 
 # The two commands that set up all. The first goes on with a command of ours, which is run.

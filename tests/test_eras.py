@@ -223,7 +223,11 @@ class TestDoubts:
     @pytest.mark.parametrize(
         ("names", "era", "said"),
         [
-            ({"rnn/lstm_cell/kernel": (3, 8)}, "0.12", "taken for a LSTMCell; if it is a LSTMBloc"),
+            (
+                {"rnn/lstm_cell/kernel": (3, 8)},
+                "0.12",
+                "for LSTMCell; if it is LSTMBlockCell",
+            ),
             ({"RNN/LSTMCell/B": (8,)}, "1.2", "RNN becomes rnn, TensorFlow's own name for it;"),
             ({"a/Linear/Matrix": (2, 2), "LSTMCell/B": (8,)}, "1.2", "stay, such as a/Linear/Matr"),
             (

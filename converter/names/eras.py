@@ -344,7 +344,7 @@ class _Renaming:
         for (taken, other), paths in self.doubts.items():
             which = f"{paths[0]} (and {len(paths) - 1} more)" if len(paths) > 1 else paths[0]
             self.notes.append(
-                f"{which} is taken for a {taken}; if it is a {other}, say --eras-kind "
+                f"{which} is taken for {taken}; if it is {other}, say --eras-kind "
                 f"'{paths[0]}={other}'"
             )
         known = {leaf.name for cell in self.found.values() for leaf in cell.leaves}

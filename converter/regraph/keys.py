@@ -58,7 +58,7 @@ def _constant(tensor: bytes) -> bytes:
 def _renamed(tensor: bytes, keys: Mapping[str, str], known: set[str], subject: str) -> bytes:
     """Return a list of keys with the new ones in their places, and note which were in it."""
     constant = Constant(tensor, subject)
-    values = constant.values()
+    values = constant.values
     entries: dict[int, Any] = {}
     for place, value in enumerate([] if values is None else values.reshape(-1).tolist()):
         old = value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else None
