@@ -53,8 +53,8 @@ def test_help_groups_the_options_of_strategies() -> None:
     assert shown.count("[PATH]") == 1
     _, groups = shown.split("Options:\n")[0], re.findall(r"^Options of (.*):$", shown, re.M)
     assert groups == [
-        *("cast", "drop", "duplicate, pad, project, select and truncate", "duplicate", "ema"),
-        *("keep", "pad", "project", "reinit", "rename", "scale", "select"),
+        *("bert", "cast", "drop", "duplicate, pad, project, select and truncate", "duplicate"),
+        *("ema", "keep", "map", "pad", "paths", "project", "reinit", "rename", "scale", "select"),
     ]
     assert shown.count("--like ") == 1
 
@@ -358,8 +358,8 @@ def test_built_in_plugins_can_be_disabled(lstm: str, monkeypatch: pytest.MonkeyP
     shown = run("plugins").stdout
     strategies, _, _ = shown.partition("\n\n")
     assert [line.split()[0] for line in strategies.splitlines()] == [
-        *("cast", "drop", "duplicate", "ema", "keep", "project", "reinit", "rename", "select"),
-        "truncate",
+        *("bert", "cast", "drop", "duplicate", "ema", "keep", "map", "paths", "project"),
+        *("reinit", "rename", "select", "truncate"),
     ]
     assert run("ckpt", lstm, "--scale", "*=2").exit_code == 2
 
