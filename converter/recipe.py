@@ -64,21 +64,21 @@ class Recipe:
     Every path in it is relative to the directory of the file; here they are ready for use.
 
     Attributes:
-        summary: half a sentence on what it does.
         source: the checkpoint to convert.
         output: where the result goes; a `/` at its end is kept.
         to: `tf` or `safetensors`.
         shard_size: bytes of one file, as a number or a text such as `5GB`.
         sidecar: whether what the output cannot hold goes beside it.
+        summary: half a sentence on what it does.
         steps: the strategies, in order.
     """
 
-    summary: str | None = None
     source: str | None = None
     output: str | None = None
     to: str | None = None
     shard_size: int | str | None = None
     sidecar: bool | None = None
+    summary: str | None = None
     steps: tuple[Step, ...] = ()
 
 
@@ -167,12 +167,12 @@ def _is_possible(value: object) -> bool:
 
 
 _KEYS: Mapping[str, tuple[tuple[type, ...], str]] = {
-    "summary": ((str,), "a text"),
     "source": ((str,), "a path"),
     "output": ((str,), "a path"),
     "to": ((str,), "tf or safetensors"),
     "shard_size": ((int, str), "a size such as '5GB'"),
     "sidecar": ((bool,), "true or false"),
+    "summary": ((str,), "a text"),
 }
 
 

@@ -53,9 +53,9 @@ def test_help_groups_the_options_of_strategies() -> None:
     assert shown.count("[PATH]") == 1
     _, groups = shown.split("Options:\n")[0], re.findall(r"^Options of (.*):$", shown, re.M)
     assert groups == [
-        *("cast", "drop", "duplicate, pad, project, select and truncate", "duplicate", "ema"),
-        *("eras", "gates", "keep", "names", "pad", "project", "reinit", "rename", "scale"),
-        *("scope", "select"),
+        *("bert", "cast", "drop", "duplicate, pad, project, select and truncate", "duplicate"),
+        *("ema", "eras", "gates", "keep", "keras", "map", "names", "pad", "paths", "project"),
+        *("reinit", "rename", "scale", "scope", "select", "tf1", "torch"),
     ]
     assert shown.count("--like ") == 1
 
@@ -359,8 +359,9 @@ def test_built_in_plugins_can_be_disabled(lstm: str, monkeypatch: pytest.MonkeyP
     shown = run("plugins").stdout
     strategies, _, _ = shown.partition("\n\n")
     assert [line.split()[0] for line in strategies.splitlines()] == [
-        *("cast", "drop", "duplicate", "ema", "eras", "gates", "keep", "names", "project"),
-        *("reinit", "rename", "scope", "select", "truncate"),
+        *("bert", "cast", "drop", "duplicate", "ema", "eras", "gates", "keep", "keras", "map"),
+        *("names", "paths", "project", "reinit", "rename", "scope", "select", "tf1", "torch"),
+        *("truncate",),
     ]
     assert run("ckpt", lstm, "--scale", "*=2").exit_code == 2
 

@@ -92,6 +92,8 @@ def coded(cells: list[str]) -> list[str]:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory with the samples, as the clone has them, to work in."""
     shutil.copytree(ROOT / "samples", tmp_path / "samples")
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "data").symlink_to(DATA)
     monkeypatch.chdir(tmp_path)
     # What the documents say to install may be installed.
     monkeypatch.setenv(DISABLED, "double")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from click.testing import CliRunner, Result
+from conftest import case
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -323,6 +325,7 @@ def test_json(small: Path) -> None:
         "slot": "v",
         "optimizer": "Adam",
         "slices": 0,
+        "path": None,
     }
     totals = document["totals"]
     assert totals["variables"] == 6
@@ -441,3 +444,17 @@ def test_little_is_imported(small: Path) -> None:
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+def test_paths_of_an_object_checkpoint() -> None:
+    path = case("tf221_obj_tfkeras_charlm").path
+    listed = CliRunner().invoke(cli, ["inspect", path]).stdout
+    assert re.search(r"^variable .* role .* path$", listed, re.MULTILINE)
+    assert re.search(
+        r"^softmax/kernel .* model  +model/layer_with_weights-2/kernel$", listed, re.MULTILINE
+    )
+    entries = json.loads(CliRunner().invoke(cli, ["inspect", path, "--json"]).stdout)["variables"]
+    paths = {entry["name"]: entry["path"] for entry in entries}
+    assert paths["softmax/kernel"] == "model/layer_with_weights-2/kernel"
+    one = CliRunner().invoke(cli, ["inspect", path, "--variable", "iteration"]).stdout
+    assert "  path       optimizer/_iterations\n" in one

@@ -12,6 +12,7 @@ from conftest import case, needed
 from converter_plugins.cast import Cast
 from converter_plugins.drop import Drop
 from converter_plugins.keep import Keep
+from converter_plugins.pad import Pad
 from converter_plugins.paths import Paths
 from converter_plugins.rename import Rename
 
@@ -131,6 +132,18 @@ def test_an_object_becomes_the_root(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, recorded, rtol=0, atol=1e-5)
 
 
+def test_a_saved_model_becomes_a_checkpoint(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    steps = [Rename({"layers/(.*)": r"stack/\1"}), Drop(("calls",))]
+    prefix = converted("tf221_savedmodel_module", steps, tmp_path / "out")
+    net = tower(layers="stack")
+    del net.calls
+    tf.train.Checkpoint(net).read(prefix).assert_consumed()
+    with np.load(case("tf221_savedmodel_module").directory / "io.npz") as arrays:
+        np.testing.assert_allclose(net(arrays["in_x"]), arrays["out_mean"], rtol=0, atol=1e-5)
+
+
 def test_another_dtype(tmp_path: Path) -> None:
     import tensorflow as tf
 
@@ -192,11 +205,11 @@ def test_tables_move_with_their_objects(tmp_path: Path) -> None:
 # -- Keras 2 ---------------------------------------------------------------------------------------
 
 
-def charlm(keras: Any, units: int = 24, before: int = 0) -> Any:
+def charlm(keras: Any, units: int = 24, before: int = 0, vocabulary: int = 17) -> Any:
     layers = keras.layers
     model = keras.Sequential(
         [
-            layers.Embedding(17, 7),
+            layers.Embedding(vocabulary, 7),
             *(layers.Dense(7) for _ in range(before)),
             layers.LSTM(units, return_sequences=True),
             layers.Dense(17),
@@ -241,6 +254,25 @@ def test_keras_2_loads_weights(strategies: list[Strategy], tmp_path: Path) -> No
     model.load_weights(prefix).assert_consumed()
     found, recorded = logits(model)
     np.testing.assert_allclose(found, recorded, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("renamed", [False, True], ids=["names", "renamed"])
+def test_keras_2_loads_a_resized_model(renamed: bool, tmp_path: Path) -> None:
+    """With its optimizer, whose slots grow, too."""
+    import tensorflow as tf
+
+    tf_keras = needed("tf_keras")
+    steps: list[Strategy] = [Pad(resize={"lstm/lstm_cell": 32, "embedding/vocabulary": 20})]
+    if renamed:
+        steps.append(Rename({"lstm/lstm_cell/(.*)": r"rnn/cell/\1"}))
+    prefix = converted("tf221_obj_tfkeras_charlm", steps, tmp_path / "out")
+    model = charlm(tf_keras, units=32, vocabulary=20)
+    optimizer = tf_keras.optimizers.Adam()
+    optimizer.build(model.trainable_variables)
+    tf.train.Checkpoint(model=model, optimizer=optimizer).read(prefix).assert_consumed()
+    found, recorded = logits(model)
+    np.testing.assert_allclose(found, recorded, rtol=0, atol=1e-5)
+    assert {tuple(slot.shape) for slot in optimizer.variables} >= {(32, 128), (20, 7)}
 
 
 def test_keras_2_loads_into_more_layers(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     help="A strategy to apply, in order; or a file, ./mine.py. `convert plugins` lists them.",
 )
 @click.option(
-    "--recipe", metavar="FILE", help="A TOML file that says it all, or a shipped one; flags win."
+    "--recipe", metavar="FILE", help="A TOML file that says it all, or the name of a shipped one."
 )
 @click.option(
     "--shard-size", metavar="SIZE", help="Bytes in one file. [default: 5GB in a directory]"
