@@ -1,0 +1,331 @@
+"""What a graph says of layers: what is computed with which variable, and what a cell adds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from converter.conventions.layers import Cell, Kind
+from converter.conventions.plain import Told
+from converter.errors import InputError
+from converter.structure.flow import READS, Flow
+from converter.structure.graph import Graph, Node, Output, ops, read_graph
+from converter.structure.variables import bind
+
+if TYPE_CHECKING:
+    from converter.checkpoint import Checkpoint
+
+_MAX_NODES = 400
+_PASSES = READS | ops("Switch RefSwitch Merge RefMerge Cast")
+_BROADCASTS = ops("Add AddV2 BiasAdd BiasAddV1")
+_PRODUCTS = ops("MatMul BatchMatMul BatchMatMulV2 BatchMatMulV3")
+_KINDS: Mapping[tuple[str, int], Kind] = {
+    ("Conv2D", 1): "conv",
+    ("Conv3D", 1): "conv",
+    ("Conv2DBackpropInput", 1): "conv_transpose",
+    ("Conv3DBackpropInputV2", 1): "conv_transpose",
+    ("DepthwiseConv2dNative", 1): "depthwise",
+    ("Gather", 0): "embedding",
+    ("GatherV2", 0): "embedding",
+    ("ResourceGather", 0): "embedding",
+}
+_FUSED_NORMS = ops("FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3")
+_NORM_LEAVES = ((1, "gamma"), (2, "beta"), (3, "moving_mean"), (4, "moving_variance"))
+_ACTIVATIONS: Mapping[str, str] = {
+    "Sigmoid": "sigmoid",
+    "Tanh": "tanh",
+    "Relu": "relu",
+    "Relu6": "relu6",
+    "Elu": "elu",
+    "Selu": "selu",
+    "Softsign": "softsign",
+    "Softplus": "softplus",
+    "Maximum": "hard_sigmoid",
+    "Minimum": "hard_sigmoid",
+    "LeakyRelu": "leaky_relu",
+    "Erf": "gelu",
+    "Exp": "exp",
+    "Sin": "sin",
+}
+_BLOCKS = ops("BlockLSTM BlockLSTMV2 LSTMBlockCell")
+_BEHIND = _PASSES | ops("Add AddV2 Sub BiasAdd Reshape Squeeze ExpandDims Mul RealDiv")
+_SPLITS = ops("Split SplitV StridedSlice Slice")
+
+
+@dataclass(frozen=True)
+class OfCell:
+    """What a graph says of a cell.
+
+    Attributes:
+        forget_bias: what it adds to its forget gate; None where that is not seen.
+        activations: what its gates go through, by `gate`, and what is new, by `new`.
+        clip: at which number it cuts the state; 0 where it does not.
+    """
+
+    forget_bias: float | None = None
+    activations: Mapping[str, str] = field(default_factory=dict)
+    clip: float = 0.0
+
+
+class Seen:
+    """What the graph of a checkpoint says of its variables.
+
+    Args:
+        graph: the graph.
+        checkpoint: the variables under the names that the graph's savers have for them.
+        now: the names that they have now, by these.
+    """
+
+    def __init__(self, graph: Graph, checkpoint: Checkpoint, now: Mapping[str, str]) -> None:
+        self._graph = graph
+        bound = bind(graph, checkpoint)
+        self._forward = Flow(graph, bound).forward
+        self._held: dict[Node, str] = {}
+        self._nodes: dict[str, list[Node]] = {}
+        for node, binding in bound.items():
+            self._nodes.setdefault(now[binding.name], []).append(node)
+            if binding.slice is None:
+                self._held[node] = now[binding.name]
+
+    def told(self, names: Iterable[str]) -> Told:
+        """Return what is computed with the variables of these names."""
+        kinds: dict[str, Kind] = {}
+        biases: dict[str, str] = {}
+        for name in names:
+            found = {kind for node, port in self._uses(name) if (kind := _kind(node, port))}
+            # A table that is tied to logits lies as a table does, whichever way it is multiplied.
+            if found and found <= {"embedding", "dense_transposed"}:
+                kinds[name] = "embedding" if "embedding" in found else "dense_transposed"
+            elif len(found) == 1:
+                kinds[name] = found.pop()
+            for node, port in self._uses(name):
+                if node.op in _BROADCASTS and (kernel := self._kernel_of(node, port)) is not None:
+                    biases.setdefault(kernel, name)
+        return Told(kinds, biases, tuple(self._norms()))
+
+    def cell(self, cell: Cell) -> OfCell:
+        """Return what is seen of a cell."""
+        for name in cell.members:
+            for node, _ in self._uses(name):
+                if node.op in _BLOCKS:
+                    value = node.attributes.get("forget_bias")
+                    clip = node.attributes.get("cell_clip")
+                    # The op of the second version adds none; of the first, the default is one.
+                    bias = 0.0 if node.op == "BlockLSTMV2" else 1.0 if value is None else value.f
+                    return OfCell(
+                        bias,
+                        {"gate": "sigmoid", "new": "tanh"},
+                        max(0.0, clip.f) if clip is not None else 0.0,
+                    )
+        return self._of_blocks(cell)
+
+    def _uses(self, name: str) -> Iterator[tuple[Node, int]]:
+        """Yield what takes a variable, and as which of its inputs."""
+        waiting = list(self._nodes.get(name, ()))
+        seen = set(waiting)
+        while waiting and len(seen) < _MAX_NODES:
+            node = waiting.pop()
+            for consumer in self._graph.consumers[node]:
+                if consumer not in self._forward:
+                    continue
+                if consumer.op in _PASSES or self._joins(consumer, name) or _adds_axis(consumer):
+                    if consumer not in seen:
+                        seen.add(consumer)
+                        waiting.append(consumer)
+                    continue
+                for port, output in enumerate(consumer.inputs):
+                    if output.node is node:
+                        yield consumer, port
+
+    def _joins(self, node: Node, name: str) -> bool:
+        """Whether a node joins the parts of a partitioned variable."""
+        if node.op not in ("ConcatV2", "Concat") or len(self._nodes.get(name, ())) < 2:
+            return False
+        parts = [self._origin(output) for output in node.inputs]
+        return sum(part in self._nodes[name] for part in parts) == len(self._nodes[name])
+
+    def _origin(self, output: Output) -> Node:
+        """Return the node behind all that only passes a value on."""
+        node = output.node
+        for _ in range(_MAX_NODES):
+            if not node.inputs or not (node.op in _PASSES or _adds_axis(node)):
+                break
+            node = node.inputs[0].node
+        return node
+
+    def _kernel_of(self, node: Node, port: int) -> str | None:
+        """Return the kernel of the layer that a bias is added to."""
+        source = node.inputs[1 - port].node if len(node.inputs) == 2 else None
+        for _ in range(_MAX_NODES):
+            if source is None or not source.inputs:
+                return None
+            if source.op in _PRODUCTS or (source.op, 1) in _KINDS:
+                return self._held.get(self._origin(source.inputs[1]))
+            if source.op not in _PASSES and source.op not in ("Reshape", "Squeeze"):
+                return None
+            source = source.inputs[0].node
+        return None
+
+    def _norms(self) -> Iterator[Mapping[str, str]]:
+        for node in self._graph.nodes:
+            if node.op in _FUSED_NORMS and node in self._forward and len(node.inputs) > 4:
+                held = {
+                    leaf: self._held.get(self._origin(node.inputs[port]))
+                    for port, leaf in _NORM_LEAVES
+                }
+                found = {leaf: name for leaf, name in held.items() if name is not None}
+                if "moving_mean" in found and "moving_variance" in found:
+                    yield found
+
+    def _of_blocks(self, cell: Cell) -> OfCell:
+        """Follow the blocks of a cell to what they go through."""
+        if cell.source != "tf1":
+            return self._of_keras(cell)
+        forget: float | None = None
+        activations: dict[str, str] = {}
+        for block, index in self._blocks(cell):
+            if cell.kind == "lstm":
+                what = {0: "gate", 1: "new", 2: "gate", 3: "gate"}.get(index, "")
+            else:
+                what = "gate" if cell.kind == "gru" else "new"
+            found = self._through(block)
+            if found is None:
+                continue
+            activations.setdefault(what, found.activation)
+            if cell.kind == "lstm" and index == 2:
+                forget = found.added
+        if cell.kind in ("gru", "rnn"):
+            name = next(iter(cell.inputs["n" if cell.kind == "gru" else "h"].sources))
+            for node, _ in self._uses(name):
+                if node.op in _PRODUCTS and (found := self._through(Output(node, 0))) is not None:
+                    activations.setdefault("new", found.activation)
+        return OfCell(forget, activations)
+
+    def _of_keras(self, cell: Cell) -> OfCell:
+        """Return the activations of a Keras layer, of which the most frequent is that of gates."""
+        names = {
+            s for gates in (cell.inputs, cell.states) for v in gates.values() for s in v.sources
+        }
+        found: list[str] = []
+        for name in sorted(names):
+            for node, _ in self._uses(name):
+                starts = [Output(node, 0)]
+                if node.op in _SPLITS:
+                    starts = [Output(node, port) for port in range(4)]
+                for start in starts:
+                    for after in self._after(start):
+                        if (through := self._through(after)) is not None:
+                            found.append(through.activation)
+        gates = [one for one in found if "sigmoid" in one]
+        new = [one for one in found if one == "tanh"]
+        if cell.kind == "rnn":
+            return OfCell(None, {"new": found[0]} if found else {})
+        told = {"gate": gates[0]} if gates and len(set(gates)) == 1 else {}
+        return OfCell(None, {**told, **({"new": "tanh"} if new else {})})
+
+    def _after(self, start: Output) -> list[Output]:
+        """Return the products behind a block of a kernel, or the blocks behind a product."""
+        if start.node.op in _PRODUCTS:
+            split = self._split_behind(start)
+            return [Output(n, p) for n, p in split] if split else [start]
+        return [Output(node, 0) for node in self._consumers(start) if node.op in _PRODUCTS]
+
+    def _blocks(self, cell: Cell) -> Iterator[tuple[Output, int]]:
+        """Yield the blocks of a cell's product with its kernel, and which each is."""
+        for name in cell.members:
+            for node, _ in self._uses(name):
+                if node.op in _PRODUCTS or node.op == "Conv2D":
+                    for source, port in self._split_behind(Output(node, 0)):
+                        yield Output(source, port), port
+
+    def _split_behind(self, start: Output) -> list[tuple[Node, int]]:
+        waiting, seen = [start.node], {start.node}
+        while waiting and len(seen) < _MAX_NODES:
+            for consumer in self._graph.consumers[waiting.pop()]:
+                if consumer in seen or consumer not in self._forward:
+                    continue
+                if consumer.op in ("Split", "SplitV"):
+                    return [(consumer, port) for port in range(consumer.integer("num_split", 4))]
+                if consumer.op in _BEHIND:
+                    seen.add(consumer)
+                    waiting.append(consumer)
+        return []
+
+    def _consumers(self, output: Output) -> list[Node]:
+        return [
+            node
+            for node in self._graph.consumers[output.node]
+            if output in node.inputs and node in self._forward
+        ]
+
+    def _through(self, start: Output) -> _Through | None:
+        """Return the first activation behind a tensor, and the constant that is added before."""
+        waiting: list[tuple[Output, float]] = [(start, 0.0)]
+        seen = {start.node}
+        while waiting and len(seen) < _MAX_NODES:
+            output, added = waiting.pop(0)
+            for node in self._consumers(output):
+                if node in seen:
+                    continue
+                seen.add(node)
+                if node.op in _ACTIVATIONS:
+                    return _Through(_ACTIVATIONS[node.op], added)
+                if node.op in _BEHIND:
+                    if node.op in ("Mul", "RealDiv") and self._other(node, output) is None:
+                        continue
+                    more = self._other(node, output) if node.op in ("Add", "AddV2") else None
+                    waiting.append((Output(node, 0), added + (more or 0.0)))
+        return None
+
+    def _other(self, node: Node, output: Output) -> float | None:
+        """Return the number that a node takes besides a tensor; None where it takes none."""
+        others = [one for one in node.inputs if one != output]
+        if len(others) != 1:
+            return None
+        found = self._graph.constant(self._origin(others[0]))
+        if found is None or found.values is None or len(set(found.values)) != 1:
+            return None
+        return float(found.values[0])
+
+
+@dataclass(frozen=True)
+class _Through:
+    activation: str
+    added: float
+
+
+def _adds_axis(node: Node) -> bool:
+    """Whether a node makes the kernel of a convolution over one axis one over two."""
+    return node.op in ("ExpandDims", "Squeeze")
+
+
+def _kind(node: Node, port: int) -> Kind | None:
+    if node.op in _PRODUCTS:
+        turned = [
+            bool(node.integer(f"transpose_{side}") or node.integer(f"adj_{'xy'['ab'.index(side)]}"))
+            for side in "ab"
+        ]
+        # On the left its rows are the outputs.
+        is_turned = turned[1] if port == 1 else not turned[0]
+        return "dense_transposed" if is_turned else "dense"
+    return _KINDS.get((node.op, port))
+
+
+def look(checkpoint: Checkpoint) -> Seen | None:
+    """Read the graph of a checkpoint, whatever strategies have made of its variables.
+
+    Returns:
+        What it says; None where there is none, where it is damaged, or that of another checkpoint.
+    """
+    now: dict[str, str] = {}
+    for name, variable in checkpoint.items():
+        now.setdefault(variable.sources[0] if len(variable.sources) == 1 else name, name)
+    try:
+        graph = read_graph(checkpoint)
+        if graph is None:
+            return None
+        known = checkpoint.derive(checkpoint[name].rename(was) for was, name in now.items())
+        return Seen(graph, known, now)
+    except InputError:
+        return None
