@@ -60,12 +60,14 @@ class OfCell:
     Attributes:
         forget_bias: what it adds to its forget gate; None where that is not seen.
         activations: what its gates go through, by `gate`, and what is new, by `new`.
-        clip: at which number it cuts the state; 0 where it does not.
+        clip: at which number it cuts its state or its output; 0 where it does not.
+        is_odd: whether its gates are in another order than its name says.
     """
 
     forget_bias: float | None = None
     activations: Mapping[str, str] = field(default_factory=dict)
     clip: float = 0.0
+    is_odd: bool = False
 
 
 class Seen:
@@ -182,25 +184,39 @@ class Seen:
         """Follow the blocks of a cell to what they go through."""
         if cell.source != "tf1":
             return self._of_keras(cell)
-        forget: float | None = None
+        blocks = {i: t for block, i in self._blocks(cell) if (t := self._through(block))}
+        if cell.kind == "lstm" and set(blocks) == set(range(4)):
+            gates = {blocks[i].activation for i in (0, 2, 3)}
+            new = blocks[1].activation
+            told = {"gate": gates.pop(), "new": new} if len(gates) == 1 else {}
+            return OfCell(blocks[2].added, told, self._clip(cell, blocks[2].node), not told)
         activations: dict[str, str] = {}
-        for block, index in self._blocks(cell):
-            if cell.kind == "lstm":
-                what = {0: "gate", 1: "new", 2: "gate", 3: "gate"}.get(index, "")
-            else:
-                what = "gate" if cell.kind == "gru" else "new"
-            found = self._through(block)
-            if found is None:
-                continue
-            activations.setdefault(what, found.activation)
-            if cell.kind == "lstm" and index == 2:
-                forget = found.added
+        if cell.kind == "gru" and len(found := {t.activation for t in blocks.values()}) == 1:
+            activations["gate"] = found.pop()
         if cell.kind in ("gru", "rnn"):
             name = next(iter(cell.inputs["n" if cell.kind == "gru" else "h"].sources))
             for node, _ in self._uses(name):
-                if node.op in _PRODUCTS and (found := self._through(Output(node, 0))) is not None:
-                    activations.setdefault("new", found.activation)
-        return OfCell(forget, activations)
+                if node.op in _PRODUCTS and (through := self._through(Output(node, 0))) is not None:
+                    activations.setdefault("new", through.activation)
+        return OfCell(None, activations)
+
+    def _clip(self, cell: Cell, forget: Node) -> float:
+        """Return at which number a cell cuts its state, or what is projected of its output."""
+        starts = [
+            Output(total, 0)
+            for product in self._consumers(Output(forget, 0))
+            if product.op == "Mul"
+            for total in self._consumers(Output(product, 0))
+            if total.op in ("Add", "AddV2")
+        ]
+        if cell.projection is not None:
+            uses = self._uses(cell.projection.sources[0])
+            starts += [Output(node, 0) for node, _ in uses if node.op in _PRODUCTS]
+        for start in starts:
+            for node in self._consumers(start):
+                if node.op in ("Minimum", "Maximum", "ClipByValue"):
+                    return abs(self._other(node, start) or 1.0)
+        return 0.0
 
     def _of_keras(self, cell: Cell) -> OfCell:
         """Return the activations of a Keras layer, of which the most frequent is that of gates."""
@@ -270,7 +286,7 @@ class Seen:
                     continue
                 seen.add(node)
                 if node.op in _ACTIVATIONS:
-                    return _Through(_ACTIVATIONS[node.op], added)
+                    return _Through(node, _ACTIVATIONS[node.op], added)
                 if node.op in _BEHIND:
                     if node.op in ("Mul", "RealDiv") and self._other(node, output) is None:
                         continue
@@ -281,7 +297,7 @@ class Seen:
     def _other(self, node: Node, output: Output) -> float | None:
         """Return the number that a node takes besides a tensor; None where it takes none."""
         others = [one for one in node.inputs if one != output]
-        if len(others) != 1:
+        if not others:
             return None
         found = self._graph.constant(self._origin(others[0]))
         if found is None or found.values is None or len(set(found.values)) != 1:
@@ -291,6 +307,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class _Through:
+    node: Node
     activation: str
     added: float
 

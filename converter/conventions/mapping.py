@@ -124,7 +124,9 @@ class Mapped:
                 )
         refusal = cell.refusal
         if found.clip:
-            refusal = f"it cuts its state at {found.clip:g}, which no layer of theirs does"
+            refusal = f"it cuts its state or its output at {found.clip:g}, which no other layer does"
+        if found.is_odd:
+            refusal = "its graph has its gates in another order than its name says"
         return replace(
             cell,
             forget_bias=cell.forget_bias if bias is None else bias,

@@ -35,28 +35,24 @@ class Torch(Convention):
     name: ClassVar[str] = "torch"
 
     def cells(self, cells: Sequence[Cell]) -> Iterable[Converted | Refused]:
-        from converter.conventions.stacks import place_of, stacks
+        from converter.conventions.stacks import Place, place_of, stacks
 
         found: list[Converted | Refused] = []
         for root, members in stacks(cells).items():
             apart = _apart(members)
             if apart is None:
-                found.append(_module(root, members))
+                found.append(_noted(_module(root, members), _direction(root, members[0][1])))
                 continue
             for cell, _ in members:
                 reason = _refusal(cell)
                 if reason is not None:
                     found.append(Refused(cell.members, f"{cell.scope}: {reason}"))
                     continue
-                place = place_of(cell.scope)._replace(number=0, directions=False)
-                one = _module(cell.scope, [(cell, place._replace(backward=False))])
-                note = f"{cell.scope}: it is a module of its own, since {apart}"
+                place = Place(cell.scope, backward=place_of(cell.scope).backward)
+                one = _module(cell.scope, [(cell, place)])
                 if len(members) > 1:
-                    one = one._replace(notes=(*one.notes, note))
-                if place.backward:
-                    note = f"{cell.scope}: it goes through its sequence from the end"
-                    one = one._replace(notes=(*one.notes, note))
-                found.append(one)
+                    one = _noted(one, f"{cell.scope}: it is a module of its own, since {apart}")
+                found.append(_noted(one, _direction(cell.scope, place)))
         return found
 
     def plain(self, layer: Layer) -> Converted | Refused:
@@ -67,6 +63,16 @@ class Torch(Convention):
 
     def spelt(self, name: str) -> str:
         return name.replace("/", ".")
+
+
+def _noted(converted: Converted, note: str | None) -> Converted:
+    return converted._replace(notes=(*converted.notes, note)) if note else converted
+
+
+def _direction(scope: str, place: Place) -> str | None:
+    """Say that a module has no backward direction, but goes backward."""
+    is_turned = place.backward and not place.directions
+    return f"{scope}: give it its sequences from their ends" if is_turned else None
 
 
 def _named(scope: str, leaf: str) -> str:
@@ -108,7 +114,8 @@ def _apart(members: Sequence[tuple[Cell, Place]]) -> str | None:
     places = [(place.number, place.backward) for _, place in members]
     both = members[0][1].directions
     layers = 1 + max(number for number, _ in places)
-    wanted = [(n, b) for n in range(layers) for b in ((False, True) if both else (False,))]
+    ways = (False, True) if both else (members[0][1].backward,)
+    wanted = [(number, backward) for number in range(layers) for backward in ways]
     if sorted(places) != wanted:
         if len(members) == 1:
             return "there is no other direction" if both else "the layers before it are missing"
@@ -130,7 +137,7 @@ def _module(root: str, members: Sequence[tuple[Cell, Place]]) -> Converted:
     outputs: dict[str, View] = {}
     notes: list[str] = []
     for cell, place in members:
-        suffix = f"_l{place.number}" + ("_reverse" if place.backward else "")
+        suffix = f"_l{place.number}" + ("_reverse" if place.backward and place.directions else "")
         for leaf, view in _weights(cell).items():
             outputs[_named(root, leaf + suffix)] = view
         notes += cell.notes
@@ -138,7 +145,7 @@ def _module(root: str, members: Sequence[tuple[Cell, Place]]) -> Converted:
     said = []
     if (layers := 1 + max(place.number for _, place in members)) > 1:
         said.append(f"num_layers={layers}")
-    if members[-1][1].backward:
+    if members[-1][1].backward and members[-1][1].directions:
         said.append("bidirectional=True")
     if cell.projection is not None:
         said.append(f"proj_size={cell.output_size}")
