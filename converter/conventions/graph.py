@@ -329,11 +329,11 @@ def _kind(node: Node, port: int) -> Kind | None:
     return _KINDS.get((node.op, port))
 
 
-def look(checkpoint: Checkpoint) -> Seen | None:
+def look(checkpoint: Checkpoint) -> tuple[Seen | None, str | None]:
     """Read the graph of a checkpoint, whatever strategies have made of its variables.
 
     Returns:
-        What it says; None where there is none, where it is damaged, or that of another checkpoint.
+        What it says, or None without one that can be used; and why one cannot be used, or None.
     """
     now: dict[str, str] = {}
     for name, variable in checkpoint.items():
@@ -341,8 +341,8 @@ def look(checkpoint: Checkpoint) -> Seen | None:
     try:
         graph = read_graph(checkpoint)
         if graph is None:
-            return None
+            return None, None
         known = checkpoint.derive(checkpoint[name].rename(was) for was, name in now.items())
-        return Seen(graph, known, now)
-    except InputError:
-        return None
+        return Seen(graph, known, now), None
+    except InputError as error:
+        return None, f"the graph is not used: {error}"

@@ -67,10 +67,15 @@ class Mapped:
         self._taken: set[str] = set()
         self._places = {name: place for place, name in enumerate(checkpoint)}
         self._lost: list[str] = []
-        shapes = {n: v.shape for n, v in checkpoint.items() if self._roles[n].kind in _MODEL}
+        shapes = {
+            name: variable.shape
+            for name, variable in checkpoint.items()
+            if self._roles[name].kind in _MODEL and variable.dtype.is_number
+        }
         declared = by_name(convention.layer, shapes) if convention.layer else {}
         forget = by_name(convention.forget_bias, shapes) if convention.forget_bias else {}
-        seen = look(checkpoint)
+        seen, unused = look(checkpoint)
+        self._notes += [unused] if unused else []
         self._followers = self._all_followers()
         found: list[Cell] = []
         for one in cells(shapes, declared):
@@ -124,7 +129,7 @@ class Mapped:
                 )
         refusal = cell.refusal
         if found.clip:
-            refusal = f"it cuts its state or its output at {found.clip:g}, which no other layer does"
+            refusal = f"it cuts its state or output at {found.clip:g}, which no other layer does"
         if found.is_odd:
             refusal = "its graph has its gates in another order than its name says"
         return replace(
@@ -213,7 +218,8 @@ class Mapped:
         rest = self._convention.rest
         reasons = dict.fromkeys(self._reason(name) for name in left)
         if rest == "refuse":
-            more = f" (and {len(left) - 1} more variables)" if len(left) > 1 else ""
+            count = len(left) - 1
+            more = f" (and {count} more variable{'s' * (count > 1)})" if count else ""
             option = f"--{self._convention.name}-rest"
             raise PlanError(f"{next(iter(reasons))}{more}; {option} keep or drop says what to do")
         if rest == "drop":

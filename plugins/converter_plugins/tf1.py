@@ -24,6 +24,13 @@ _OLD_LEAVES: Mapping[str, tuple[str, str]] = {
     "LSTMBlockCell": ("W", "b"),
     "LSTMBlockFusedCell": ("W_0", "B"),
 }
+# It kept its own names until the cells of blocks got those of the others.
+_OLD_BLOCK = {
+    "gates/kernel": "w_ru",
+    "gates/bias": "b_ru",
+    "candidate/kernel": "w_c",
+    "candidate/bias": "b_c",
+}
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,10 @@ def _cell(cell: Cell) -> Converted | Refused:
     last = scope.rpartition("/")[2]
     notes = [f"{scope}: {note}" for note in _activation(cell)]
     if cell.kind == "gru":
-        return Converted(cell.members, _under(scope, _gru(cell)), tuple(notes))
+        views = _gru(cell)
+        if last == "GRUBlockCell":
+            views = {_OLD_BLOCK[leaf]: view for leaf, view in views.items()}
+        return Converted(cell.members, _under(scope, views), tuple(notes))
     leaves = ("kernel", "biases" if cell.window else "bias")
     forget = 0.0
     if cell.kind == "lstm":
