@@ -244,7 +244,7 @@ def test_a_gru_that_resets_before_the_product_is_none_of_pytorch() -> None:
     with pytest.raises(PlanError, match=r"^gru: without a bias nothing tells .*=gru_reset_after"):
         plan_of(drawn(keras), Torch())
     plan = plan_of(drawn(keras), Torch(layer={"gru/kernel": "gru_reset_after"}))
-    assert plan.notes == ("torch: gru is nn.GRU(3, 2, bias=False)",)
+    assert plan.notes == ("torch: gru: nn.GRU(3, 2, bias=False)",)
 
 
 REFUSED = {
@@ -388,7 +388,7 @@ def test_layers_and_directions_are_one_module_where_they_can_be() -> None:
         for n in (0, 1)
         for way in ("", "_reverse")
     }
-    note = f"torch: {start} is nn.LSTM(3, 2, num_layers=2, bidirectional=True)"
+    note = f"torch: {start}: nn.LSTM(3, 2, num_layers=2, bidirectional=True)"
     assert note in plan.notes
 
 
@@ -473,7 +473,7 @@ def test_without_a_graph_the_default_is_taken_with_a_warning() -> None:
         "torch: rnn/lstm_cell: no graph says which forget bias its code adds; 1 is taken"
     )
     assert plan_of(LSTM, Torch(forget_bias={"*": 1.0})).notes == (
-        "torch: rnn.lstm_cell is nn.LSTM(3, 2)",
+        "torch: rnn.lstm_cell: nn.LSTM(3, 2)",
     )
 
 
@@ -630,7 +630,7 @@ def test_a_variable_of_no_layer_is_an_error_that_names_the_nearest_rule() -> Non
     assert {v.name for v in dense.variables} == names
     kept = plan_of(arrays, Torch(rest="keep"))
     assert {v.name for v in kept.variables} == {"readout", "readout.Momentum", "d.weight"}
-    assert kept.notes == ("torch: 1 variables of no layer are kept as they are: readout",)
+    assert kept.notes == ("torch: 1 variable of no layer stay as they are: readout",)
     dropped = plan_of(arrays, Torch(rest="drop"))
     assert {v.name for v in dropped.variables} == {"d.weight"}
     assert set(dropped.dropped) == {"readout", "readout/Momentum"}

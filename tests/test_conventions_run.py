@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import reference_cells
+from converter_plugins.drop import Drop
 from converter_plugins.keras import Keras
 from converter_plugins.torch import Torch
 
@@ -314,13 +316,47 @@ def test_an_old_layer_of_keras_runs_with_the_function_that_the_plan_tells(tmp_pa
 
 def test_convolutions_and_normalisations_run_in_pytorch(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
+    nn = torch.nn
     directory = DATA / "tf115_v2_convbn_ema"
-    record = json.loads((directory / "case.json").read_text())
-    result = convert(directory, tmp_path / "x.safetensors", [Torch()])
-    weights = {
-        name: torch.from_numpy(v.read().copy())
-        for name, v in open_checkpoint(result.files[0]).items()
+    steps = [Drop(drop=("slots", "averages", "step")), Torch()]
+    result = convert(directory, tmp_path / "x.safetensors", steps)
+    assert result.plan.notes == ("torch: bn1, bn2: give it eps=0.001, which its graph has",)
+    layers = {
+        "conv1": nn.Conv2d(2, 6, 3, padding="same", bias=False),
+        "bn1": nn.BatchNorm2d(6, eps=0.001),
+        "relu": nn.ReLU(),
+        "pool": nn.MaxPool2d(2),
+        "conv2": nn.Conv2d(6, 8, 3, stride=2),
+        "bn2": nn.BatchNorm2d(8, eps=0.001),
+        "relu2": nn.ReLU(),
+        "flat": nn.Flatten(),
+        "logits": nn.Linear(8, 4),
     }
-    print(record["io"], record["description"])
-    functional = torch.nn.functional
-    raise AssertionError(list(weights))
+    model = nn.Sequential(OrderedDict(layers)).eval()
+    output = open_checkpoint(result.files[0])
+    model.load_state_dict({n: torch.from_numpy(v.read().copy()) for n, v in output.items()})
+    io = np.load(directory / "io.npz")
+    with torch.no_grad():
+        logits = model(torch.from_numpy(io["in_images"].transpose(0, 3, 1, 2).copy()))
+    assert_same(logits.numpy(), io["out_logits"])
+
+
+def test_a_language_model_runs_in_pytorch_from_its_safetensors(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    nn = torch.nn
+    directory = DATA / "tf14_v2_charlm_lstm_ema"
+    steps = [Drop(drop=("slots", "averages", "step")), Torch()]
+    output = open_checkpoint(convert(directory, tmp_path / "x.safetensors", steps).files[0])
+    embedding, lstm, softmax = (
+        nn.Embedding(14, 8),
+        nn.LSTM(8, 30, batch_first=True),
+        nn.Linear(30, 14),
+    )
+    rnn = nn.ModuleDict({"lstm_cell": lstm})
+    model = nn.ModuleDict({"embedding": embedding, "rnn": rnn, "softmax": softmax})
+    weights = {n: torch.from_numpy(v.read().copy()) for n, v in output.items()}
+    nn.ModuleDict({"charlm": model}).load_state_dict(weights)
+    io = np.load(directory / "io.npz")
+    with torch.no_grad():
+        logits = softmax(lstm(embedding(torch.from_numpy(io["in_x"]).long()))[0])
+    assert_same(logits.numpy(), io["out_logits"])

@@ -34,6 +34,18 @@ KINDS = (
 """What a variable can be declared to be."""
 
 
+class Note(NamedTuple):
+    """What is to be known of a layer; layers with the same note share one line.
+
+    Attributes:
+        layer: the scope of the layer, or the module.
+        text: a sentence without a full stop.
+    """
+
+    layer: str
+    text: str
+
+
 class Converted(NamedTuple):
     """What becomes of a layer.
 
@@ -45,7 +57,7 @@ class Converted(NamedTuple):
 
     members: tuple[str, ...]
     outputs: Mapping[str, View]
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 class Refused(NamedTuple):

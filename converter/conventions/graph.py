@@ -104,7 +104,13 @@ class Seen:
             for node, port in self._uses(name):
                 if node.op in _BROADCASTS and (kernel := self._kernel_of(node, port)) is not None:
                     biases.setdefault(kernel, name)
-        return Told(kinds, biases, tuple(self._norms()))
+        norms = dict(self._norms())
+        epsilons = {
+            held["moving_mean"]: value.f
+            for node, held in norms.items()
+            if (value := node.attributes.get("epsilon")) is not None
+        }
+        return Told(kinds, biases, tuple(norms.values()), epsilons)
 
     def cell(self, cell: Cell) -> OfCell:
         """Return what is seen of a cell."""
@@ -169,7 +175,7 @@ class Seen:
             source = source.inputs[0].node
         return None
 
-    def _norms(self) -> Iterator[Mapping[str, str]]:
+    def _norms(self) -> Iterator[tuple[Node, Mapping[str, str]]]:
         for node in self._graph.nodes:
             if node.op in _FUSED_NORMS and node in self._forward and len(node.inputs) > 4:
                 held = {
@@ -178,7 +184,7 @@ class Seen:
                 }
                 found = {leaf: name for leaf, name in held.items() if name is not None}
                 if "moving_mean" in found and "moving_variance" in found:
-                    yield found
+                    yield node, found
 
     def _of_blocks(self, cell: Cell) -> OfCell:
         """Follow the blocks of a cell to what they go through."""

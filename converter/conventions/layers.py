@@ -111,12 +111,14 @@ class Layer:
         views: what it has, by the names that Keras has for it: `kernel`, `bias`, `gamma`,
             `beta`, `moving_mean`, `moving_variance`, `embeddings`. The axes of a kernel are those
             of TensorFlow, but of `dense_transposed`, whose are turned around.
+        epsilon: of a normalisation, what the graph adds to the variance; None where nobody said it.
     """
 
     scope: str
     kind: Kind
     members: tuple[str, ...]
     views: Mapping[str, View]
+    epsilon: float | None = None
 
 
 @dataclass(frozen=True)

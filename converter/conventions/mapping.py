@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -62,6 +62,7 @@ class Mapped:
         self._checkpoint = checkpoint
         self._roles = checkpoint.roles()
         self._notes: list[str] = []
+        self._shared: dict[str, list[str]] = {}
         self._left: dict[str, str] = {}
         self._made: dict[str, list[Variable]] = {}
         self._taken: set[str] = set()
@@ -105,14 +106,13 @@ class Mapped:
 
     def notes(self) -> list[str]:
         """Return what a user should know."""
+        found = [f"{_few(layers)}: {text}" for text, layers in self._shared.items()]
         if self._lost:
-            few = ", ".join(self._lost[:_FEW]) + (" ..." if self._lost[_FEW:] else "")
-            self._notes.append(
+            found.append(
                 f"{len(self._lost)} slots and averages are left out, as the new layout has no such "
-                f"state for them: {few}"
+                f"state for them: {_few(self._lost)}"
             )
-            self._lost = []
-        return self._notes
+        return [*found, *self._notes]
 
     def _told(self, cell: Cell, seen: Seen | None, forget: Mapping[str, float]) -> Cell:
         """Add to a cell what the graph and the user say."""
@@ -124,7 +124,7 @@ class Mapped:
             if bias is None:
                 bias = cell.forget_bias
                 notes.append(
-                    f"{cell.scope}: no graph says which forget bias its code adds; {bias:g} is "
+                    f"no graph says which forget bias its code adds; {bias:g} is "
                     f"taken, the default (--{self._convention.name}-forget-bias says another)"
                 )
         refusal = cell.refusal
@@ -148,7 +148,8 @@ class Mapped:
         if isinstance(result, Refused):
             self._left |= dict.fromkeys(result.members, result.reason)
             return
-        self._notes += result.notes
+        for layer, text in result.notes:
+            self._shared.setdefault(text, []).append(layer)
         self._taken.update(result.members)
         for name, view in result.outputs.items():
             made = view.make(Taken(self._checkpoint.get, is_model=True))
@@ -230,15 +231,14 @@ class Mapped:
                 if reason not in self._notes:
                     self._notes.append(reason)
         if rest == "keep":
-            few = ", ".join(left[:_FEW]) + (" ..." if left[_FEW:] else "")
-            self._notes.append(f"{len(left)} variables of no layer are kept as they are: {few}")
+            count = f"{len(left)} variable{'s' * (len(left) > 1)}"
+            self._notes.append(f"{count} of no layer stay as they are: {_few(left)}")
 
     def _leave_out(self, names: list[str], why: str) -> None:
         self._taken.update(names)
         for name in names:
             self._taken.update(follower.name for follower in self._followers.get(name, ()))
-        few = ", ".join(names[:_FEW]) + (" ..." if names[_FEW:] else "")
-        self._notes.append(f"left out, {why}: {few}")
+        self._notes.append(f"left out, {why}: {_few(names)}")
 
     def _reason(self, name: str) -> str:
         """Say why a variable is of no layer, and which is nearest."""
@@ -269,6 +269,10 @@ def _taken(variables: Mapping[str, Variable], followers: Mapping[str, _Follower]
         # FTRL keeps the value itself in it, times what it has summed.
         follows_values=any(role.slot == "linear" for role in roles),
     )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:_FEW]) + (f" and {len(names) - _FEW} more" if names[_FEW:] else "")
 
 
 def _scope(one: Unmapped) -> str:

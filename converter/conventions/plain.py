@@ -54,11 +54,13 @@ class Told:
         kinds: what is computed with a kernel or a table.
         biases: the bias that is added to what is computed with a kernel, by the kernel.
         norms: the variables of batch normalisations, each by the names that Keras has for them.
+        epsilons: what they add to the variance, by the variable of the mean.
     """
 
     kinds: Mapping[str, Kind] = field(default_factory=dict)
     biases: Mapping[str, str] = field(default_factory=dict)
     norms: tuple[Mapping[str, str], ...] = ()
+    epsilons: Mapping[str, float] = field(default_factory=dict)
 
 
 def layers(shapes: Shapes, told: Told, declared: Mapping[str, str]) -> Iterator[Layer]:
@@ -91,7 +93,11 @@ def _told_norms(shapes: Shapes, told: Told) -> Iterator[Layer]:
             scopes = {name.rpartition("/")[0] for name in members.values()}
             scope = scopes.pop() if len(scopes) == 1 else first
             yield Layer(
-                scope or first, "batch_norm", tuple(members.values()), _views(members, shapes)
+                scope or first,
+                "batch_norm",
+                tuple(members.values()),
+                _views(members, shapes),
+                told.epsilons.get(members["moving_mean"]),
             )
 
 

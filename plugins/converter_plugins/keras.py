@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from converter import Strategy, hookimpl
-from converter.conventions.convention import Convention, Converted, Refused
+from converter.conventions.convention import Convention, Converted, Note, Refused
 
 if TYPE_CHECKING:
     from converter.conventions.layers import Cell, Layer
@@ -53,26 +53,27 @@ def _cell(cell: Cell) -> Converted | Refused:
         refusal = "its output is projected, and a Keras LSTM has no projection"
     if refusal is not None:
         return Refused(cell.members, f"{cell.scope}: {refusal}")
-    notes = [*cell.notes, *_activations(cell)]
+    notes = [*(Note(cell.scope, text) for text in cell.notes), *_activations(cell)]
     if cell.kind == "gru":
-        notes.append(f"{cell.scope}: it is a GRU with reset_after={cell.reset_after}")
+        notes.append(Note(cell.scope, f"it is a GRU with reset_after={cell.reset_after}"))
     start = f"{cell.scope}/" if cell.scope else ""
     outputs = {start + leaf: view for leaf, view in _views(cell).items()}
     return Converted(cell.members, outputs, tuple(notes))
 
 
-def _activations(cell: Cell) -> Iterator[str]:
+def _activations(cell: Cell) -> Iterator[Note]:
     """Say what a layer of Keras has to be told, where it is not what it is by default."""
     for what, usual in (("gate", "sigmoid"), ("new", "tanh")):
         found = cell.activations.get(what, usual)
         if found == "hard_sigmoid":
-            yield (
-                f"{cell.scope}: its gates compute clip(0.2 * x + 0.5, 0, 1), which Keras 2 calls "
-                "hard_sigmoid and Keras 3 does not: give that function as recurrent_activation"
+            yield Note(
+                cell.scope,
+                "its gates compute clip(0.2 * x + 0.5, 0, 1), which Keras 2 calls hard_sigmoid and "
+                "Keras 3 does not: give that function as recurrent_activation",
             )
         elif found != usual:
             option = "recurrent_activation" if what == "gate" else "activation"
-            yield f"{cell.scope}: it computes with {found}; say {option}={found!r} to Keras"
+            yield Note(cell.scope, f"it computes with {found}; say {option}={found!r} to Keras")
 
 
 def _views(cell: Cell) -> dict[str, View]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from converter import Strategy, hookimpl
-from converter.conventions.convention import Convention, Converted, Refused
+from converter.conventions.convention import Convention, Converted, Note, Refused
 
 if TYPE_CHECKING:
     from converter.conventions.layers import Cell, Layer
@@ -74,7 +74,7 @@ def _cell(cell: Cell) -> Converted | Refused:
         return Refused(cell.members, f"{cell.scope}: {refusal}")
     scope = _scope(cell)
     last = scope.rpartition("/")[2]
-    notes = [f"{scope}: {note}" for note in _activation(cell)]
+    notes = [Note(scope, text) for text in _activation(cell)]
     if cell.kind == "gru":
         views = _gru(cell)
         if last == "GRUBlockCell":
@@ -87,10 +87,11 @@ def _cell(cell: Cell) -> Converted | Refused:
         adds = family is None or family.adds_forget_bias
         forget = cell.forget_bias if cell.forget_bias is not None else 1.0 if adds else 0.0
         if forget and cell.forget_bias is None:
-            notes.append(
-                f"{scope}: its bias is made for code that adds a forget bias of {forget:g}, the "
-                f"default of TensorFlow 1 (--tf1-forget-bias says another)"
+            text = (
+                f"its bias is made for code that adds a forget bias of {forget:g}, the default of "
+                f"TensorFlow 1 (--tf1-forget-bias says another)"
             )
+            notes.append(Note(scope, text))
     outputs = _fused(cell, _OLD_LEAVES.get(last, leaves), forget)
     return Converted(cell.members, _under(scope, outputs), tuple(notes))
 

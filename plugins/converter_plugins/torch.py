@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from converter import Strategy, hookimpl
-from converter.conventions.convention import Convention, Converted, Refused
+from converter.conventions.convention import Convention, Converted, Note, Refused
 
 if TYPE_CHECKING:
     from converter.conventions.layers import Cell, Layer
@@ -51,7 +51,8 @@ class Torch(Convention):
                 place = Place(cell.scope, backward=place_of(cell.scope).backward)
                 one = _module(cell.scope, [(cell, place)])
                 if len(members) > 1:
-                    one = _noted(one, f"{cell.scope}: it is a module of its own, since {apart}")
+                    note = Note(cell.scope, f"it is a module of its own, since {apart}")
+                    one = _noted(one, note)
                 found.append(_noted(one, _direction(cell.scope, place)))
         return found
 
@@ -59,20 +60,21 @@ class Torch(Convention):
         return Converted(
             layer.members,
             {_named(layer.scope, leaf): view for leaf, view in _parameters(layer).items()},
+            tuple(_epsilon(layer)),
         )
 
     def spelt(self, name: str) -> str:
         return name.replace("/", ".")
 
 
-def _noted(converted: Converted, note: str | None) -> Converted:
+def _noted(converted: Converted, note: Note | None) -> Converted:
     return converted._replace(notes=(*converted.notes, note)) if note else converted
 
 
-def _direction(scope: str, place: Place) -> str | None:
+def _direction(scope: str, place: Place) -> Note | None:
     """Say that a module has no backward direction, but goes backward."""
     is_turned = place.backward and not place.directions
-    return f"{scope}: give it its sequences from their ends" if is_turned else None
+    return Note(scope, "give it its sequences from their ends") if is_turned else None
 
 
 def _named(scope: str, leaf: str) -> str:
@@ -135,12 +137,12 @@ def _apart(members: Sequence[tuple[Cell, Place]]) -> str | None:
 
 def _module(root: str, members: Sequence[tuple[Cell, Place]]) -> Converted:
     outputs: dict[str, View] = {}
-    notes: list[str] = []
+    notes: list[Note] = []
     for cell, place in members:
         suffix = f"_l{place.number}" + ("_reverse" if place.backward and place.directions else "")
         for leaf, view in _weights(cell).items():
             outputs[_named(root, leaf + suffix)] = view
-        notes += cell.notes
+        notes += [Note(cell.scope, text) for text in cell.notes]
     cell = members[0][0]
     said = []
     if (layers := 1 + max(place.number for _, place in members)) > 1:
@@ -154,7 +156,7 @@ def _module(root: str, members: Sequence[tuple[Cell, Place]]) -> Converted:
     if cell.kind == "rnn" and cell.activations.get("new") == "relu":
         said.append("nonlinearity='relu'")
     call = ", ".join([str(cell.input_size), str(cell.units), *said])
-    notes.append(f"{root.replace('/', '.') or 'the model'} is {_MODULES[cell.kind]}({call})")
+    notes.append(Note(root.replace("/", "."), f"{_MODULES[cell.kind]}({call})"))
     return Converted(
         tuple(name for one, _ in members for name in one.members), outputs, tuple(notes)
     )
@@ -193,6 +195,18 @@ def _weights(cell: Cell) -> dict[str, View]:
     if cell.projection is not None:
         views["weight_hr"] = transposed(cell.projection)
     return views
+
+
+def _epsilon(layer: Layer) -> Iterator[Note]:
+    """Say what a normalisation has to be told: PyTorch has another default."""
+    module = layer.scope.replace("/", ".")
+    if layer.epsilon is not None:
+        yield Note(module, f"give it eps={layer.epsilon:.7g}, which its graph has")
+    elif layer.kind == "batch_norm":
+        yield Note(module, "give it the eps of its code: by default 0.001, and 1e-05 in PyTorch")
+    elif layer.kind == "layer_norm":
+        text = "give it the eps of its code: by default 1e-12 in contrib, 0.001 in Keras, and 1e-05"
+        yield Note(module, f"{text} in PyTorch")
 
 
 def _parameters(layer: Layer) -> Mapping[str, View]:
