@@ -231,8 +231,8 @@ class Mapped:
                 if reason not in self._notes:
                     self._notes.append(reason)
         if rest == "keep":
-            count = f"{len(left)} variable{'s' * (len(left) > 1)}"
-            self._notes.append(f"{count} of no layer stay as they are: {_few(left)}")
+            words = f"{len(left)} variable{'s' * (len(left) > 1)}"
+            self._notes.append(f"{words} of no layer stay as they are: {_few(left)}")
 
     def _leave_out(self, names: list[str], why: str) -> None:
         self._taken.update(names)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from converter import Strategy, hookimpl
+from converter import Strategy, hookimpl, option
 from converter.conventions.convention import Convention, Converted, Note, Refused
 
 if TYPE_CHECKING:
@@ -47,6 +47,9 @@ class Tf1(Convention):
     """
 
     name: ClassVar[str] = "tf1"
+    rest: Literal["refuse", "keep", "drop"] = option(
+        "keep", help="what becomes of variables that are of no layer that is known"
+    )
 
     def cells(self, cells: Sequence[Cell]) -> Iterable[Converted | Refused]:
         return [_cell(cell) for cell in cells]
