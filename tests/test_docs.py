@@ -31,7 +31,10 @@ from converter.strategy import options, summary
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
-BUILT_IN = ["cast", "drop", "ema", "keep", "pad", "reinit", "rename", "scale", "truncate"]
+BUILT_IN = [
+    *("cast", "drop", "ema", "keep", "keras", "pad", "reinit", "rename", "scale", "tf1", "torch"),
+    "truncate",
+]
 
 # The two commands that set up all. The first goes on with a command of ours, which is run.
 INSTALL = "pip install . && "
@@ -247,7 +250,7 @@ def test_no_other_options_are_mentioned() -> None:
 
 
 def test_the_readme_tells_what_each_built_in_plugin_does() -> None:
-    table = re.findall(r"^\| `([a-z]+)` \| (.*?) \|", text_of("README.md"), re.MULTILINE)
+    table = re.findall(r"^\| `([a-z0-9]+)` \| (.*?) \|", text_of("README.md"), re.MULTILINE)
     assert table == [(name, summary(load().get(name))) for name in BUILT_IN]
 
 

@@ -137,7 +137,7 @@ class Seen:
             for consumer in self._graph.consumers[node]:
                 if consumer not in self._forward:
                     continue
-                if consumer.op in _PASSES or self._joins(consumer, name) or _adds_axis(consumer):
+                if self._passes(consumer) or self._joins(consumer, name):
                     if consumer not in seen:
                         seen.add(consumer)
                         waiting.append(consumer)
@@ -145,6 +145,21 @@ class Seen:
                 for port, output in enumerate(consumer.inputs):
                     if output.node is node:
                         yield consumer, port
+
+    def _passes(self, node: Node) -> bool:
+        """Whether a node gives on what it takes, but for axes of one entry.
+
+        A product over several axes reshapes and transposes its kernel, mostly to what it was.
+        """
+        if node.op in _PASSES or node.op in ("ExpandDims", "Squeeze"):
+            return True
+        if node.op not in ("Reshape", "Transpose") or not node.inputs:
+            return False
+        shape = self._graph.declared(node, 0)
+        before = self._graph.declared(*node.inputs[0])
+        if shape is None or shape != before or None in shape:
+            return False
+        return node.op == "Reshape" or len(set(shape)) == len(shape)
 
     def _joins(self, node: Node, name: str) -> bool:
         """Whether a node joins the parts of a partitioned variable."""
@@ -157,7 +172,7 @@ class Seen:
         """Return the node behind all that only passes a value on."""
         node = output.node
         for _ in range(_MAX_NODES):
-            if not node.inputs or not (node.op in _PASSES or _adds_axis(node)):
+            if not node.inputs or not self._passes(node):
                 break
             node = node.inputs[0].node
         return node
@@ -316,11 +331,6 @@ class _Through:
     node: Node
     activation: str
     added: float
-
-
-def _adds_axis(node: Node) -> bool:
-    """Whether a node makes the kernel of a convolution over one axis one over two."""
-    return node.op in ("ExpandDims", "Squeeze")
 
 
 def _kind(node: Node, port: int) -> Kind | None:

@@ -217,12 +217,13 @@ class Mapped:
         if not left:
             return
         rest = self._convention.rest
-        reasons = dict.fromkeys(self._reason(name) for name in left)
         if rest == "refuse":
             count = len(left) - 1
             more = f" (and {count} more variable{'s' * (count > 1)})" if count else ""
             option = f"--{self._convention.name}-rest"
-            raise PlanError(f"{next(iter(reasons))}{more}; {option} keep or drop says what to do")
+            # The bias of what is not known is not what has to be said.
+            first = max(left, key=lambda name: (name in self._left, len(self._checkpoint[name].shape)))
+            raise PlanError(f"{self._reason(first)}{more}; {option} keep or drop says what to do")
         if rest == "drop":
             self._leave_out(left, "of no layer that it has")
         for name in left:

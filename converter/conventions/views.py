@@ -19,6 +19,9 @@ from converter.variable import Array, Region, Variable, shape_of, whole
 
 Shape = tuple[int, ...]
 
+AHEAD_BYTES = 16 << 20
+"""How much of a variable is held while its columns are written as rows."""
+
 
 class Taken(NamedTuple):
     """The variables that a view is made of.
@@ -110,7 +113,9 @@ class _Transposed(_Of):
         made = self.view.make(taken)
         if made is None:
             return None
-        below, axes = made.load, self.axes
+        axes = self.axes
+        # What is asked for comes in the order of the result: a few columns of the source each.
+        below = _Ahead(made, axes[0]) if axes[0] != 0 and made.dtype.itemsize else made.load
 
         def load(region: Region) -> Array:
             places = dict(zip(axes, region, strict=True))
@@ -119,6 +124,42 @@ class _Transposed(_Of):
             return turned
 
         return made.derive(load, shape=self.shape)
+
+
+class _Ahead:
+    """Loads more of a variable than is asked for, for what is asked for next.
+
+    Args:
+        variable: the variable.
+        axis: the axis along which regions follow one another.
+    """
+
+    def __init__(self, variable: Variable, axis: int) -> None:
+        self._variable = variable
+        self._axis = axis
+        each = max(1, variable.nbytes // max(1, variable.shape[axis]))
+        self._count = max(1, AHEAD_BYTES // each)
+        self._start = 0
+        self._held: Array | None = None
+
+    def __call__(self, region: Region) -> Array:
+        axis, shape = self._axis, self._variable.shape
+        wanted = region[axis]
+        rest = (*region[:axis], *region[axis + 1 :])
+        if rest != (*whole(shape[:axis]), *whole(shape[axis + 1 :])):
+            return self._variable.load(region)
+        held = self._held
+        start = self._start
+        if held is None or not start <= wanted.start <= wanted.stop <= start + held.shape[axis]:
+            start = wanted.start
+            stop = min(shape[axis], max(wanted.stop, start + self._count))
+            held = self._variable.load((*region[:axis], slice(start, stop), *region[axis + 1 :]))
+        # Behind the end nothing is asked for any more.
+        is_last = wanted.stop == shape[axis]
+        self._start, self._held = (0, None) if is_last else (start, held)
+        part = slice(wanted.start - start, wanted.stop - start)
+        values: Array = held[(*whole(held.shape[:axis]), part)]
+        return values
 
 
 @dataclass(frozen=True)
