@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import case
+from converter_plugins.drop import Drop
+from converter_plugins.ema import Ema
 from converter_plugins.keras import Keras
 from converter_plugins.tf1 import Tf1
 from converter_plugins.torch import Torch
@@ -245,6 +247,35 @@ def test_a_gru_that_resets_before_the_product_is_none_of_pytorch() -> None:
         plan_of(drawn(keras), Torch())
     plan = plan_of(drawn(keras), Torch(layer={"gru/kernel": "gru_reset_after"}))
     assert plan.notes == ("torch: gru: nn.GRU(3, 2, bias=False)",)
+
+
+def test_shards_of_a_kernel_are_joined() -> None:
+    kernel = LSTM["rnn/lstm_cell/kernel"]
+    shards = {"RNN/LSTMCell/W_0": kernel[:3], "RNN/LSTMCell/W_1": kernel[3:]}
+    arrays = {**shards, "RNN/LSTMCell/B": LSTM["rnn/lstm_cell/bias"]}
+    found = result_of(arrays, Keras())
+    wanted = result_of(LSTM, Keras())
+    assert [v.tobytes() for v in found.values()] == [v.tobytes() for v in wanted.values()]
+
+
+def test_a_kernel_that_is_said_to_be_that_of_an_lstm_is() -> None:
+    arrays = {"own/kernel": LSTM["rnn/lstm_cell/kernel"], "own/bias": LSTM["rnn/lstm_cell/bias"]}
+    found = result_of(arrays, Torch(layer={"own/kernel": "lstm"}))
+    wanted = result_of(LSTM, Torch(forget_bias={"*": 0.0}))
+    assert [v.tobytes() for v in found.values()] == [v.tobytes() for v in wanted.values()]
+
+
+def test_an_lstm_that_was_written_gate_by_gate() -> None:
+    shapes = {"wx": (X, U), "wt": (U, U), "bi": (1, U)}
+    gates = ("input_gate", "forget_gate", "memory_cell", "output_gate")
+    arrays = drawn({f"own/{g}/{leaf}": s for g in gates for leaf, s in shapes.items()})
+    found = result_of(arrays, Keras())
+    for name, leaf in (("kernel", "wx"), ("recurrent_kernel", "wt"), ("bias", "bi")):
+        wanted = np.concatenate([arrays[f"own/{g}/{leaf}"] for g in gates], 1)
+        assert np.array_equal(found[f"own/{name}"].reshape(wanted.shape), wanted)
+    arrays["own/input_gate/wx"] = arrays["own/input_gate/wx"][:1]
+    with pytest.raises(PlanError, match="nothing tells which layer"):
+        plan_of(arrays, Keras())
 
 
 REFUSED = {
@@ -580,6 +611,42 @@ def test_the_graph_says_what_a_name_does_not(tmp_path: Path) -> None:
         assert np.array_equal(plan.result[name].read(), values), name
 
 
+def test_three_axes_are_a_convolution_only_where_something_says_so() -> None:
+    arrays = drawn({"conv1d/kernel": (3, 2, 5), "attention_output/kernel": (2, 3, 5)})
+    assert set(result_of(arrays, Torch(rest="keep"))) == {
+        "conv1d.weight",
+        "attention_output.kernel",
+    }
+    with pytest.raises(PlanError, match=r"^attention_output/kernel \[2, 3, 5\]: .* is conv:"):
+        plan_of(arrays, Torch())
+
+
+def test_what_a_graph_does_not_multiply_is_no_convolution(tmp_path: Path) -> None:
+    m = Model()
+    product = m.op("Einsum", m.input(2, 4), m.variable("h/kernel", 2, 4, 5, 3))
+    m.op("Relu", product)
+    with pytest.raises(PlanError, match=r"^h/kernel"):
+        make_plan(with_graph(m, tmp_path), [Torch()])
+
+
+def test_a_kernel_that_a_product_over_several_axes_reshapes_is_told_by_the_graph() -> None:
+    source = open_checkpoint(case("tf14_v2_charlm_lstm_ema").path)
+    model = [v for n, v in source.items() if source.roles()[n].kind == "model"]
+    new = {"charlm/softmax/kernel": "readout"}
+    plan = make_plan(source.derive(v.rename(new.get(v.name, v.name)) for v in model), [Torch()])
+    assert {"readout.weight", "readout.bias"} < set(plan.result)
+    assert plan.notes == ("torch: charlm.rnn.lstm_cell: nn.LSTM(8, 30)",)
+
+
+def test_averages_in_the_place_of_variables_are_found_in_the_graph() -> None:
+    source = open_checkpoint(case("tf14_v2_charlm_lstm_ema").path)
+    plan = make_plan(source, [Ema(ema="use"), Drop(drop=("optimizer", "step")), Torch()])
+    assert plan.notes == ("torch: charlm.rnn.lstm_cell: nn.LSTM(8, 30)",)
+    average = source["charlm/rnn/lstm_cell/bias/ExponentialMovingAverage"].read()
+    bias = plan.result["charlm.rnn.lstm_cell.bias_ih_l0"].read()
+    assert np.array_equal(bias[30:60], average[60:90] + np.float32(1))
+
+
 # --- what follows, and what is left ---
 
 
@@ -630,7 +697,7 @@ def test_a_variable_of_no_layer_is_an_error_that_names_the_nearest_rule() -> Non
     assert {v.name for v in dense.variables} == names
     kept = plan_of(arrays, Torch(rest="keep"))
     assert {v.name for v in kept.variables} == {"readout", "readout.Momentum", "d.weight"}
-    assert kept.notes == ("torch: 1 variable of no layer stay as they are: readout",)
+    assert kept.notes == ("torch: kept as it is, of no layer that it has: readout",)
     dropped = plan_of(arrays, Torch(rest="drop"))
     assert {v.name for v in dropped.variables} == {"d.weight"}
     assert set(dropped.dropped) == {"readout", "readout/Momentum"}
@@ -651,6 +718,26 @@ def test_steps_stay_and_kinds_are_checked() -> None:
         Torch(layer={"d/kernel": "danse"})
     with pytest.raises(UsageError, match="'e/kernel' fits none"):
         plan_of(arrays, Torch(layer={"e/kernel": "dense"}))
+
+
+@pytest.mark.parametrize(
+    "shape", [(), (0,), (1,), (0, 0), (3, 0), (0, 4), (5, 7), (2, 0, 4), (1, 1)]
+)
+@pytest.mark.parametrize("strategy", [Keras, Torch, Tf1])
+def test_shapes_that_no_layer_has_are_of_no_layer(
+    strategy: type[Keras] | type[Torch] | type[Tf1], shape: tuple[int, ...]
+) -> None:
+    cells = [spelt(pattern) for pattern in NAMES]
+    cells += [list(GRU), list(BLOCK), list(CUDNN_GRU)]
+    cells += [["k/kernel", "k/recurrent_kernel", "k/bias"], ["LSTMCell/W_0", "LSTMCell/W_1"]]
+    cells += [[f"g/{gate}/{leaf}" for gate in "ifgo" for leaf in ("wx", "wt", "b")]]
+    cells += [["bn/moving_mean", "bn/moving_variance", "bn/gamma"], ["s/depthwise_kernel"]]
+    for names in cells:
+        for odd in names:
+            arrays = {name: np.zeros(shape if name == odd else (2, 2), "f4") for name in names}
+            plan = plan_of(arrays, strategy(rest="keep"))
+            assert sum(v.read().size for v in plan.variables) >= 0
+            assert {s for v in plan.variables for s in v.sources} == set(names)
 
 
 @pytest.mark.parametrize("strategy", [Keras, Torch, Tf1])

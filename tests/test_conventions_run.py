@@ -76,7 +76,7 @@ def _all(name: str) -> list[tuple[str, int]]:
     return [(name, i) for i, rnn in enumerate(case.get("rnn") or ()) if "check" in rnn]
 
 
-# No reader for Keras files; what runs gate by gate has no cell to be recognised by.
+# There is no reader for Keras files.
 LSTMS = [
     case
     for name in (
@@ -108,7 +108,9 @@ def run_keras(
     return [np.asarray(value) for value in layer(x, initial_state=initial)]
 
 
-def run_torch(weights: dict[str, Array], kind: str, x: Array, **options: Any) -> list[Array]:
+def run_torch(
+    weights: dict[str, Array], kind: str, x: Array, initial: Any = None, **options: Any
+) -> list[Array]:
     """Run a module of PyTorch; return its outputs at all steps, then its last states."""
     torch = pytest.importorskip("torch")
     hidden = weights["weight_hh_l0"].shape[0] // {"lstm": 4, "gru": 3, "rnn": 1}[kind]
@@ -118,7 +120,8 @@ def run_torch(weights: dict[str, Array], kind: str, x: Array, **options: Any) ->
         {name: torch.from_numpy(value.copy()) for name, value in weights.items()}
     )
     with torch.no_grad():
-        outputs, states = module(torch.from_numpy(x.copy()))
+        given = None if initial is None else tuple(torch.from_numpy(v[None]) for v in initial)
+        outputs, states = module(torch.from_numpy(x.copy()), given)
     last = states if kind == "lstm" else (states,)
     return [outputs.numpy(), *(state[-1].numpy() for state in last)]
 
@@ -162,6 +165,22 @@ def test_lstm(name: str, number: int, framework: str, tmp_path: Path) -> None:
         for state, what in ((h, "h"), (c, "c")):
             if case.array(what) is not None:
                 assert_same(state, case.array(what))
+
+
+@pytest.mark.parametrize("framework", ["keras", "torch"])
+def test_an_lstm_that_was_written_gate_by_gate(framework: str, tmp_path: Path) -> None:
+    case = Recorded("tf10_v2_gatewise_lstm", 0)
+    strategy = Keras() if framework == "keras" else Torch()
+    weights = case.converted(convert(case.path, tmp_path / "x.safetensors", [strategy]))
+    x, h, c = (case.array(what) for what in ("x", "h0", "c0"))
+    assert x is not None
+    if framework == "keras":
+        outputs, *states = run_keras(weights, "lstm", x, [h, c])
+    else:
+        outputs, *states = run_torch(weights, "lstm", x, [h, c])
+    assert_same(outputs, case.array("out"))
+    assert_same(states[0], case.array("h"))
+    assert_same(states[1], case.array("c"))
 
 
 @pytest.mark.parametrize(("name", "number"), GRUS)

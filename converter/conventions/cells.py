@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from converter.conventions.layers import Cell, Gates, Recurrence, Unmapped
+from converter.conventions.layers import GATES, Cell, Gates, Recurrence, Unmapped
 from converter.conventions.views import (
     View,
     Whole,
@@ -77,9 +77,8 @@ FAMILIES: Mapping[str, Family] = {
         "lstm", refusal="its input gate is one minus its forget gate"
     ),
 }
-_OTHER_CELL = re.compile(
-    r"(.*(lstm|gru|rnn|sru|nas|grid).*|intersection|phased)cell(v2)?|ugrnncell|srucell"
-)
+# What else is in the name of a cell, whichever cell it is.
+_OTHER_CELLS = ("lstm", "gru", "rnn", "sru", "nas", "grid")
 TF_GATES: Mapping[Recurrence, tuple[str, ...]] = {
     "lstm": ("i", "g", "f", "o"),
     "rnn": ("h",),
@@ -93,6 +92,19 @@ KERAS_GATES: Mapping[Recurrence, tuple[str, ...]] = {
 }
 """The blocks of columns of Keras, in their order."""
 
+# What people call the gates of an LSTM, and what these hold, in small letters.
+_GATE_SCOPES: Mapping[str, str] = {
+    **dict.fromkeys(["input_gate", "input", "in_gate", "i_gate", "i"], "i"),
+    **dict.fromkeys(["forget_gate", "forget", "f_gate", "f"], "f"),
+    **dict.fromkeys(["output_gate", "output", "out_gate", "o_gate", "o"], "o"),
+    **dict.fromkeys(["memory_cell", "memory", "candidate", "cell_gate", "new_gate"], "g"),
+    **dict.fromkeys(["new", "g_gate", "g", "j"], "g"),
+}
+_GATE_LEAVES: Mapping[str, str] = {
+    **dict.fromkeys(["wx", "w_x"], "x"),
+    **dict.fromkeys(["wt", "wh", "w_t", "w_h", "u"], "h"),
+    **dict.fromkeys(["bi", "b", "bias", "biases"], "bias"),
+}
 _KERAS = re.compile(r"(?P<scope>(?:.*/)?)recurrent_kernel(?P<number>(_\d+)?)", re.DOTALL)
 _KERAS_KINDS: Mapping[int, Recurrence] = {1: "rnn", 3: "gru", 4: "lstm"}
 
@@ -100,7 +112,8 @@ _KERAS_KINDS: Mapping[int, Recurrence] = {1: "rnn", 3: "gru", 4: "lstm"}
 def family_of(component: str) -> str | None:
     """Return which cell a component of a scope is called after, or None."""
     plain = re.sub(r"_\d+$", "", component).lower().replace("_", "")
-    return plain if plain in FAMILIES or _OTHER_CELL.fullmatch(plain) else None
+    is_other = plain.endswith(("cell", "cellv2")) and any(kind in plain for kind in _OTHER_CELLS)
+    return plain if plain in FAMILIES or is_other else None
 
 
 def cells(shapes: Shapes, declared: Mapping[str, str]) -> Iterator[Cell | Unmapped]:
@@ -112,7 +125,11 @@ def cells(shapes: Shapes, declared: Mapping[str, str]) -> Iterator[Cell | Unmapp
             `gru_reset_after`.
     """
     taken: set[str] = set()
-    for found in (*_keras_cells(shapes, declared), *_declared_cells(shapes, declared)):
+    for found in (
+        *_keras_cells(shapes, declared),
+        *_declared_cells(shapes, declared),
+        *_gatewise_cells(shapes),
+    ):
         taken.update(found.members)
         yield found
     scopes: dict[str, dict[str, str]] = {}
@@ -125,6 +142,42 @@ def cells(shapes: Shapes, declared: Mapping[str, str]) -> Iterator[Cell | Unmapp
             scopes.setdefault(scope, {})[leaf] = name
     for scope, leaves in scopes.items():
         yield _cell(scope, leaves, shapes)
+
+
+def _gatewise_cells(shapes: Shapes) -> Iterator[Cell]:
+    """Yield LSTMs that have a scope for each gate: `cell/input_gate/wx`, `wt`, `bi`."""
+    scopes: dict[str, dict[str, dict[str, str]]] = {}
+    for name in shapes:
+        above, _, leaf = name.rpartition("/")
+        scope, _, last = above.rpartition("/")
+        gate, role = _GATE_SCOPES.get(last.lower()), _GATE_LEAVES.get(leaf.lower())
+        if gate and role:
+            scopes.setdefault(scope, {}).setdefault(gate, {})[role] = name
+    for scope, gates in scopes.items():
+        if set(gates) != set(GATES["lstm"]):
+            continue
+        roles = {role for held in gates.values() for role in held}
+        views = {
+            role: {g: Whole(held[role], shapes[held[role]]) for g, held in gates.items()}
+            for role in roles
+            if all(role in held for held in gates.values())
+        }
+        if set(views) != roles or not {"x", "h"} <= roles:
+            continue
+        shape = views["x"]["i"].shape
+        if len(shape) != 2 or not all(shape):
+            continue
+        units = shape[1]
+        wanted: dict[str, list[tuple[int, ...]]] = {
+            "x": [shape],
+            "h": [(units, units)],
+            "bias": [(units,), (1, units)],
+        }
+        if any(v.shape not in wanted[role] for role, held in views.items() for v in held.values()):
+            continue
+        biases = {g: reshaped(v, (units,)) for g, v in views.get("bias", {}).items()}
+        own = {view.name: view for held in views.values() for view in held.values()}
+        yield Cell(scope, "lstm", own, views["x"], views["h"], biases, is_gatewise=True)
 
 
 def _declared_cells(shapes: Shapes, declared: Mapping[str, str]) -> Iterator[Cell | Unmapped]:
@@ -175,14 +228,23 @@ class _Reader:
                 return Whole(name, self._shapes[name])
         return None
 
+    def _shards(self, first: View | None, stem: str) -> View | None:
+        """Return a matrix with the shards `W_1`, `W_2` ... that 0.12 made of its rows."""
+        views = [] if first is None else [first]
+        while views and (another := self._take(f"{stem}_{len(views)}")) is not None:
+            if len(another.shape) != 2 or another.shape[1:] != views[0].shape[1:]:
+                return None
+            views.append(another)
+        return joined(views, 0) if views else None
+
     def _missing(self, what: str) -> Unmapped:
         return self.unmapped(f"it has no {what}")
 
     def fused(self, family: Family, *, first: str = "kernel") -> Cell | Unmapped:
         """Read a cell with one kernel: rows of inputs and state, columns of gates."""
         order = TF_GATES[family.kind]
-        kernel, bias = self._take(first, *_KERNELS), self._take(*_BIASES)
-        projection = self._take(*_PROJECTIONS)
+        kernel, bias = self._shards(self._take(first, *_KERNELS), "w"), self._take(*_BIASES)
+        projection = self._shards(self._take(*_PROJECTIONS), "w_p")
         peepholes = [view for leaf in _PEEPHOLES if (view := self._take(leaf)) is not None]
         norms = [view for leaf in _NORMS if (view := self._take(leaf)) is not None]
         if self._left:
@@ -195,7 +257,7 @@ class _Reader:
             return self.unmapped(
                 "it normalises each gate over its units, which no layer of Keras or PyTorch does"
             )
-        if projection is not None and projection.shape != (units, projection.shape[-1]):
+        if projection is not None and (len(projection.shape) != 2 or projection.shape[0] != units):
             return self._odd(projection.sources[0])
         back = units if projection is None else projection.shape[-1]
         if not 0 < back < rows or columns % len(order):
@@ -228,6 +290,8 @@ class _Reader:
             return self._missing("kernel of its gates")
         rows, units = gates.shape[0], gates.shape[1] // 2
         size = rows - units
+        if new is not None and new.shape != (rows, units):
+            return self._odd(new.sources[0])
         if new is not None:
             parts = [part(new, 0, 0, size), part(new, 0, size, rows)] if size > 0 else [None]
             biases = [bias, None]
@@ -236,7 +300,6 @@ class _Reader:
             return self._missing("kernel of its candidate")
         for view, shape in (
             (gates, (rows, 2 * units)),
-            (new, (rows, units)),
             (inputs, (size, units)),
             (states, (units, units)),
             (gate_bias, (2 * units,)),

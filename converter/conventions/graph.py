@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -16,7 +17,10 @@ from converter.structure.variables import bind
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
 
+_ORDER = "its graph has its gates in another order than its name says"
+_JOINS = ops("Concat ConcatV2")
 _MAX_NODES = 400
+_MAX_GATES = 4
 _PASSES = READS | ops("Switch RefSwitch Merge RefMerge Cast")
 _BROADCASTS = ops("Add AddV2 BiasAdd BiasAddV1")
 _PRODUCTS = ops("MatMul BatchMatMul BatchMatMulV2 BatchMatMulV3")
@@ -61,13 +65,13 @@ class OfCell:
         forget_bias: what it adds to its forget gate; None where that is not seen.
         activations: what its gates go through, by `gate`, and what is new, by `new`.
         clip: at which number it cuts its state or its output; 0 where it does not.
-        is_odd: whether its gates are in another order than its name says.
+        odd: what of it is not as its name says, as half a sentence; None where all is.
     """
 
     forget_bias: float | None = None
     activations: Mapping[str, str] = field(default_factory=dict)
     clip: float = 0.0
-    is_odd: bool = False
+    odd: str | None = None
 
 
 class Seen:
@@ -94,14 +98,18 @@ class Seen:
         """Return what is computed with the variables of these names."""
         kinds: dict[str, Kind] = {}
         biases: dict[str, str] = {}
-        for name in names:
-            found = {kind for node, port in self._uses(name) if (kind := _kind(node, port))}
+        others: set[str] = set()
+        uses = {name: list(self._uses(name)) for name in names}
+        for name, taken in uses.items():
+            found = {kind for node, port in taken if (kind := _kind(node, port))}
             # A table that is tied to logits lies as a table does, whichever way it is multiplied.
             if found and found <= {"embedding", "dense_transposed"}:
                 kinds[name] = "embedding" if "embedding" in found else "dense_transposed"
             elif len(found) == 1:
                 kinds[name] = found.pop()
-            for node, port in self._uses(name):
+            elif taken:
+                others.add(name)
+            for node, port in taken:
                 if node.op in _BROADCASTS and (kernel := self._kernel_of(node, port)) is not None:
                     biases.setdefault(kernel, name)
         norms = dict(self._norms())
@@ -110,7 +118,7 @@ class Seen:
             for node, held in norms.items()
             if (value := node.attributes.get("epsilon")) is not None
         }
-        return Told(kinds, biases, tuple(norms.values()), epsilons)
+        return Told(kinds, frozenset(others), biases, tuple(norms.values()), epsilons)
 
     def cell(self, cell: Cell) -> OfCell:
         """Return what is seen of a cell."""
@@ -122,7 +130,7 @@ class Seen:
                     # The op of the second version adds none; of the first, the default is one.
                     bias = 0.0 if node.op == "BlockLSTMV2" else 1.0 if value is None else value.f
                     return OfCell(
-                        bias,
+                        bias if math.isfinite(bias) else None,
                         {"gate": "sigmoid", "new": "tanh"},
                         max(0.0, clip.f) if clip is not None else 0.0,
                     )
@@ -139,6 +147,8 @@ class Seen:
                     continue
                 if self._passes(consumer) or self._joins(consumer, name):
                     if consumer not in seen:
+                        if consumer.op in _JOINS:
+                            self._held[consumer] = name
                         seen.add(consumer)
                         waiting.append(consumer)
                     continue
@@ -163,7 +173,7 @@ class Seen:
 
     def _joins(self, node: Node, name: str) -> bool:
         """Whether a node joins the parts of a partitioned variable."""
-        if node.op not in ("ConcatV2", "Concat") or len(self._nodes.get(name, ())) < 2:
+        if node.op not in _JOINS or len(self._nodes.get(name, ())) < 2:
             return False
         parts = [self._origin(output) for output in node.inputs]
         return sum(part in self._nodes[name] for part in parts) == len(self._nodes[name])
@@ -184,6 +194,8 @@ class Seen:
             if source is None or not source.inputs:
                 return None
             if source.op in _PRODUCTS or (source.op, 1) in _KINDS:
+                if len(source.inputs) < 2:
+                    return None
                 return self._held.get(self._origin(source.inputs[1]))
             if source.op not in _PASSES and source.op not in ("Reshape", "Squeeze"):
                 return None
@@ -205,12 +217,16 @@ class Seen:
         """Follow the blocks of a cell to what they go through."""
         if cell.source != "tf1":
             return self._of_keras(cell)
+        if cell.is_gatewise:
+            return self._of_gates(cell)
         blocks = {i: t for block, i in self._blocks(cell) if (t := self._through(block))}
         if cell.kind == "lstm" and set(blocks) == set(range(4)):
             gates = {blocks[i].activation for i in (0, 2, 3)}
             new = blocks[1].activation
             told = {"gate": gates.pop(), "new": new} if len(gates) == 1 else {}
-            return OfCell(blocks[2].added, told, self._clip(cell, blocks[2].node), not told)
+            return OfCell(
+                blocks[2].added, told, self._clip(cell, blocks[2].node), None if told else _ORDER
+            )
         activations: dict[str, str] = {}
         if cell.kind == "gru" and len(found := {t.activation for t in blocks.values()}) == 1:
             activations["gate"] = found.pop()
@@ -220,6 +236,24 @@ class Seen:
                 if node.op in _PRODUCTS and (through := self._through(Output(node, 0))) is not None:
                     activations.setdefault("new", through.activation)
         return OfCell(None, activations)
+
+    def _of_gates(self, cell: Cell) -> OfCell:
+        """Follow the products of the gates of a cell that has a matrix for each."""
+        found: dict[str, _Through] = {}
+        states = {use for view in cell.states.values() for use in self._uses(view.sources[0])}
+        if any(_kind(*use) == "dense_transposed" for use in states):
+            return OfCell(odd="its graph multiplies its matrices from the other side")
+        for gate, view in cell.inputs.items():
+            for node, _ in self._uses(view.sources[0]):
+                if node.op in _PRODUCTS and (through := self._through(Output(node, 0))) is not None:
+                    found.setdefault(gate, through)
+        if set(found) != set(cell.inputs):
+            return OfCell()
+        gates = {found[gate].activation for gate in "ifo"}
+        told = {"gate": gates.pop(), "new": found["g"].activation} if len(gates) == 1 else {}
+        return OfCell(
+            found["f"].added, told, self._clip(cell, found["f"].node), None if told else _ORDER
+        )
 
     def _clip(self, cell: Cell, forget: Node) -> float:
         """Return at which number a cell cuts its state, or what is projected of its output."""
@@ -282,8 +316,9 @@ class Seen:
             for consumer in self._graph.consumers[waiting.pop()]:
                 if consumer in seen or consumer not in self._forward:
                     continue
-                if consumer.op in ("Split", "SplitV"):
-                    return [(consumer, port) for port in range(consumer.integer("num_split", 4))]
+                count = consumer.integer("num_split")
+                if consumer.op in ("Split", "SplitV") and 1 < count <= _MAX_GATES:
+                    return [(consumer, port) for port in range(count)]
                 if consumer.op in _BEHIND:
                     seen.add(consumer)
                     waiting.append(consumer)
@@ -323,7 +358,8 @@ class Seen:
         found = self._graph.constant(self._origin(others[0]))
         if found is None or found.values is None or len(set(found.values)) != 1:
             return None
-        return float(found.values[0])
+        number = float(found.values[0])
+        return number if math.isfinite(number) else None
 
 
 @dataclass(frozen=True)
@@ -354,6 +390,9 @@ def look(checkpoint: Checkpoint) -> tuple[Seen | None, str | None]:
     now: dict[str, str] = {}
     for name, variable in checkpoint.items():
         now.setdefault(variable.sources[0] if len(variable.sources) == 1 else name, name)
+    for name in checkpoint:
+        # An average that stands for its variable.
+        now.setdefault(name, name)
     try:
         graph = read_graph(checkpoint)
         if graph is None:

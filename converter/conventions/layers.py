@@ -56,6 +56,7 @@ class Cell:
             a graph says it: `sigmoid`, `tanh`.
         refusal: why no other convention can have it, as half a sentence; or None.
         notes: what is to be known of it.
+        is_gatewise: whether each gate has variables of its own.
     """
 
     scope: str
@@ -73,6 +74,7 @@ class Cell:
     activations: Mapping[str, str] = field(default_factory=dict)
     refusal: str | None = None
     notes: tuple[str, ...] = ()
+    is_gatewise: bool = False
 
     @property
     def members(self) -> tuple[str, ...]:

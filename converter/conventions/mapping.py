@@ -119,9 +119,9 @@ class Mapped:
         found = OfCell() if seen is None else seen.cell(cell)
         bias = next((forget[name] for name in cell.members if name in forget), None)
         notes = list(cell.notes)
-        if cell.kind == "lstm" and cell.forget_bias and bias is None:
+        if cell.kind == "lstm" and cell.source == "tf1" and bias is None:
             bias = found.forget_bias
-            if bias is None:
+            if bias is None and cell.forget_bias is not None:
                 bias = cell.forget_bias
                 notes.append(
                     f"no graph says which forget bias its code adds; {bias:g} is "
@@ -130,8 +130,7 @@ class Mapped:
         refusal = cell.refusal
         if found.clip:
             refusal = f"it cuts its state or output at {found.clip:g}, which no other layer does"
-        if found.is_odd:
-            refusal = "its graph has its gates in another order than its name says"
+        refusal = found.odd or refusal
         return replace(
             cell,
             forget_bias=cell.forget_bias if bias is None else bias,
@@ -222,7 +221,8 @@ class Mapped:
             more = f" (and {count} more variable{'s' * (count > 1)})" if count else ""
             option = f"--{self._convention.name}-rest"
             # The bias of what is not known is not what has to be said.
-            first = max(left, key=lambda name: (name in self._left, len(self._checkpoint[name].shape)))
+            ranks = {name: len(self._checkpoint[name].shape) for name in left}
+            first = max(left, key=lambda name: (name in self._left, ranks[name]))
             raise PlanError(f"{self._reason(first)}{more}; {option} keep or drop says what to do")
         if rest == "drop":
             self._leave_out(left, "of no layer that it has")
@@ -232,8 +232,7 @@ class Mapped:
                 if reason not in self._notes:
                     self._notes.append(reason)
         if rest == "keep":
-            words = f"{len(left)} variable{'s' * (len(left) > 1)}"
-            self._notes.append(f"{words} of no layer stay as they are: {_few(left)}")
+            self._notes.append(f"kept as it is, of no layer that it has: {_few(left)}")
 
     def _leave_out(self, names: list[str], why: str) -> None:
         self._taken.update(names)

@@ -42,7 +42,8 @@ _EMBEDDING = re.compile(r"emb|(.*_)?embed(ding)?s?(_(table|matrix|weights?|looku
 _TABLE = re.compile(r"embeddings?|table|weights?|w|W|matrix", re.I)
 _NORM = ("gamma", "beta")
 _STATISTICS = ("moving_mean", "moving_variance")
-_LAYER_NORM = re.compile(r"layer_?norm(alization)?(_\d+)?|ln(_.+)?(_\d+)?", re.I)
+_LAYER_NORM = re.compile(r"layer_?norm(alization)?(_\d+)?|ln(_.+)?", re.I | re.DOTALL)
+_CONVOLUTION = re.compile(r"conv|cnn|filter", re.I)
 KINDS: tuple[str, ...] = get_args(Kind)
 
 
@@ -52,12 +53,14 @@ class Told:
 
     Attributes:
         kinds: what is computed with a kernel or a table.
+        others: what is taken by ops that say nothing of its layer.
         biases: the bias that is added to what is computed with a kernel, by the kernel.
         norms: the variables of batch normalisations, each by the names that Keras has for them.
         epsilons: what they add to the variance, by the variable of the mean.
     """
 
     kinds: Mapping[str, Kind] = field(default_factory=dict)
+    others: frozenset[str] = frozenset()
     biases: Mapping[str, str] = field(default_factory=dict)
     norms: tuple[Mapping[str, str], ...] = ()
     epsilons: Mapping[str, float] = field(default_factory=dict)
@@ -162,7 +165,9 @@ def _kind(
         return "dense_transposed" if match[2] == "output_weights" else "dense"
     if match[2] in ("depthwise_kernel", "depthwise_weights"):
         return "depthwise"
-    if 3 <= len(shape) <= 5 and match[2] in ("kernel", "weights", *_SEPARABLE):
+    # Elsewhere three axes may be those of the heads of an attention.
+    is_sure = len(shape) > 3 or _CONVOLUTION.search(scope) or match[2] in _SEPARABLE
+    if is_sure and name not in told.others and match[2] in ("kernel", "weights", *_SEPARABLE):
         return "conv_transpose" if _TRANSPOSED.search(scope) else "conv"
     return None
 

@@ -158,7 +158,8 @@ class _Ahead:
         is_last = wanted.stop == shape[axis]
         self._start, self._held = (0, None) if is_last else (start, held)
         part = slice(wanted.start - start, wanted.stop - start)
-        values: Array = held[(*whole(held.shape[:axis]), part)]
+        places: Region = (*whole(held.shape[:axis]), part)
+        values: Array = held[places]
         return values
 
 
@@ -345,6 +346,8 @@ def split(view: View, axis: int, count: int) -> list[View]:
 
 def joined(views: Sequence[View], axis: int) -> View:
     """Return views behind one another; what lies together in one variable is read at once."""
+    if len(views) == 1:
+        return views[0]
     axis %= len(views[0].shape)
     found: list[View] = []
     for view in views:
