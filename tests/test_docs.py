@@ -265,12 +265,12 @@ def test_no_other_options_are_mentioned() -> None:
         known |= {option.flag for option in options(strategy)}
     examples = re.compile(r"--(no-)?(mine|double|average)-[a-z]+")
     for document in DOCUMENTS:
-        mentioned = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text_of(document)))
+        mentioned = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", text_of(document)))
         assert {m for m in mentioned if not examples.fullmatch(m)} <= known, document
 
 
 def test_the_readme_tells_what_each_built_in_plugin_does() -> None:
-    table = re.findall(r"^\| `([a-z]+)` \| (.*?) \|", text_of("README.md"), re.MULTILINE)
+    table = re.findall(r"^\| `([a-z0-9]+)` \| (.*?) \|", text_of("README.md"), re.MULTILINE)
     assert table == [(name, summary(load().get(name))) for name in BUILT_IN]
 
 

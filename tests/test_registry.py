@@ -10,7 +10,10 @@ import pytest
 from converter.errors import UsageError
 from converter.registry import Registry, is_file, load
 
-BUILT_IN = ["cast", "drop", "ema", "keep", "pad", "reinit", "rename", "scale", "truncate"]
+BUILT_IN = [
+    *("cast", "drop", "ema", "keep", "keras", "pad", "reinit", "rename", "scale", "tf1", "torch"),
+    "truncate",
+]
 
 STRATEGY = '''
 from __future__ import annotations

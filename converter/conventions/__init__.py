@@ -1,0 +1,1 @@
+"""Layers as other frameworks hold them: what variables are of which layer, and how they map."""

@@ -1,0 +1,411 @@
+"""Recurrent cells among variables, by their names: TensorFlow 0.12 to 1.15 and Keras.
+
+References:
+    tensorflow/python/ops/rnn_cell_impl.py and tensorflow/contrib/rnn of 0.12 to 1.15;
+    tensorflow/contrib/cudnn_rnn/python/ops/cudnn_rnn_ops.py of 1.15;
+    tensorflow/python/keras/saving/hdf5_format.py of 1.15, _convert_rnn_weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from converter.conventions.layers import GATES, Cell, Gates, Recurrence, Unmapped
+from converter.conventions.views import (
+    View,
+    Whole,
+    joined,
+    part,
+    reshaped,
+    split,
+    transposed,
+)
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_KERNELS = ("kernel", "weights", "w_0", "w", "linear/matrix", "linear/weights")
+_BIASES = ("bias", "biases", "b", "linear/bias", "linear/biases")
+_PROJECTIONS = ("projection/kernel", "projection/weights", "w_p_0")
+_PEEPHOLES = ("w_f_diag", "w_i_diag", "w_o_diag", "wci", "wcf", "wco")
+_NORMS = tuple(
+    f"{gate}/{what}"
+    for gate in ("input", "transform", "forget", "output", "state")
+    for what in ("gamma", "beta")
+)
+
+
+class Family(NamedTuple):
+    """The cells of one name.
+
+    Attributes:
+        kind: what they compute.
+        adds_forget_bias: whether their code adds a forget bias when it runs.
+        refusal: why no other framework has it, or None.
+    """
+
+    kind: Recurrence
+    adds_forget_bias: bool = False
+    refusal: str | None = None
+
+
+# By the last component of the scope, in small letters and without underscores and number.
+FAMILIES: Mapping[str, Family] = {
+    **dict.fromkeys(
+        [
+            "basiclstmcell",
+            "lstmcell",
+            "lstmblockcell",
+            "lstmblockfusedcell",
+            "lstmblockwrapper",
+            "lstmfusedcell",
+            "layernormbasiclstmcell",
+            "convlstmcell",
+            "conv1dlstmcell",
+            "conv2dlstmcell",
+            "conv3dlstmcell",
+        ],
+        Family("lstm", adds_forget_bias=True),
+    ),
+    "cudnncompatiblelstmcell": Family("lstm"),
+    "basicrnncell": Family("rnn"),
+    **dict.fromkeys(
+        ["grucell", "grublockcell", "grublockcellv2", "cudnncompatiblegrucell"], Family("gru")
+    ),
+    "coupledinputforgetgatelstmcell": Family(
+        "lstm", refusal="its input gate is one minus its forget gate"
+    ),
+}
+# What else is in the name of a cell, whichever cell it is.
+_OTHER_CELLS = ("lstm", "gru", "rnn", "sru", "nas", "grid")
+TF_GATES: Mapping[Recurrence, tuple[str, ...]] = {
+    "lstm": ("i", "g", "f", "o"),
+    "rnn": ("h",),
+}
+"""The blocks of columns of TensorFlow 1, in their order."""
+
+KERAS_GATES: Mapping[Recurrence, tuple[str, ...]] = {
+    "lstm": ("i", "f", "g", "o"),
+    "gru": ("z", "r", "n"),
+    "rnn": ("h",),
+}
+"""The blocks of columns of Keras, in their order."""
+
+# What people call the gates of an LSTM, and what these hold, in small letters.
+_GATE_SCOPES: Mapping[str, str] = {
+    **dict.fromkeys(["input_gate", "input", "in_gate", "i_gate", "i"], "i"),
+    **dict.fromkeys(["forget_gate", "forget", "f_gate", "f"], "f"),
+    **dict.fromkeys(["output_gate", "output", "out_gate", "o_gate", "o"], "o"),
+    **dict.fromkeys(["memory_cell", "memory", "candidate", "cell_gate", "new_gate"], "g"),
+    **dict.fromkeys(["new", "g_gate", "g", "j"], "g"),
+}
+_GATE_LEAVES: Mapping[str, str] = {
+    **dict.fromkeys(["wx", "w_x"], "x"),
+    **dict.fromkeys(["wt", "wh", "w_t", "w_h", "u"], "h"),
+    **dict.fromkeys(["bi", "b", "bias", "biases"], "bias"),
+}
+_KERAS = re.compile(r"(?P<scope>(?:.*/)?)recurrent_kernel(?P<number>(_\d+)?)", re.DOTALL)
+_KERAS_KINDS: Mapping[int, Recurrence] = {1: "rnn", 3: "gru", 4: "lstm"}
+
+
+def family_of(component: str) -> str | None:
+    """Return which cell a component of a scope is called after, or None."""
+    plain = re.sub(r"_\d+$", "", component).lower().replace("_", "")
+    is_other = plain.endswith(("cell", "cellv2")) and any(kind in plain for kind in _OTHER_CELLS)
+    return plain if plain in FAMILIES or is_other else None
+
+
+def cells(shapes: Shapes, declared: Mapping[str, str]) -> Iterator[Cell | Unmapped]:
+    """Yield the cells among variables, and what looks like one and is none that is known.
+
+    Args:
+        shapes: of the variables of the model.
+        declared: the kind of some variables, which are kernels: `lstm`, `gru`, `rnn`,
+            `gru_reset_after`.
+    """
+    taken: set[str] = set()
+    for found in (
+        *_keras_cells(shapes, declared),
+        *_declared_cells(shapes, declared),
+        *_gatewise_cells(shapes),
+    ):
+        taken.update(found.members)
+        yield found
+    scopes: dict[str, dict[str, str]] = {}
+    for name in shapes:
+        components = name.split("/")
+        places = [i for i, c in enumerate(components[:-1]) if family_of(c)]
+        if places and name not in taken:
+            scope = "/".join(components[: places[-1] + 1])
+            leaf = "/".join(components[places[-1] + 1 :]).lower()
+            scopes.setdefault(scope, {})[leaf] = name
+    for scope, leaves in scopes.items():
+        yield _cell(scope, leaves, shapes)
+
+
+def _gatewise_cells(shapes: Shapes) -> Iterator[Cell]:
+    """Yield LSTMs that have a scope for each gate: `cell/input_gate/wx`, `wt`, `bi`."""
+    scopes: dict[str, dict[str, dict[str, str]]] = {}
+    for name in shapes:
+        above, _, leaf = name.rpartition("/")
+        scope, _, last = above.rpartition("/")
+        gate, role = _GATE_SCOPES.get(last.lower()), _GATE_LEAVES.get(leaf.lower())
+        if gate and role:
+            scopes.setdefault(scope, {}).setdefault(gate, {})[role] = name
+    for scope, gates in scopes.items():
+        if set(gates) != set(GATES["lstm"]):
+            continue
+        roles = {role for held in gates.values() for role in held}
+        views = {
+            role: {g: Whole(held[role], shapes[held[role]]) for g, held in gates.items()}
+            for role in roles
+            if all(role in held for held in gates.values())
+        }
+        if set(views) != roles or not {"x", "h"} <= roles:
+            continue
+        shape = views["x"]["i"].shape
+        if len(shape) != 2 or not all(shape):
+            continue
+        units = shape[1]
+        wanted: dict[str, list[tuple[int, ...]]] = {
+            "x": [shape],
+            "h": [(units, units)],
+            "bias": [(units,), (1, units)],
+        }
+        if any(v.shape not in wanted[role] for role, held in views.items() for v in held.values()):
+            continue
+        biases = {g: reshaped(v, (units,)) for g, v in views.get("bias", {}).items()}
+        own = {view.name: view for held in views.values() for view in held.values()}
+        yield Cell(scope, "lstm", own, views["x"], views["h"], biases, is_gatewise=True)
+
+
+def _declared_cells(shapes: Shapes, declared: Mapping[str, str]) -> Iterator[Cell | Unmapped]:
+    for name, kind in declared.items():
+        scope, _, leaf = name.rpartition("/")
+        start = f"{scope}/" if scope else ""
+        if kind not in ("lstm", "rnn") or f"{start}recurrent_kernel" in shapes:
+            continue
+        members = {leaf.lower(): name}
+        beside = (bias for leaf in _BIASES for bias in (leaf, leaf.title()))
+        members |= {bias.lower(): start + bias for bias in beside if start + bias in shapes}
+        reader = _Reader(scope, members, shapes)
+        yield reader.fused(Family("lstm" if kind == "lstm" else "rnn"), first=leaf.lower())
+
+
+def _cell(scope: str, leaves: Mapping[str, str], shapes: Shapes) -> Cell | Unmapped:
+    name = family_of(scope.rpartition("/")[2]) or ""
+    family = FAMILIES.get(name)
+    reader = _Reader(scope, leaves, shapes)
+    if family is None:
+        return reader.unmapped("no other framework has such a cell")
+    if family.refusal is not None:
+        return reader.unmapped(f"{family.refusal}, which no other framework has")
+    if family.kind == "gru":
+        return reader.gru()
+    return reader.fused(family)
+
+
+class _Reader:
+    """Reads the variables of one cell of TensorFlow, by what stands behind its scope."""
+
+    def __init__(self, scope: str, leaves: Mapping[str, str], shapes: Shapes) -> None:
+        self._scope = scope
+        self._left = dict(leaves)
+        self._own = {name: Whole(name, shapes[name]) for name in leaves.values()}
+        self._shapes = shapes
+
+    def unmapped(self, reason: str) -> Unmapped:
+        return Unmapped(tuple(self._own), reason)
+
+    def _odd(self, name: str) -> Unmapped:
+        return self.unmapped(f"{name} {list(self._shapes[name])} is no part of such a cell")
+
+    def _take(self, *leaves: str) -> View | None:
+        for leaf in leaves:
+            if leaf in self._left:
+                name = self._left.pop(leaf)
+                return Whole(name, self._shapes[name])
+        return None
+
+    def _shards(self, first: View | None, stem: str) -> View | None:
+        """Return a matrix with the shards `W_1`, `W_2` ... that 0.12 made of its rows."""
+        views = [] if first is None else [first]
+        while views and (another := self._take(f"{stem}_{len(views)}")) is not None:
+            if len(another.shape) != 2 or another.shape[1:] != views[0].shape[1:]:
+                return None
+            views.append(another)
+        return joined(views, 0) if views else None
+
+    def _missing(self, what: str) -> Unmapped:
+        return self.unmapped(f"it has no {what}")
+
+    def fused(self, family: Family, *, first: str = "kernel") -> Cell | Unmapped:
+        """Read a cell with one kernel: rows of inputs and state, columns of gates."""
+        order = TF_GATES[family.kind]
+        kernel, bias = self._shards(self._take(first, *_KERNELS), "w"), self._take(*_BIASES)
+        projection = self._shards(self._take(*_PROJECTIONS), "w_p")
+        peepholes = [view for leaf in _PEEPHOLES if (view := self._take(leaf)) is not None]
+        norms = [view for leaf in _NORMS if (view := self._take(leaf)) is not None]
+        if self._left:
+            return self._odd(next(iter(self._left.values())))
+        if kernel is None or len(kernel.shape) < 2:
+            return self._missing("kernel")
+        columns, rows = kernel.shape[-1], kernel.shape[-2]
+        units = columns // len(order)
+        if norms:
+            return self.unmapped(
+                "it normalises each gate over its units, which no layer of Keras or PyTorch does"
+            )
+        if projection is not None and (len(projection.shape) != 2 or projection.shape[0] != units):
+            return self._odd(projection.sources[0])
+        back = units if projection is None else projection.shape[-1]
+        if not 0 < back < rows or columns % len(order):
+            return self._odd(kernel.sources[0])
+        if bias is not None and bias.shape != (columns,):
+            return self._odd(bias.sources[0])
+        return Cell(
+            self._scope,
+            family.kind,
+            self._own,
+            _gates(part(kernel, -2, 0, rows - back), order),
+            _gates(part(kernel, -2, rows - back, rows), order),
+            _gates(bias, order),
+            projection=projection,
+            peepholes=bool(peepholes),
+            forget_bias=1.0 if family.adds_forget_bias else None,
+        )
+
+    def gru(self) -> Cell | Unmapped:
+        """Read a GRU: a kernel of two gates, and another of the candidate."""
+        gates = self._take(*(f"gates/{leaf}" for leaf in _KERNELS), "w_ru", "w_r")
+        gate_bias = self._take(*(f"gates/{leaf}" for leaf in _BIASES), "b_ru", "b_r")
+        new = self._take(*(f"candidate/{leaf}" for leaf in _KERNELS), "w_c")
+        bias = self._take(*(f"candidate/{leaf}" for leaf in _BIASES), "b_c")
+        parts = [self._take(f"candidate/{p}_projection/kernel") for p in ("input", "hidden")]
+        biases = [self._take(f"candidate/{p}_projection/bias") for p in ("input", "hidden")]
+        if self._left:
+            return self._odd(next(iter(self._left.values())))
+        if gates is None or len(gates.shape) != 2:
+            return self._missing("kernel of its gates")
+        rows, units = gates.shape[0], gates.shape[1] // 2
+        size = rows - units
+        if new is not None and new.shape != (rows, units):
+            return self._odd(new.sources[0])
+        if new is not None:
+            parts = [part(new, 0, 0, size), part(new, 0, size, rows)] if size > 0 else [None]
+            biases = [bias, None]
+        inputs, states = parts[0], parts[-1]
+        if inputs is None or states is None or size <= 0:
+            return self._missing("kernel of its candidate")
+        for view, shape in (
+            (gates, (rows, 2 * units)),
+            (inputs, (size, units)),
+            (states, (units, units)),
+            (gate_bias, (2 * units,)),
+            *((one, (units,)) for one in biases),
+        ):
+            if view is not None and view.shape != shape:
+                return self._odd(view.sources[0])
+        if (gate_bias is None) != (biases[0] is None):
+            return self._missing("bias of its gates or of its candidate")
+        after = new is None
+        if after and (biases[0] is None) != (biases[1] is None):
+            return self._missing("second bias of its candidate")
+        both = _gates(gate_bias, ("r", "z"))
+        return Cell(
+            self._scope,
+            "gru",
+            self._own,
+            {**_gates(part(gates, 0, 0, size), ("r", "z")), "n": inputs},
+            {**_gates(part(gates, 0, size, rows), ("r", "z")), "n": states},
+            {**both, "n": biases[0]} if biases[0] is not None else {},
+            {"n": biases[1]} if after and biases[1] is not None else {},
+            reset_after=after,
+        )
+
+
+def _gates(view: View | None, order: tuple[str, ...]) -> Gates:
+    """Return the blocks of columns of a matrix, or of a bias, by their gates."""
+    if view is None:
+        return {}
+    return dict(zip(order, split(view, -1, len(order)), strict=True))
+
+
+def _keras_cells(shapes: Shapes, declared: Mapping[str, str]) -> Iterator[Cell | Unmapped]:
+    """Yield the recurrent layers of Keras: a kernel, and a `recurrent_kernel` beside it."""
+    for name in shapes:
+        match = _KERAS.fullmatch(name)
+        if match is None:
+            continue
+        start, number = match["scope"], match["number"]
+        members = {
+            leaf: full
+            for leaf in ("kernel", "recurrent_kernel", "bias")
+            if (full := f"{start}{leaf}{number}") in shapes
+        }
+        scope = start.rstrip("/") + number
+        if "kernel" not in members:
+            yield Unmapped((name,), "it has no kernel for its inputs")
+            continue
+        yield _keras_cell(scope, members, shapes, declared.get(members["kernel"], ""))
+
+
+def _keras_cell(
+    scope: str, members: Mapping[str, str], shapes: Shapes, declared: str
+) -> Cell | Unmapped:
+    views = {leaf: Whole(name, shapes[name]) for leaf, name in members.items()}
+    kernel, recurrent, bias = views["kernel"], views["recurrent_kernel"], views.get("bias")
+    own = tuple(members.values())
+    back = recurrent.shape
+    if len(back) < 2 or not back[-2] or back[-1] % back[-2] or len(kernel.shape) != len(back):
+        return Unmapped(own, f"{members['recurrent_kernel']} {list(back)} is no recurrent kernel")
+    units, count = back[-2], back[-1] // back[-2]
+    kind = _KERAS_KINDS.get(count)
+    if kind is None or kernel.shape[-1] != back[-1]:
+        return Unmapped(own, f"a cell of {count} blocks of {units} is none that is known")
+    order = KERAS_GATES[kind]
+    shape = bias.shape if bias is not None else ()
+    biases: Gates = {}
+    state_biases: Gates = {}
+    inputs: View = kernel
+    states: View = recurrent
+    after: bool | None = None
+    if bias is not None and shape == (2 * count * units,) and kind != "rnn":
+        inputs, states = _from_cudnn(kernel, count), _from_cudnn(recurrent, count, square=True)
+        biases, state_biases = (_gates(half, order) for half in split(bias, 0, 2))
+        after = True
+    elif bias is not None and shape == (2, count * units) and kind == "gru":
+        rows = [reshaped(row, (count * units,)) for row in split(bias, 0, 2)]
+        biases, state_biases = (_gates(row, order) for row in rows)
+        after = True
+    elif bias is not None and shape == (count * units,):
+        biases, after = _gates(bias, order), False
+    elif bias is not None:
+        return Unmapped(own, f"{members['bias']} {list(shape)} is no bias of it")
+    elif kind == "gru":
+        after = {"gru": False, "gru_reset_after": True}.get(declared)
+    return Cell(
+        scope,
+        kind,
+        {view.name: view for view in views.values()},
+        _gates(inputs, order),
+        _gates(states, order),
+        biases,
+        state_biases,
+        reset_after=after if kind == "gru" else None,
+        source="cudnn" if inputs is not kernel else "keras",
+    )
+
+
+def _from_cudnn(kernel: View, count: int, *, square: bool = False) -> View:
+    """Return the kernel of a CuDNNLSTM or CuDNNGRU as other layers have it.
+
+    Each of its blocks holds the matrix turned around, in the order of memory.
+    """
+    blocks = []
+    for block in split(kernel, 1, count):
+        rows, columns = block.shape
+        turned = block if square else reshaped(block, (columns, rows))
+        blocks.append(transposed(turned))
+    return joined(blocks, 1)
