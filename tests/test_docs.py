@@ -39,7 +39,7 @@ BUILT_IN = [
 
 # The two commands that set up all. The first goes on with a command of ours, which is run.
 INSTALL = "pip install . && "
-TESTS = "pip install -e '.[test]' && python -m pytest"
+TESTS = "pip install -e '.[test]' && python -m pytest -n 2"
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 FILE = re.compile(r"This is `(\S+)`:\n\n```\w+\n(.*?)^```$", re.DOTALL | re.MULTILINE)
