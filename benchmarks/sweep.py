@@ -19,24 +19,17 @@ exact run as a part of the scale, and the loss of the first and the last trainin
 from __future__ import annotations
 
 import argparse
-import fnmatch
-import json
-import os
-import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-
 from converter_plugins.duplicate import Duplicate
 from converter_plugins.pad import Pad
+from recorded import DATA, Recorded, Running, cases, tensorflow
 
 from converter import Array, Checkpoint, ConverterError, Resizer, Result, convert, open_checkpoint
 from converter.initializers import GlorotUniform
@@ -44,8 +37,6 @@ from converter.proof import TOLERANCE, compare
 from converter.resize.exactness import is_looked_up
 from converter.resize.maps import places_of
 from converter.resize.tensors import Tensors
-
-DATA = Path(__file__).parents[1] / "tests" / "data"
 
 
 class Way(NamedTuple):
@@ -60,13 +51,6 @@ WAYS = (
     Way("random", lambda sizes: Pad(resize=sizes, fill=GlorotUniform())),
     Way("copies", lambda sizes: Duplicate(resize=sizes)),
 )
-
-
-class Recorded(NamedTuple):
-    """What a case was fed, and what it gave, by the names of tensors."""
-
-    inputs: dict[str, Array]
-    outputs: dict[str, Array]
 
 
 @dataclass
@@ -89,26 +73,6 @@ class Tally:
     trained: str = ""
 
 
-def cases(directory: Path, only: str) -> Iterator[tuple[str, Path, Recorded]]:
-    """Yield name, checkpoint and records of the cases that have a graph and records."""
-    for file in sorted(directory.glob("*/case.json")):
-        record = json.loads(file.read_text())
-        io = record.get("io")
-        prefix = file.parent / str(record.get("prefix"))
-        found = not record.get("damaged") and io and fnmatch.fnmatch(file.parent.name, only)
-        if not found or not list(file.parent.glob("**/*.meta")):
-            continue
-        arrays = np.load(file.parent / io["file"])
-        inputs = {entry["tensor"]: arrays[key] for key, entry in io["inputs"].items()}
-        inputs |= {name: np.asarray(value) for name, value in io["feeds"].items()}
-        outputs = {
-            entry["tensor"]: arrays[key]
-            for kind in ("outputs", "states")
-            for key, entry in io[kind].items()
-        }
-        yield file.parent.name, prefix, Recorded(inputs, outputs)
-
-
 def known_share(checkpoint: Checkpoint) -> float:
     """Return the share of the model's parameters of which no axis is opaque."""
     structure = checkpoint.structure()
@@ -122,106 +86,6 @@ def known_share(checkpoint: Checkpoint) -> float:
         if not any(opaque & set(axis.widths()) for axis in structure.axes[name]):
             known += size
     return known / max(1, total)
-
-
-class Running:
-    """A written checkpoint in TensorFlow, by its own graph and Saver."""
-
-    def __init__(self, tf: Any, prefix: Path) -> None:
-        self.tf = tf
-        self._graph = tf.Graph()
-        with self._graph.as_default():
-            self._saver = tf.train.import_meta_graph(f"{prefix}.meta", clear_devices=True)
-            self.session = tf.Session(graph=self._graph)
-            self._saver.restore(self.session, str(prefix))
-
-    def __enter__(self) -> Running:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.session.close()
-
-    def run(self, inputs: Mapping[str, Array], fetches: Sequence[str]) -> dict[str, Array]:
-        """Return what tensors are."""
-        return dict(zip(fetches, self.session.run(list(fetches), dict(inputs)), strict=True))
-
-    def train(self, inputs: Mapping[str, Array], steps: int) -> list[float] | None:
-        """Take training steps; return the losses (none where no loss is found), or None without."""
-        operations = self._graph.get_collection("train_op")
-        if not operations:
-            return None
-        losses = list(self._losses())
-        found: list[float] = []
-        # Whether inputs are batch-major or time-major tells how many labels there are.
-        for first in (0, 1):
-            feeds = {**inputs, **self._rest(operations, inputs, first)}
-            try:
-                for _ in range(steps):
-                    _, values = self.session.run([operations, losses], feeds)
-                    found += [float(value) for value in values]
-            except self.tf.errors.InvalidArgumentError:
-                if first:
-                    raise
-                continue
-            break
-        return found
-
-    def _losses(self) -> Iterator[Any]:
-        """Yield the numbers that gradients start from."""
-        names = [op.name for op in self._graph.get_operations()]
-        scopes = {
-            match[1]
-            for name in names
-            if (match := re.search(r"gradients(?:_\d+)?/(.+)_grad/", name))
-        }
-        for op in self._graph.get_operations():
-            if op.name not in scopes or len(op.outputs) != 1 or op.outputs[0].shape.rank != 0:
-                continue
-            if op._get_control_flow_context() is not None:
-                continue
-            if not any(consumer.name in scopes for consumer in op.outputs[0].consumers()):
-                yield op.outputs[0]
-
-    def values(self, place: Path) -> dict[str, Array]:
-        """Save all variables, and return what our reader finds."""
-        with self._graph.as_default():
-            self._saver.save(self.session, str(place / "trained"), write_meta_graph=False)
-        saved = open_checkpoint(place / "trained")
-        return {name: v.read() for name, v in saved.items() if v.dtype.is_number}
-
-    def _rest(
-        self, operations: Sequence[Any], inputs: Mapping[str, Array], first: int
-    ) -> dict[str, Array]:
-        """Return something for the placeholders that only training needs: labels, mostly."""
-        seen: set[Any] = set()
-        waiting = [getattr(operation, "op", operation) for operation in operations]
-        while waiting:
-            operation = waiting.pop()
-            if operation in seen:
-                continue
-            seen.add(operation)
-            waiting += [tensor.op for tensor in operation.inputs] + list(operation.control_inputs)
-        found = {}
-        noise = np.random.default_rng(0)
-        sizes = sorted((array.shape for array in inputs.values()), key=len, reverse=True)
-        for operation in seen:
-            if operation.type != "Placeholder" or f"{operation.name}:0" in inputs:
-                continue
-            tensor = operation.outputs[0]
-            shape = [
-                size if size is not None else next((s[k] for s in sizes if len(s) > k), 1)
-                for k, size in enumerate(tensor.shape.as_list() if tensor.shape.rank else [], first)
-            ]
-            if tensor.dtype.is_bool:
-                found[tensor.name] = np.zeros(shape, bool)
-            elif tensor.dtype.is_integer:
-                found[tensor.name] = noise.integers(0, 2, shape)
-            elif not shape:
-                # A keep probability.
-                found[tensor.name] = np.ones(())
-            else:
-                found[tensor.name] = noise.random(shape)
-        return found
 
 
 def written(source: Path, place: Path, strategy: Resizer) -> tuple[Result, Path]:
@@ -283,10 +147,10 @@ def check_units(
 
 
 def sweep(
-    tf: Any, source: Path, recorded: Recorded, steps: int, scratch: Path, verbose: bool
+    tf: Any, recorded: Recorded, steps: int, scratch: Path, verbose: bool
 ) -> dict[str, Tally]:
     """Grow the widths of a model in every way; return what came of each."""
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(recorded.source)
     sizes = {
         name: width.size for name, width in checkpoint.structure().widths.items() if width.resizable
     }
@@ -299,12 +163,12 @@ def sweep(
         }
         exact = {}
         for name, size in grown.items():
-            if _tried(tf, source, recorded, way, {name: size}, name, tally, scratch):
+            if _tried(tf, recorded, way, {name: size}, name, tally, scratch):
                 exact[name] = size
         if len(exact) > 1:
-            _tried(tf, source, recorded, way, exact, "all exact", tally, scratch)
+            _tried(tf, recorded, way, exact, "all exact", tally, scratch)
         trains = way.name != "copies"
-        _tried(tf, source, recorded, way, grown, "all", tally, scratch, steps if trains else 0)
+        _tried(tf, recorded, way, grown, "all", tally, scratch, steps if trains else 0)
         if verbose:
             print(f"    {way.name}: {tally}", file=sys.stderr)
     return tallies
@@ -312,7 +176,6 @@ def sweep(
 
 def _tried(
     tf: Any,
-    source: Path,
     recorded: Recorded,
     way: Way,
     request: Mapping[str, int],
@@ -323,7 +186,7 @@ def _tried(
 ) -> bool:
     """Grow some widths, and count what came of it; return whether it is called exact."""
     try:
-        result, prefix = written(source, scratch / "out", way.make(request))
+        result, prefix = written(recorded.source, scratch / "out", way.make(request))
         with Running(tf, prefix) as running:
             error, which = difference(running, recorded, result)
             _count(tally, result, error, f"{way.name} {what}: {which}")
@@ -374,17 +237,15 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--verbose", action="store_true")
     given = parser.parse_args()
-    import tensorflow.compat.v1 as tf
-
-    tf.disable_eager_execution()
-    tf.logging.set_verbosity(tf.logging.ERROR)
+    tf = tensorflow()
     print(f"{'case':36} {'known':>6} {'way':7} {'exact':>5} {'other':>5} {'worst':>8}  training")
     wrong: list[str] = []
-    for name, source, recorded in cases(given.directory, given.only):
+    for recorded in cases(given.directory, given.only):
+        name = recorded.name
         with tempfile.TemporaryDirectory() as scratch:
             try:
-                share = known_share(open_checkpoint(source))
-                found = sweep(tf, source, recorded, given.steps, Path(scratch), given.verbose)
+                share = known_share(open_checkpoint(recorded.source))
+                found = sweep(tf, recorded, given.steps, Path(scratch), given.verbose)
             except ConverterError as error:
                 wrong.append(f"{name}: {error}")
                 continue
