@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from converter.resize.maps import places_of
 from converter.variable import BLOCK_BYTES, Array, Region, Variable, regions, whole
 
 if TYPE_CHECKING:
@@ -89,6 +88,8 @@ class Coupled:
                     yield variable, number, self._on(axis)
 
     def _on(self, axis: Axis) -> Array:
+        from converter.resize.maps import places_of
+
         return places_of(axis, self.structure.sizes, self.width)
 
 

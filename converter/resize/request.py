@@ -10,8 +10,8 @@ from converter.errors import PlanError
 from converter.patterns import by_name
 from converter.resize.coupled import Coupled
 from converter.resize.exactness import Resized, Resizes, dead, is_looked_up, judge, made_up
-from converter.resize.maps import WidthMap
 from converter.resize.resizer import Resizer
+from converter.resize.units import WidthMap
 from converter.resize.variables import Resizing
 from converter.structure.axis import Axis, Use, Width
 from converter.structure.choose import choose
