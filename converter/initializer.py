@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from converter.drawing import Values
     from converter.variable import Array
 
-__all__ = ["Initializer", "arguments", "parse_initializer", "signature"]
+__all__ = ["Initializer", "Zeros", "arguments", "parse_initializer", "signature"]
 
 _LONGEST = 1000
 _TEXT = r"[^\s(),=]+"
@@ -131,6 +131,19 @@ class Initializer:
             if (value := getattr(self, a.name)) != a.default
         ]
         return f"{self.name}({', '.join(given)})" if given else self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Zeros(Initializer):
+    """Zeros."""
+
+    name: ClassVar[str] = "zeros"
+    for_kernels: ClassVar[bool] = False
+
+    def __call__(self, rng: np.random.Generator, shape: tuple[int, ...], /, *_: object) -> Array:
+        import numpy as np
+
+        return np.zeros(shape)
 
 
 def arguments(initializer: type[Initializer]) -> tuple[Option, ...]:

@@ -14,18 +14,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 import numpy as np
 
-from converter.drawing import Values
 from converter.errors import UsageError
-from converter.initializer import Initializer
+from converter.initializer import Initializer, Zeros
 from converter.options import option
 from converter.variable import Array
 
+if TYPE_CHECKING:
+    from converter.drawing import Values
+
 Shape = tuple[int, ...]
-Stream = np.random.Generator
+Stream: TypeAlias = "np.random.Generator"
 
 CUT_STD = 0.87962566103423978
 """The standard deviation of a standard normal that is cut off at 2: what TensorFlow divides by."""
@@ -45,17 +47,6 @@ def _cut_normal(rng: Stream, shape: Shape) -> Array:
 def _at_least(initializer: Initializer, field: str, least: float) -> None:
     if (value := getattr(initializer, field)) < least:
         raise UsageError(f"{initializer.name}: {field} must be {least:g} or more, got {value:g}")
-
-
-@dataclass(frozen=True)
-class Zeros(Initializer):
-    """Zeros."""
-
-    name: ClassVar[str] = "zeros"
-    for_kernels: ClassVar[bool] = False
-
-    def __call__(self, rng: Stream, shape: Shape, *_: object) -> Array:
-        return np.zeros(shape)
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from converter import Array, Units, Variable
-from converter.resize import maps
 from converter.resize.chosen import choose, new_entries
 from converter.resize.dense import multiply
-from converter.resize.maps import AxisMap, Matrix, Run, Taken, panels, places_of
+from converter.resize.maps import AxisMap, panels, places_of
+from converter.resize.units import MOST_RUNS, Matrix, Run, Taken
 from converter.structure.axis import Axis, Blocks, Factor
 
 NAMES = ("a", "b", "c")
@@ -148,7 +148,7 @@ def test_units_that_stay_are_one_run() -> None:
 
 
 def test_what_is_in_many_pieces_has_no_runs() -> None:
-    many = maps.MOST_RUNS + 1
+    many = MOST_RUNS + 1
     shuffled = Units(many + 1, np.arange(many + 1)[::-1])
     assert AxisMap(Axis.parse("a"), {"a": many + 1}, {"a": shuffled}).runs is None
     axis_map = AxisMap(Axis.parse("b*a"), {"a": 1, "b": many}, {"a": Units.first(1, 2)})

@@ -26,7 +26,8 @@ from converter.dtype import BY_NAME, VARIANT
 from converter.initializer import parse_initializer
 from converter.resize import dense
 from converter.resize.chosen import choose
-from converter.resize.maps import AxisMap, Matrix, panels
+from converter.resize.maps import AxisMap, panels
+from converter.resize.units import Matrix
 from converter.resize.variables import Resizing
 from converter.structure.axis import Axis, Use
 from converter.structure.graph import Graph

@@ -11,9 +11,11 @@ import numpy as np
 from converter.checkpoint import Checkpoint
 from converter.drawing import Block, Values, fans
 from converter.errors import PlanError
-from converter.initializers import Constant, Ones, Zeros
+from converter.initializer import Zeros
+from converter.initializers import Constant, Ones
 from converter.resize.chosen import in_dtype
-from converter.resize.maps import AxisMap, Units, WidthMap
+from converter.resize.maps import AxisMap
+from converter.resize.units import Units, WidthMap
 from converter.structure.axis import Axis, Blocks, Use
 from converter.variable import Region, Variable, regions, whole
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from converter.checkpoint import Checkpoint
-from converter.drawing import random_stream
-from converter.resize.maps import places_of
-from converter.structure.axis import Axis, Use
-from converter.structure.infer import Structure
 from converter.variable import BLOCK_BYTES, Array, Region, Variable, regions, whole
+
+if TYPE_CHECKING:
+    from converter.checkpoint import Checkpoint
+    from converter.structure.axis import Axis, Use
+    from converter.structure.infer import Structure
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class Coupled:
 
     def random(self, seed: int) -> np.random.Generator:
         """Return a stream of chance of its own, which depends on the seed and its name alone."""
+        # Imported where something is drawn: plugins are to load at once.
+        from converter.drawing import random_stream
+
         return random_stream(seed, self.width, "units")
 
     def squares(self, *uses: Use) -> Array:
@@ -84,6 +88,8 @@ class Coupled:
                     yield variable, number, self._on(axis)
 
     def _on(self, axis: Axis) -> Array:
+        from converter.resize.maps import places_of
+
         return places_of(axis, self.structure.sizes, self.width)
 
 

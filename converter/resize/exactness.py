@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from converter.initializers import Zeros
-from converter.resize.maps import Units, WidthMap
+from converter.initializer import Zeros
+from converter.resize.units import Units, WidthMap
 from converter.structure.axis import Width
 from converter.structure.infer import SizeFactor, Structure
 

@@ -10,7 +10,8 @@ import numpy as np
 from converter.drawing import Block, Drawing, Values
 from converter.dtype import BY_NAME
 from converter.initializers import Normal
-from converter.resize.maps import AxisMap, Units
+from converter.resize.maps import AxisMap
+from converter.resize.units import Units
 from converter.rounding import round_to
 from converter.variable import Array, Region, Variable, shape_of, whole
 

@@ -18,8 +18,8 @@ from converter.resize.exactness import (
     judge,
     made_up,
 )
-from converter.resize.maps import WidthMap
 from converter.resize.resizer import Resizer
+from converter.resize.units import WidthMap
 from converter.resize.variables import Resizing
 from converter.structure.axis import Axis, Use, Width
 from converter.structure.choose import choose

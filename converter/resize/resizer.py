@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
     from converter.resize.coupled import Coupled
     from converter.resize.exactness import Resizes
-    from converter.resize.maps import WidthMap
     from converter.resize.request import Request
+    from converter.resize.units import WidthMap
     from converter.structure.axis import Width
     from converter.variable import Variable
 

@@ -16,8 +16,8 @@ from converter.errors import PlanError
 from converter.names import Role
 from converter.names.fresh import COPIES, fresh_value
 from converter.names.gradient import FACTORED, gradient_power
-from converter.resize.maps import UnitMap
 from converter.resize.taking import squares
+from converter.resize.units import UnitMap
 from converter.rounding import round_to
 from converter.structure.axis import Axis
 from converter.structure.graph import Graph, Node

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from converter.resize.maps import Matrix, UnitMap, Units, WidthMap
+from converter.resize.units import Matrix, UnitMap, Units, WidthMap
 from converter.structure.axis import Use
 from converter.variable import Array
 

@@ -9,7 +9,8 @@ import numpy as np
 from converter.resize.chosen import choose
 from converter.resize.dense import multiply
 from converter.resize.exactness import Resizes
-from converter.resize.maps import AxisMap, Units, panels
+from converter.resize.maps import AxisMap, panels
+from converter.resize.units import Units
 from converter.structure.atoms import Clash
 from converter.structure.axis import Axis
 from converter.structure.graph import Output

@@ -15,9 +15,10 @@ from converter.resize import slots
 from converter.resize.blocks import Filling
 from converter.resize.chosen import choose, new_entries
 from converter.resize.dense import multiply
-from converter.resize.maps import AxisMap, Matrix, UnitMap, Units, WidthMap, panels
+from converter.resize.maps import AxisMap, panels
 from converter.resize.noise import Noise, add_noise, copies
 from converter.resize.taking import of_both, of_gradients, of_values, plain
+from converter.resize.units import Matrix, UnitMap, Units, WidthMap
 from converter.structure.axis import Axis, Use
 from converter.structure.infer import Structure
 from converter.variable import Variable

@@ -20,7 +20,7 @@ from converter import (
     hookimpl,
     option,
 )
-from converter.resize.maps import ZEROS
+from converter.resize.units import ZEROS
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,209 @@
+"""What becomes of the units of a width: a choice of them, or a matrix that mixes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from converter.errors import ConverterError
+from converter.initializer import Initializer, Zeros
+from converter.variable import Array
+
+
+class Matrix:
+    """A matrix that units are mixed by, made when its first entry is asked for.
+
+    Args:
+        shape: (n, N) for what produces a width of n units, and (N, n) for what consumes it.
+        values: gives its entries: an array of that shape, of real numbers.
+    """
+
+    def __init__(self, shape: tuple[int, int], values: Callable[[], Array]) -> None:
+        self.shape = shape
+        self._values = values
+
+    @classmethod
+    def of(cls, values: Array) -> Matrix:
+        """Return the matrix that an array (rows, columns) is."""
+        rows, columns = values.shape
+        return cls((rows, columns), lambda: values)
+
+    @cached_property
+    def values(self) -> Array:
+        """Its entries, float64."""
+        found = np.asarray(self._values(), np.float64)
+        if found.shape != self.shape or not np.isfinite(found).all():
+            gave = "NaN or infinities" if found.shape == self.shape else list(found.shape)
+            raise ConverterError(
+                f"a matrix of a width has {gave}, where finite values {list(self.shape)} are "
+                f"expected; this is a bug of the strategy that made it"
+            )
+        return found
+
+    @property
+    def T(self) -> Matrix:
+        """The transposed matrix."""
+        rows, columns = self.shape
+        return Matrix((columns, rows), lambda: self.values.T)
+
+    def map(self, function: Callable[[Array], Array]) -> Matrix:
+        """Return the matrix whose entries are `function` of these."""
+        return Matrix(self.shape, lambda: function(self.values))
+
+
+class Taken(NamedTuple):
+    """How often old units are there.
+
+    Attributes:
+        removed: how many are not.
+        most: the largest number of copies of one.
+        even: whether all are there equally often.
+        new: how many units are none of the old ones.
+    """
+
+    removed: int
+    most: int
+    even: bool
+    new: int
+
+
+class Units:
+    """An index map: which old unit each new unit is, and how much of it.
+
+    Args:
+        size: how many new units there are.
+        index: for each new unit the old one, -1 where it is new. A function is called when the
+            first values are asked for, so that a choice can look at values while a plan is free;
+            where a width grows, it is called for the plan and must not.
+        weight: for each new unit the factor of its entries; None for 1.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        index: Array | Callable[[], Array],
+        weight: Array | Callable[[], Array] | None = None,
+    ) -> None:
+        self.size = size
+        self.is_weighted = weight is not None
+        self.kept: int | None = None
+        """Where the first units stay, and none but new ones follow: how many of them."""
+        self._index = index
+        self._weight = weight
+
+    @cached_property
+    def index(self) -> Array:
+        """The old unit of each new one, -1 for none; int64 of shape (size,)."""
+        index = self._index() if callable(self._index) else self._index
+        return np.asarray(index, np.int64)
+
+    @cached_property
+    def weight(self) -> Array | None:
+        """The factor of each new unit, float64 of shape (size,); None for 1."""
+        weight = self._weight() if callable(self._weight) else self._weight
+        return None if weight is None else np.asarray(weight, np.float64)
+
+    @classmethod
+    def first(cls, old: int, new: int) -> Units:
+        """Keep the first units; those beyond the old ones are new."""
+        found = cls(new, lambda: np.where(np.arange(new) < old, np.arange(new), -1))
+        # Lookup tables can have more rows than an index of them should be written out for.
+        found.kept = min(old, new)
+        return found
+
+    def plain(self) -> Units:
+        """Return the choice of units without its weights."""
+        if not self.is_weighted:
+            return self
+        found = Units(self.size, lambda: self.index)
+        found.kept = self.kept
+        return found
+
+    def weighted(self, weight: Callable[[], Array]) -> Units:
+        """Return the choice of units with other weights."""
+        return Units(self.size, lambda: self.index, weight)
+
+    def at(self, places: Array) -> Array:
+        """Return the old units of some new ones."""
+        if self.kept is None:
+            return self.index[places]
+        return np.where(places < self.kept, places, -1)
+
+    def taken(self, old: int) -> Taken:
+        """Return how often the old units, of which there were so many, are there."""
+        if self.kept is not None:
+            return Taken(
+                old - self.kept, min(1, self.kept), self.kept == old, self.size - self.kept
+            )
+        counts = np.bincount(self.index[self.index >= 0], minlength=old)
+        most = int(counts.max(initial=0))
+        even = bool((counts == most).all())
+        return Taken(int((counts == 0).sum()), most, even, int((self.index < 0).sum()))
+
+    def runs(self) -> list[Run] | None:
+        """Return the stretches of new units that were one; None where there are many."""
+        if self.kept is not None:
+            found = [Run(0, self.kept, 0), Run(self.kept, self.size, -1)]
+            return [run for run in found if run.start < run.stop]
+        index = self.index
+        is_next = (np.diff(index) == 1) | ((index[1:] < 0) & (index[:-1] < 0))
+        edges = np.flatnonzero(~is_next | ((index[1:] < 0) != (index[:-1] < 0))) + 1
+        if len(edges) > MOST_RUNS or not len(index):
+            return None
+        starts, stops = [0, *edges.tolist()], [*edges.tolist(), len(index)]
+        return [
+            Run(start, stop, int(index[start])) for start, stop in zip(starts, stops, strict=True)
+        ]
+
+
+class Run(NamedTuple):
+    """A stretch of new entries: those of the old ones from `old` on, or new ones for -1."""
+
+    start: int
+    stop: int
+    old: int
+
+
+UnitMap: TypeAlias = Units | Matrix
+ZEROS = Zeros()
+MOST_RUNS = 1024
+"""Stretches that are copied one by one; more of them are gathered by an index."""
+
+
+@dataclass(frozen=True, eq=False)
+class WidthMap:
+    """What becomes of a width of n units that is to have N.
+
+    Attributes:
+        produce: for the axes that produce it, and for biases, which shift it: a choice of units,
+            or a `Matrix` (n, N) that the entries are multiplied with from the right. Both are asked
+            for their values when the first of a variable are, or, where units are added, for the
+            verdict: functions of a grown width read no variables.
+        consume: for the axes that consume it: a choice of units whose weights say how much of the
+            old unit each takes, or a matrix (N, n).
+        fill: what new units are made of, on the producing side. What consumes them is zero.
+        bias: what the biases of new units hold; None for what the fill or zero gives.
+        gain: a factor of the gains of a normalised width, in addition.
+        rescale: a factor of all that produces it, where a constant of the graph moves with the
+            width, or a normalisation counts new units.
+        is_centred: whether the mean over the old units is taken off what makes a normalised width.
+        noise: of copies: how far from the original they are, in its standard deviations.
+    """
+
+    produce: UnitMap
+    consume: UnitMap
+    fill: Initializer = ZEROS
+    bias: float | None = None
+    gain: float = 1.0
+    rescale: float = 1.0
+    noise: float = 0.0
+    is_centred: bool = False
+
+    @property
+    def size(self) -> int:
+        """The number of units that there will be."""
+        return self.produce.size if isinstance(self.produce, Units) else self.produce.shape[1]
