@@ -115,6 +115,19 @@ class TestNames:
             for note in notes(Eras("1.2"), source)
         )
 
+    def test_scopes_of_optimizers_are_taken_off_slots(self) -> None:
+        kernel = "RNN/BasicLSTMCell/Linear/Matrix"
+        shapes = {kernel: (3, 8), f"train/{kernel}/Adam": (3, 8), "w": (2,), "train/w/Adam": (2,)}
+        strategy = Eras("1.2", bare_slots=True)
+        assert named(strategy, checkpoint({**shapes, "train/beta1_power": ()})) == {
+            "rnn/basic_lstm_cell/kernel": 1,
+            "rnn/basic_lstm_cell/kernel/Adam": 2,
+            "w": 3,
+            "w/Adam": 4,
+            "train/beta1_power": 5,
+        }
+        assert not any("scope of an optimizer" in n for n in notes(strategy, checkpoint(shapes)))
+
     def test_all_in_a_scope_goes_along(self) -> None:
         source = checkpoint({"a/RNN/GRUCell/Gates/Linear/Bias": (4,), "a/RNN/mine/w": (2,)})
         assert named(Eras("1.0"), source) == {"a/rnn/gru_cell/gates/biases": 1, "a/rnn/mine/w": 2}

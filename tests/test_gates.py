@@ -191,8 +191,8 @@ class TestJoin:
 
     def test_nothing_to_join_is_refused(self) -> None:
         assert error(Gates("join"), checkpoint({"a/b": 1})) == (
-            "no variables are called as */{gate}/{part} says, with the parts wx+wt, bi; give "
-            "another --gates-pattern, --gates-parts or --gates-only"
+            "gates: no variables are called as */{gate}/{part} says, with the parts wx+wt, bi; "
+            "give another --gates-pattern, --gates-parts or --gates-only"
         )
 
     def test_kernels_are_read_in_parts(self) -> None:
@@ -230,7 +230,7 @@ class TestSplit:
             Gates("split")
         source = checkpoint({"n/kernel": np.zeros((2, 4))})
         assert error(Gates("split", pattern="m/{gate}/{part}"), source).startswith(
-            "no cell that is chosen has the variables kernel, bias; give another"
+            "gates: no cell that is chosen has the variables kernel, bias; give another"
         )
 
 
@@ -272,8 +272,8 @@ class TestReorder:
     def test_what_has_other_gates_stays(self) -> None:
         source = checkpoint({"gru_cell/gates/kernel": [[1, 2]] * 2})
         assert error(Gates("reorder"), source) == (
-            "no variable is known to hold the gates i, j, f, o; say which ones do (--gates-only), "
-            "and in which order (--gates-old)"
+            "gates: no variable is known to hold the gates i, j, f, o; say which ones do "
+            "(--gates-only), and in which order (--gates-old)"
         )
 
     def test_axes_that_gates_cannot_share_are_refused(self) -> None:

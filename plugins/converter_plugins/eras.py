@@ -55,6 +55,9 @@ class Eras(Strategy):
         help="in how many shards of rows 0.12 keeps the kernels that a glob fits",
         metavar="GLOB=COUNT",
     )
+    bare_slots: bool = option(
+        False, help="take off the scopes of optimizers before the names of slots, as for 0.12"
+    )
 
     def __post_init__(self) -> None:
         for glob, count in self.shards.items():
@@ -64,7 +67,7 @@ class Eras(Strategy):
     def apply(self, checkpoint: Checkpoint) -> Iterable[Variable]:
         found = self._names(checkpoint)
         roles = checkpoint.roles()
-        renamed = found.renamed | followers(roles, found.renamed)
+        renamed = self._with_slots(checkpoint, found)
         joined = {shard: group.shards for group in found.joined for shard in group.shards}
         split = {shard.name: shard for shard in found.split}
         olds: defaultdict[str, list[str]] = defaultdict(list)
@@ -97,7 +100,8 @@ class Eras(Strategy):
             )
         yield from _left(checkpoint, found.renamed | followers(checkpoint.roles(), found.renamed))
         if era.eras and self.eras not in era.eras:
-            yield from _scoped(checkpoint, era.eras)
+            if not self.bare_slots and "0.12" in era.eras:
+                yield from _scoped(checkpoint)
             yield from _changed(checkpoint, found, era.eras[0])
 
     def _names(self, checkpoint: Checkpoint) -> EraNames:
@@ -109,6 +113,18 @@ class Eras(Strategy):
                 classes.setdefault(scope, kind)
         shards = _partitioned(checkpoint) | by_name(self.shards, names)
         return names_in(self.eras, checkpoint, names, classes=classes, shards=shards)
+
+    def _with_slots(self, checkpoint: Checkpoint, found: EraNames) -> dict[str, str]:
+        """Return the new names with those of slots and averages."""
+        roles = checkpoint.roles()
+        renamed = found.renamed | followers(roles, found.renamed)
+        for name, role in roles.items() if self.bare_slots else ():
+            if role.kind == "slot" and role.of is not None:
+                of = renamed.get(role.of, role.of)
+                _, inner, rest = renamed.get(name, name).partition(f"/{of}/")
+                if inner:
+                    renamed[name] = f"{of}/{rest}"
+        return renamed
 
 
 def _of_model(checkpoint: Checkpoint) -> list[str]:
@@ -148,18 +164,17 @@ def _left(checkpoint: Checkpoint, renamed: Mapping[str, str]) -> Iterable[str]:
         )
 
 
-def _scoped(checkpoint: Checkpoint, eras: Sequence[str]) -> Iterable[str]:
-    roles = checkpoint.roles()
+def _scoped(checkpoint: Checkpoint) -> Iterable[str]:
     scoped = [
         name
-        for name, role in roles.items()
+        for name, role in checkpoint.roles().items()
         if role.kind == "slot" and role.of and name.partition(f"/{role.of}/")[1]
     ]
-    if scoped and "0.12" in eras:
+    if scoped:
         yield (
             f"{len(scoped)} slots stand in the scope of an optimizer, such as {scoped[0]}: 0.12 "
-            f"put them there for a name scope, later releases only for a variable scope; rename "
-            f"them if it was a name scope"
+            f"put them there for a name scope, later releases only for a variable scope; "
+            f"--eras-bare-slots takes it off"
         )
 
 

@@ -59,7 +59,9 @@ class Gates(Strategy):
         None, help="the order before, where names don't tell it, for reorder", metavar="ORDER"
     )
     pattern: str = option(
-        "*/{gate}/{part}", help="how the variables of gates are called; `*` is any scope"
+        "*/{gate}/{part}",
+        help="how the variables of gates are called; `*` is any scope",
+        metavar="PATTERN",
     )
     parts: Mapping[str, str] = option(
         _PARTS,
@@ -141,7 +143,9 @@ class Gates(Strategy):
                 if self.gates == "join"
                 else f"no cell that is chosen has the variables {', '.join(self.parts.values())}"
             )
-            raise PlanError(f"{what}; give another --gates-pattern, --gates-parts or --gates-only")
+            raise PlanError(
+                f"gates: {what}; give another --gates-pattern, --gates-parts or --gates-only"
+            )
         return found
 
     def _joins(self, checkpoint: Checkpoint, names: list[str]) -> Iterator[Fused]:
@@ -205,8 +209,8 @@ class Gates(Strategy):
             result.append(self._moved(variable, old, order, is_value=is_value))
         if not count:
             raise PlanError(
-                f"no variable is known to hold the gates {', '.join(order)}; say which ones do "
-                f"(--gates-only), and in which order (--gates-old)"
+                f"gates: no variable is known to hold the gates {', '.join(order)}; say which "
+                f"ones do (--gates-only), and in which order (--gates-old)"
             )
         return result
 
