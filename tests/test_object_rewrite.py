@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -217,6 +217,25 @@ def test_moves(pattern: str, replacement: str, expected: dict[str, str], tmp_pat
     assert found.names == sorted(plan.result)
     everything = [float(v.read().ravel()[0]) for k, v in found.stored.items() if k != KEY]
     assert sorted(everything) == sorted(values.values())
+
+
+def test_what_leaves_an_object_that_moves_is_not_left_there(tmp_path: Any) -> None:
+    root = Object({"net": net()})
+    renamed = Rename({"net/layers/(.*)": r"model/stack/\1", "net/(.*)": r"model/\1"})
+    found, _, values = rewritten(root, [renamed], tmp_path)
+    assert found.edges("model") == {"stack", "last", "scale", "empty"}
+    assert found.at("model/stack/0/w") == values["net/layers/0/w"]
+
+
+def test_given_names_follow_paths_that_end_alike(tmp_path: Any) -> None:
+    found, _, _ = rewritten(net(), [Rename({"(.*)/w": r"\1/kernel"})], tmp_path)
+    names = {path: found.node(path).attributes[0].full_name for path in found.names if "/" in path}
+    assert names == {
+        "layers/0/kernel": "kernel",
+        "last/kernel": "kernel",
+        "layers/0/b": "b",
+        "last/b": "b",
+    }
 
 
 def test_objects_become_one_where_they_meet(tmp_path: Any) -> None:
@@ -438,6 +457,35 @@ def test_joined_variables_stand_where_their_parts_did(tmp_path: Any) -> None:
     found, plan, _ = rewritten(root, [Join("wi", "wf", into="kernel")], tmp_path)
     assert found.at("net/cell/kernel") == found.at("net/c/kernel") == 100
     assert found.edges("net/cell") == {"b", "kernel"}
+    assert found.names == sorted(plan.result)
+
+
+def test_a_new_object_stands_where_another_has_left(tmp_path: Any) -> None:
+    cell = Object({"wi": var("cell/wi"), "wf": var("cell/wf"), "kernel": var("old")})
+    steps = [Paths({"cell/kernel": "kept/kernel"}), Join("wi", "wf", into="kernel")]
+    found, plan, values = rewritten(Object({"cell": cell}), steps, tmp_path)
+    assert (found.at("cell/kernel"), found.at("kept/kernel")) == (100, values["cell/kernel"])
+    assert found.names == sorted(plan.result)
+
+
+class Copy(Strategy):
+    """Gives every variable a second time."""
+
+    name = "copy"
+
+    def apply(self, checkpoint: Checkpoint) -> Iterator[Variable]:
+        for variable in checkpoint.values():
+            if variable.name != KEY:
+                yield variable.rename(f"{variable.name}/copy")
+                yield variable.rename(f"{variable.name}/copied")
+            else:
+                yield variable
+
+
+def test_two_variables_of_one_do_not_share_its_object(tmp_path: Any) -> None:
+    found, plan, values = rewritten(Object({"a": Object({"b": var("a/b")})}), [Copy()], tmp_path)
+    assert found.at("a/b/copy") == found.at("a/b/copied") == values["a/b"]
+    assert len(found.stored) == 3
     assert found.names == sorted(plan.result)
 
 

@@ -189,9 +189,7 @@ def also(edges: Edges, path: Path | None, old_name: str, new_name: str) -> str |
     if path is None or number is None or followed is None:
         return None
     second = _respelt(path, followed)
-    if not edges.is_free(second) or edges.attach(number, second) is not None:
-        return None
-    return followed
+    return followed if edges.attach(number, second) is None else None
 
 
 def follow(name: str, new_name: str, other: str) -> str | None:
