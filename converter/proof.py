@@ -154,7 +154,8 @@ def _wide(values: Array) -> Array:
 
 def _largest(x: Array, y: Array) -> float:
     with np.errstate(invalid="ignore", over="ignore"):
-        differences = np.abs(x - y)
+        # Of scalars numpy gives a number, which has no entries to be set.
+        differences = np.asarray(np.abs(x - y))
     differences[(x == y) | (np.isnan(x) & np.isnan(y))] = 0
     differences[np.isnan(differences)] = np.inf
     return float(differences.max())

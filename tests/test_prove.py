@@ -38,6 +38,12 @@ def test_differences_are_measured_by_the_scale() -> None:
     assert found.error == pytest.approx(5e-6)
     assert found.passed is True
     assert compared([1.0, -200.0], [1.003, -200.0]).passed is False
+
+
+def test_scalars_are_compared_as_all_else() -> None:
+    assert compared(2.0, 2.0).passed is True
+    assert compared(2.0, 3.0).error == 0.5
+    assert compared(NAN, 3.0).passed is False
     assert compared([1.0, -200.0], [1.003, -200.0], 1e-4).passed is True
     assert compared([1.0, 2.0], [1.0, 2.0], 0).passed is True
 

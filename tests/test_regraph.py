@@ -527,6 +527,22 @@ def test_widths_that_cannot_be(model: Model, tmp_path: Path) -> None:
         saved.regraphed(a=0)
 
 
+def test_what_no_constant_can_hold_is_refused(tmp_path: Path) -> None:
+    m = Model()
+    a = m.dense(m.input(-1, 2), "a", 2, 2 * UNITS)
+    m.op("Reshape", a, m.constant([-1, 2, UNITS], name="wanted"), name="parts")
+    m.dense(m.op("Reshape", "parts", m.constant([-1, UNITS])), "out", UNITS, OUT)
+    saved = Saved(m, tmp_path)
+    with pytest.raises(PlanError, match=r"wanted is int32, which cannot hold 1000000000000; choo"):
+        saved.regraphed(**{saved.width(UNITS): 10**12})
+
+
+def test_constants_that_would_be_huge_are_refused(model: Model, tmp_path: Path) -> None:
+    model.op("Assign", "a/b", model.constant(np.arange(float(UNITS)), name="initial"))
+    with pytest.raises(PlanError, match=r"initial would have \[1000000000\] entries, more than a "):
+        Saved(model, tmp_path).regraphed(a=10**9)
+
+
 def test_graphs_of_other_checkpoints_are_refused(model: Model, tmp_path: Path) -> None:
     checkpoint = Saved(model, tmp_path).checkpoint()
     structure = infer(checkpoint)

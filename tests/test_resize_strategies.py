@@ -33,6 +33,7 @@ from safetensors.numpy import save_file
 from converter import (
     Array,
     Checkpoint,
+    Initializer,
     InputError,
     PlanError,
     Resizer,
@@ -42,6 +43,7 @@ from converter import (
     open_checkpoint,
 )
 from converter.cli import cli
+from converter.initializer import parse_initializer
 from converter.plan import make_plan
 from converter.testing import NAME, check_strategy
 
@@ -222,6 +224,11 @@ def test_outputs_without_a_bias_cannot_have_another() -> None:
             "h: project cannot turn 6 units into 67108864; its matrix would have more than "
             "134,217,728 entries; choose pad or select",
         ),
+        (
+            Duplicate(resize={"h": 10**12}),
+            "h: duplicate cannot turn 6 units into 1000000000000; it copies to 16,777,216 units at "
+            "most; choose pad",
+        ),
     ],
 )
 def test_what_a_strategy_cannot_do(resizer: Resizer, message: str) -> None:
@@ -230,6 +237,22 @@ def test_what_a_strategy_cannot_do(resizer: Resizer, message: str) -> None:
     with pytest.raises(PlanError) as caught:
         resizer.resizes(net.checkpoint())
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("fill", [parse_initializer("zeros"), LIVE])
+def test_huge_sizes_are_planned_at_once_or_refused(fill: Initializer) -> None:
+    net = Net()
+    hidden("Tanh")(net)
+    resized = {v.name: v for v in Pad(resize={"h": 10**12}, fill=fill).apply(net.checkpoint())}
+    old = net.values["h/w"].shape
+    assert resized["h/w"].shape == (old[0], 10**12)
+    part = resized["h/w"].read(tuple(slice(0, size) for size in old))
+    np.testing.assert_array_equal(part, net.values["h/w"])
+    for size in (10**18, 10**20):
+        with pytest.raises(
+            PlanError, match=r"^h/w: it would be \[4, 10+\], which is more than any"
+        ):
+            list(Pad(resize={"h": size}, fill=fill).apply(net.checkpoint()))
 
 
 def test_options_that_cannot_be() -> None:

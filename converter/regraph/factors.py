@@ -14,6 +14,7 @@ from converter.structure.infer import SizeFactor, Structure
 _MAX_STEPS = 64
 _PASSES = ops("Identity Cast Enter RefEnter Switch Merge ExpandDims Reshape StopGradient")
 _SIZES = ops("Shape ShapeN Size VariableShape")
+_PICKS = ops("StridedSlice Slice Gather GatherV2")
 _DIVISIONS = ops("RealDiv Div DivNoNan")
 
 
@@ -40,12 +41,14 @@ class Change(NamedTuple):
         factor: the factor.
         constant: the constant that has to change, or None where the graph works it out from a
             shape.
-        value: what the constant becomes.
+        value: what the entry of the constant becomes.
+        place: of the entry.
     """
 
     factor: Rescaled
     constant: str | None
     value: float
+    place: int = 0
 
 
 def changes(structure: Structure, sizes: Sizes) -> Iterator[Change | Rescaled]:
@@ -64,7 +67,8 @@ def changes(structure: Structure, sizes: Sizes) -> Iterator[Change | Rescaled]:
             found = Rescaled(name, node.name, factor.number, number)
             origin = _origin(analysis, node, factor, before)
             if origin is None:
-                yield found
+                entry = _entry(analysis, node, before)
+                yield found if entry is None else Change(found, entry[0], after, entry[1])
             elif origin.op in _SIZES:
                 yield Change(found, None, 0)
             else:
@@ -107,6 +111,31 @@ def _origin(analysis: Analysis, node: Node, factor: SizeFactor, size: int) -> No
         source for source in sources if source.op == "Const" and _value(analysis, source) == size
     ]
     return written[0] if len(written) == 1 and _is_own(analysis, written[0], node) else None
+
+
+def _entry(analysis: Analysis, node: Node, size: int) -> tuple[str, int] | None:
+    """Return the constant, and the place in it, that holds the size that a factor is made of.
+
+    TensorFlow writes down the shapes that it knows when it builds a graph.
+    """
+    scalars = [o for o in node.inputs if analysis.tensor(o).number is not None]
+    picked = []
+    for source in _sources(scalars[0].node) if len(scalars) == 1 else ():
+        cells = analysis.tensor(Output(source, 0)).cells or ()
+        if source.op in _PICKS and len(cells) == 1 and cells[0].constant is not None:
+            picked.append((source, cells[0]))
+    if len(picked) != 1 or picked[0][1].value != size or picked[0][1].constant is None:
+        return None
+    entry = picked[0][1].constant
+    for taker in analysis.graph.consumers[analysis.graph.by_name[entry[0]]]:
+        if taker not in analysis.flow.forward:
+            continue
+        given = analysis.tensor(Output(taker, 0)).cells
+        if given is None:
+            return None
+        if any(cell.constant == entry for cell in given) and not _is_own(analysis, taker, node):
+            return None
+    return entry
 
 
 def _sources(node: Node) -> Iterator[Node]:

@@ -7,6 +7,7 @@ partitioned variables lie. Everything else stays as it is, with what we do not k
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from converter.regraph.factors import Rescaled, changes
 from converter.regraph.matrices import turned
 from converter.regraph.sizes import Sizes
 from converter.regraph.slices import Slices, specification
-from converter.regraph.tensors import Constant
+from converter.regraph.tensors import MAX_ENTRIES, Constant
 from converter.structure.graph import Graph, Node, read_definition
 from converter.structure.lengths import Lengths, lengths
 from converter.structure.run import analyse
@@ -116,7 +117,7 @@ class _Rewriter:
             if node.origin is not None:
                 self._calls.setdefault(node.origin, []).append(node.name)
         self._turned = turned(self._graph, self._found, self._sizes)
-        self._constants: dict[str, Mapping[int, float]] = {}
+        self._constants: dict[str, dict[int, float]] = {}
         self.notes: list[str] = []
         self.unresolved: list[str] = []
         self.rescaled: list[Rescaled] = []
@@ -180,7 +181,7 @@ class _Rewriter:
                 continue
             self.rescaled.append(change.factor)
             if change.constant is not None:
-                self._constants[change.constant] = {0: change.value}
+                self._constants.setdefault(change.constant, {})[change.place] = change.value
 
     def _rewrite_node(self, name: str, node: Any) -> None:
         """Rewrite a node that has a name in the graph as it was read, without calls."""
@@ -305,6 +306,12 @@ class _Rewriter:
             return
         grown = constant.filled([after for _, after in lengths])
         if grown is None:
+            if math.prod(after for _, after in lengths) > MAX_ENTRIES:
+                raise PlanError(
+                    f"{subject} would have {[after for _, after in lengths]} entries, more than a "
+                    "graph can hold; choose a smaller size, or leave the graph out (--to "
+                    "safetensors)"
+                )
             pairs = list(zip(axes, changed, strict=True))
             grown = constant.taken([self._sizes.places(a) if c else None for a, c in pairs])
             is_alike = constant.is_alike([self._sizes.alike(a) if c else None for a, c in pairs])

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from converter.dtype import STRING, DType
-from converter.errors import InputError
+from converter.errors import InputError, PlanError
 from converter.formats.messages import message, parse
 from converter.formats.tensor_proto import TensorProto, Values, walk
 from converter.formats.wire import BYTES, Field, Source
 from converter.variable import Array
 
-_MAX_ENTRIES = 1 << 28
+MAX_ENTRIES = 1 << 28
 # What one value for all entries is written in.
 _SINGLE = {
     "float32": "float_val",
@@ -75,7 +75,7 @@ class Constant:
     def values(self) -> Array | None:
         """All values; None where they cannot be told, or are too many."""
         dtype, count = self.dtype, math.prod(self.shape)
-        if dtype is None or count > _MAX_ENTRIES:
+        if dtype is None or count > MAX_ENTRIES:
             return None
         return Values(self._proto, dtype, self.shape, repeat=True).load(
             tuple(slice(0, size) for size in self.shape)
@@ -86,11 +86,21 @@ class Constant:
         return None if self.values is None else self.values.reshape(-1)[place].item()
 
     def with_entries(self, entries: Mapping[int, Any]) -> bytes:
-        """Return it with others in some places of its memory."""
+        """Return it with others in some places of its memory.
+
+        Raises:
+            InputError: its values cannot be told.
+            PlanError: its dtype cannot hold one of them.
+        """
         if self.values is None or self.dtype is None:
             raise InputError(f"{self._subject}: its values cannot be told; it is damaged")
         values = self.values.copy()
         for place, entry in entries.items():
+            if values.dtype.kind in "iu" and abs(entry) > np.iinfo(values.dtype).max:
+                raise PlanError(
+                    f"{self._subject} is {self.dtype}, which cannot hold {entry}; choose a smaller "
+                    "size, or leave the graph out (--to safetensors)"
+                )
             values.reshape(-1)[place] = entry
         return _encoded(values, self.dtype)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -167,20 +167,13 @@ class Filling:
             return
         order = [name for name in changed if name not in drawn] + drawn
         marks = [self._mark(axis, name, changed, sizes) for name in order]
-        length = marks[0].length
         begin, owner = 0, -1
-        for (part,) in regions((length,), _RUNS):
-            owners = np.full(part.stop - part.start, -1)
-            for place, mark in enumerate(marks):
-                new = mark.entries(part.start, part.stop).old < 0
-                owners[new & (owners < 0)] = place
-            edges = np.flatnonzero(np.diff(owners, prepend=owner))
-            for edge in edges.tolist():
-                if owner >= len(order) - len(drawn):
-                    yield _Run(slice(begin, part.start + edge), order[owner])
-                begin, owner = part.start + edge, int(owners[edge])
+        for place, now in _owners(marks):
+            if owner >= len(order) - len(drawn):
+                yield _Run(slice(begin, place), order[owner])
+            begin, owner = place, now
         if owner >= len(order) - len(drawn):
-            yield _Run(slice(begin, length), order[owner])
+            yield _Run(slice(begin, marks[0].length), order[owner])
 
     def _mark(
         self, axis: Axis, name: str, changed: Sequence[str], sizes: Mapping[str, int]
@@ -194,6 +187,33 @@ class Filling:
             if other == name and isinstance(found, Units):
                 units[other] = found.plain()
         return AxisMap(axis, sizes, units)
+
+
+def _owners(marks: Sequence[AxisMap]) -> Iterator[tuple[int, int]]:
+    """Yield where on an axis another map is the first by which entries are new, and which.
+
+    -1 is none of them.
+    """
+    length = marks[0].length
+    stretches = [mark.runs for mark in marks]
+    known = [runs for runs in stretches if runs is not None]
+    parts: Iterable[slice]
+    if len(known) == len(marks):
+        # Nothing changes within a stretch: one entry tells, however long it is.
+        starts = sorted({run.start for runs in known for run in runs})
+        parts = (slice(start, start + 1) for start in starts)
+    else:
+        parts = (part for (part,) in regions((length,), _RUNS))
+    last = -1
+    for part in parts:
+        owners = np.full(part.stop - part.start, -1)
+        for place, mark in enumerate(marks):
+            new = mark.entries(part.start, part.stop).old < 0
+            owners[new & (owners < 0)] = place
+        edges = np.flatnonzero(np.diff(owners, prepend=last))
+        for edge in edges.tolist():
+            last = int(owners[edge])
+            yield part.start + edge, last
 
 
 def _is_vector(variable: Variable) -> bool:

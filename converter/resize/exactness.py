@@ -179,6 +179,9 @@ def _judge_units(
     if is_looked_up(width) and width.growth == "any":
         return Verdict(True, "nothing that was looked up before is a new one")
     zero = width_map.gain == 1 and isinstance(width_map.fill, Zeros)
+    pole = touches.get("constant pole", touches.get("pole") if zero else None)
+    if pole is not None and width.growth != "none":
+        return Verdict(False, f"{pole} gives infinities for new units that are zero")
     if width.growth == "any" or (width.growth == "zero" and zero):
         return Verdict(True, "what consumes the new units is zero")
     if averaged := next((t for t in touches if t in _AVERAGING), None):
@@ -208,6 +211,8 @@ def _judge_matrices(width: Width, width_map: WidthMap, *, tied: bool) -> Verdict
         return Verdict(False, "what consumes it does not undo what produces it")
     if tied and not np.allclose(produce.values, consume.values.T, atol=1e-6):
         return Verdict(False, "one variable produces and consumes it, and the two maps differ")
+    if shown := dict(width.touches).get("shown"):
+        return Verdict(False, f"{shown} is an output in which its units would be mixed")
     if width.symmetry == "free":
         return Verdict(True, "only linear ops touch it, and the maps undo each other")
     return Verdict(False, f"its units are mixed: {width.why}")

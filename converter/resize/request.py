@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -30,6 +31,7 @@ from converter.structure.template import sizes_like
 from converter.variable import Variable
 
 Shape = tuple[int, ...]
+_MOST_BYTES = (1 << 62) - 1
 
 
 class Request:
@@ -75,6 +77,7 @@ class Request:
             self._template,
             self._resizer.seed,
         )
+        _check_sizes(self._checkpoint, resizing)
         _check_companions(self._checkpoint, resizing)
         return resizing.variables()
 
@@ -200,6 +203,19 @@ def _with_shapes(
                     axes[other] = tuple(own[axis] for axis in kept)
                     uses[other] = tuple(uses[name][axis] for axis in kept)
     return replace(structure, widths=widths, axes=axes, uses=uses)
+
+
+def _check_sizes(checkpoint: Checkpoint, resizing: Resizing) -> None:
+    """Refuse variables of which neither a file nor an index could hold the entries."""
+    for name, variable in checkpoint.items():
+        shape = resizing.shape_of(name)
+        if max(shape, default=0) > _MOST_BYTES or (
+            math.prod(shape) * max(1, variable.dtype.itemsize) > _MOST_BYTES
+        ):
+            raise PlanError(
+                f"{name}: it would be {list(shape)}, which is more than any file can hold; choose "
+                "a smaller size"
+            )
 
 
 def _check_companions(checkpoint: Checkpoint, resizing: Resizing) -> None:

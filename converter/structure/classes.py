@@ -126,7 +126,11 @@ def mark_outputs(analysis: Analysis, facts: Mapping[Atom, Facts]) -> None:
         for tensor in analysis.tensors.get(node, ()):
             for atom in tensor.axes or ():
                 for part in leaves(atom):
-                    if part not in facts or part in outside:
+                    if part not in facts:
+                        continue
+                    # It stands in an output, whether or not something else is made of it, too.
+                    facts[part].touches.setdefault("shown", node)
+                    if part in outside:
                         continue
                     if part not in escaping:
                         escaping[part] = _escapes(analysis, facts[part])

@@ -28,6 +28,22 @@ def counts(analysis: Analysis) -> Iterator[tuple[str, int, Atom]]:
     Returns:
         The constant's name, the place in it, and the axis of which it is the length.
     """
+    for node, place, summed, total in _divisions(analysis):
+        yield from _constants(analysis, node.inputs[place].node, summed, total)
+
+
+def mark_averages(analysis: Analysis) -> None:
+    """Mark what is averaged by a sum that is divided by how many there are."""
+    for node, _, summed, _ in _divisions(analysis):
+        analysis.touch("mean", summed, node)
+
+
+def _divisions(analysis: Analysis) -> Iterator[tuple[Node, int, list[Atom], int]]:
+    """Yield what divides by how many entries were summed.
+
+    Returns:
+        The node, which of its inputs the number is, the axes that were summed, and the number.
+    """
     for node in analysis.graph.nodes:
         if len(node.inputs) != 2 or not (node.op in _DIVISIONS or node.op == "Mul"):
             continue
@@ -39,7 +55,7 @@ def counts(analysis: Analysis) -> Iterator[tuple[str, int, Atom]]:
             count = number if node.op in _DIVISIONS else 1 / number
             total = whole(summed)
             if total and total > 1 and math.isclose(count, total, rel_tol=1e-6):
-                yield from _constants(analysis, node.inputs[place].node, summed, total)
+                yield node, place, summed, total
 
 
 def operands(analysis: Analysis) -> Iterator[tuple[str, int, Atom]]:

@@ -55,6 +55,11 @@ _KEEPS = ops("""
     DynamicStitch DynamicPartition SegmentSum UnsortedSegmentSum SpaceToBatchND BatchToSpaceND
     ResizeBilinear ResizeNearestNeighbor
     """)
+# What has a pole at zero, and in which of its operands.
+_POLES = {
+    **dict.fromkeys(ops("RealDiv Div"), 1),
+    **dict.fromkeys(ops("Reciprocal Inv Log Rsqrt"), 0),
+}
 _BATCH_NORMS = ops("FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3")
 _ADDS = ops("Add AddV2 Sub BiasAdd")
 _CONTRACTS = ops("MatMul BatchMatMul BatchMatMulV2 BatchMatMulV3 Einsum")
@@ -96,6 +101,22 @@ def stays_zero(analysis: Analysis, fact: Facts) -> bool:
     return True
 
 
+def mark_poles(analysis: Analysis, fact: Facts) -> None:
+    """Mark what gives infinities for units that are zero: nothing takes these off again.
+
+    They are told apart by when: `pole` if what makes the units is zero, `constant pole` where it
+    is not made, but follows, so that it is zero whatever makes the units.
+    """
+    ways = (("pole", _Zeros(analysis, fact)), ("constant pole", _Zeros(analysis, fact, made=False)))
+    for node in analysis.events:
+        place = _POLES.get(node.op)
+        if place is None or place >= len(node.inputs):
+            continue
+        for what, zeros in ways:
+            if zeros.is_zero(node.inputs[place]):
+                fact.touches.setdefault(what, node)
+
+
 def _sums(analysis: Analysis, atom: Atom) -> Iterable[tuple[Node, str]]:
     for node, events in analysis.events.items():
         for event in events:
@@ -120,11 +141,16 @@ def _is_only_consumed(analysis: Analysis, fact: Facts) -> bool:
 
 
 class _Zeros:
-    """Which tensors are zero in the new units of a width, if what makes these is zero."""
+    """Which tensors are zero in the new units of a width, if what makes these is zero.
 
-    def __init__(self, analysis: Analysis, fact: Facts) -> None:
+    Args:
+        made: whether it is; if not, what is zero then is so by itself.
+    """
+
+    def __init__(self, analysis: Analysis, fact: Facts, *, made: bool = True) -> None:
         self._analysis = analysis
         self._fact = fact
+        self._made = made
         self._carriers = {
             node
             for node, tensors in analysis.tensors.items()
@@ -154,7 +180,7 @@ class _Zeros:
         if node.op in VARIABLES or node in self._analysis.variables:
             return self._is_filled_with_zeros(node)
         if any(role.use == "produce" for role in self._analysis.roles.get(node, ())):
-            return True
+            return self._made
         inputs = node.inputs
         if node.op in _BATCH_NORMS:
             # Scale and variance divide and multiply; training mode has no mean of its own.
@@ -185,7 +211,7 @@ class _Zeros:
             if place.variable in names
             for use in found
         }
-        return not uses & {"gain", "variance"}
+        return uses.isdisjoint(("gain", "variance")) and (self._made or "produce" not in uses)
 
     def _names(self, node: Node) -> Collection[str]:
         origins = self._analysis.variables[node].origins or ()

@@ -17,13 +17,14 @@ from converter.structure.analysis import Analysis
 from converter.structure.atoms import ONE, Atom, Kind, Product, find, size_of, terms
 from converter.structure.axis import Axis, Blocks, Factor, Term, Use, Width
 from converter.structure.cells import by_name, labels_by_name
+from converter.structure.counts import mark_averages
 from converter.structure.declare import declare
 from converter.structure.facts import Facts, Place, gather
 from converter.structure.flow import READS
 from converter.structure.followers import Axes, Uses, follows, with_followers
 from converter.structure.gates import labels_of
 from converter.structure.graph import Graph, Node, read_graph
-from converter.structure.growth import growth, stays_zero
+from converter.structure.growth import growth, mark_poles, stays_zero
 from converter.structure.normalised import normalised
 from converter.structure.run import Findings, analyse
 
@@ -163,6 +164,7 @@ def infer_from(graph: Graph, checkpoint: Checkpoint, layout: Layout | None = Non
     roles = {**roles, **_slots(findings, checkpoint, roles)}
     followers = {n: roles[n] for n in checkpoint if follows(roles[n], checkpoint)}
     held = [name for name in findings.axes if name not in followers]
+    mark_averages(findings.analysis)
     facts, products = gather(findings, held)
     _mark_unused(findings, facts)
     classes.mark_outputs(findings.analysis, facts)
@@ -281,6 +283,8 @@ def _width(name: str, fact: Facts, verdict: classes.Verdict, analysis: Analysis)
     consumed = fact.by_use("consume")
     rest = list(dict.fromkeys(place.variable for place in fact.places))
     grows = growth(analysis, fact) if verdict.resizable else "none"
+    if grows != "none":
+        mark_poles(analysis, fact)
     return Width(
         name,
         size_of(fact.atom) or 0,

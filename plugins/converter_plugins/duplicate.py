@@ -23,6 +23,9 @@ from converter import (
     option,
 )
 
+# Every unit has its share, and these are held in memory.
+_LARGEST = 1 << 24
+
 
 @dataclass(frozen=True)
 class Duplicate(Resizer):
@@ -67,6 +70,8 @@ class Duplicate(Resizer):
     def refusal(self, width: Width, size: int) -> str | None:
         if size < width.size:
             return "it only grows them (select makes them smaller)"
+        if size > _LARGEST:
+            return f"it copies to {_LARGEST:,} units at most; choose pad"
         return "there is no unit to copy" if not width.size else None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from converter.structure.analysis import Analysis, Cell, Pairing, Rule, Tensor, for_ops
 from converter.structure.atoms import ONE, Atom, Clash, product
-from converter.structure.graph import Node
+from converter.structure.graph import Node, ops
 from converter.structure.rules.integers import axes_of
 
 _FOLDS: dict[str, Callable[[list[int]], int]] = {
@@ -16,6 +16,7 @@ _FOLDS: dict[str, Callable[[list[int]], int]] = {
     "All": min,
     "Any": max,
 }
+_LINEAR = ops("Sum Mean")
 _KINDS = {"Sum": "sum", "Mean": "mean", "EuclideanNorm": "norm"}
 
 
@@ -28,6 +29,9 @@ def reduce(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
     gone = [x.axes[axis] for axis in reduced]
     if an.is_data(node.inputs[0]):
         _tell(an, node, gone)
+        if node.op not in _LINEAR and any(atom is not ONE for atom in gone):
+            others = [atom for axis, atom in enumerate(x.axes) if axis not in reduced]
+            an.touch("nonlinear" if node.op == "Prod" else "homogeneous", others, node)
     elif an.is_weight(node.inputs[0]):
         an.touch("weight norm", gone, node)
     keep = node.integer("keep_dims") or node.integer("keepdims")
@@ -139,6 +143,7 @@ def top(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> list[Tensor]:
     an.touch("choice", x.axes[-1:], node)
     count = inputs[1].cells if len(inputs) > 1 else None
     last = an.sized(count[0], node) if count else Atom(node.integer("k") or None)
+    an.touch("index", [last], node)
     found = Tensor((*x.axes[:-1], last))
     return [found, found]
 

@@ -344,6 +344,9 @@ def tile(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
             raise Clash
         else:
             times = cell.atom if cell.atom is not None else leaf(cell.value)
+            if cell.atom is None:
+                # How often is written down, and no width.
+                an.touch("fixed", [times], node)
             axes.append(product((times, atom)))
     return Tensor(tuple(axes), None, x.number, x.origins)
 

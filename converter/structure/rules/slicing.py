@@ -132,7 +132,9 @@ def _range(an: Analysis, node: Node, atom: Atom, step: _Step) -> Atom:
     if step.stride == 1 and begin == 0 and step.end is not None:
         return an.sized(step.end, node) if (end or 0) >= 0 else Atom(None)
     if size is not None and step.stride and step.end is None and begin == 0:
-        return leaf(-(-size // abs(step.stride)))
+        found = leaf(-(-size // abs(step.stride)))
+        an.touch("index", [found], node)
+        return found
     return Atom(None)
 
 
@@ -230,6 +232,9 @@ def gather(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
     if is_table and len(node.inputs[1].node.inputs) > 1:
         _deal(an, node, x.axes[axis])
     middle = indices.axes[batch:]
+    if not an.is_data(node.inputs[1]):
+        # The numbers are written down: each entry is another row, and nobody has told a new one's.
+        an.touch("index", middle, node)
     axes = (*x.axes[:axis], *middle, *x.axes[axis + 1 :])
     if x.origins is not None and not an.is_data(node.inputs[1]):
         origins = (*x.origins[:axis], *(NO_ORIGIN for _ in middle), *x.origins[axis + 1 :])
