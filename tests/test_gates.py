@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -139,7 +140,10 @@ class TestJoin:
     def test_cells_are_told_by_their_scopes(self) -> None:
         source = checkpoint({**cell(scope=""), **cell(scope="a/b/")})
         assert list(values(Gates("join"), source)) == ["kernel", "bias", "a/b/kernel", "a/b/bias"]
-        assert len(values(Gates("join", only=("a/*",)), source)) == 14
+        names = list(values(Gates("join", only=("a/*",)), source))
+        assert names == [*cell(scope=""), "a/b/kernel", "a/b/bias"]
+        source = checkpoint({"i/wx": [[1]]})
+        assert error(Gates("join"), source).startswith("the cell: of its gates (i) none is 'j'")
 
     def test_slots_and_averages_are_joined_alike(self) -> None:
         found = cell()
@@ -215,6 +219,22 @@ class TestSplit:
             back = Gates("split", order="i,f,j,o", pattern=pattern, only=only, forget_bias=0.5)
             assert values(back, there) == {n: v.read().tolist() for n, v in source.items()}
 
+    def test_slots_and_averages_are_split_alike(self) -> None:
+        found = {"m/bias": [1, 2]}
+        for number, slot in enumerate(("Adam", "ExponentialMovingAverage"), 1):
+            found[f"m/bias/{slot}"] = [10 * number, 20 * number]
+        strategy = Gates(
+            "split", order="if", pattern="m/{gate}/{part}", forget_bias=0.5, bias_rows=True
+        )
+        assert values(strategy, checkpoint(found)) == {
+            "m/i/bi": [[1]],
+            "m/f/bi": [[2.5]],
+            "m/i/bi/Adam": [[10]],
+            "m/f/bi/Adam": [[20]],
+            "m/i/bi/ExponentialMovingAverage": [[20]],
+            "m/f/bi/ExponentialMovingAverage": [[40.5]],
+        }
+
     def test_shapes_that_cannot_be_are_refused(self) -> None:
         strategy = Gates("split", pattern="m/{gate}/{part}")
         source = checkpoint({"m/kernel": np.zeros((2, 10))})
@@ -222,8 +242,10 @@ class TestSplit:
             "m/kernel: it is [2, 10], and cannot be of 4 gates with 2 parts of rows; give another "
             "--gates-order or fewer parts"
         )
-        source = checkpoint({"m/kernel": np.zeros((2, 8))})
-        assert "it is [2, 8], and cannot be of 4 gates" in error(strategy, source)
+        for name, shape in (("kernel", [2, 8]), ("kernel", [8]), ("bias", [1, 4]), ("bias", [])):
+            source = checkpoint({f"m/{name}": np.zeros(shape)})
+            for one in (strategy, replace(strategy, forget_bias=1.0)):
+                assert f"it is {shape}, and cannot be of 4 gates" in error(one, source)
 
     def test_it_has_to_be_said_of_what(self) -> None:
         with pytest.raises(UsageError, match=r"^split has to know the cells: give their scopes"):
@@ -247,6 +269,25 @@ class TestReorder:
             "r/lstm_cell/w_f_diag": [7],
             "d/kernel": [[1, 2]],
         }
+
+    def test_averages_get_the_forget_bias_and_no_slot(self) -> None:
+        names = {"lstm_cell/kernel": [[1, 2, 3, 4]] * 2, "lstm_cell/bias": [1, 2, 3, 4]}
+        average = "lstm_cell/bias/ExponentialMovingAverage"
+        source = checkpoint({**names, average: [5, 6, 7, 8], f"{average}/biased": [9, 10, 11, 12]})
+        result = values(Gates("reorder", order="fijo", forget_bias=1), source)
+        assert result[average] == [8, 5, 6, 8]
+        assert result[f"{average}/biased"] == [11, 9, 10, 12]
+
+    def test_what_no_checkpoint_tells_is_said(self) -> None:
+        source = checkpoint({"lstm_cell/kernel": [[1, 2, 3, 4]] * 2})
+        (note,) = Gates("reorder").notes(source)
+        assert note.startswith("biases keep their values: what code adds to the forget gate")
+        assert list(Gates("reorder", forget_bias=1).notes(source)) == []
+        assert list(Gates("reorder", order="ru").notes(source)) == []
+
+    def test_gates_of_any_name_are_reordered_by_their_names(self) -> None:
+        strategy = Gates("reorder", order="one,two", old="two,one", only=("w",))
+        assert values(strategy, checkpoint({"w": [1, 2]})) == {"w": [2, 1]}
 
     def test_keras_is_known_too(self) -> None:
         leaves = {

@@ -60,7 +60,7 @@ class Fused:
             PlanError: the fused variable has another shape than its name tells.
         """
         count = len(self.pieces[0])
-        fused = self._shifted(checkpoint[self.name], forget_bias, count)
+        fused = checkpoint[self.name]
         units, rest = divmod(fused.shape[-1] if fused.shape else 0, count)
         heights = self._heights(fused, units)
         if rest or not units or min(heights) < 1:
@@ -68,6 +68,7 @@ class Fused:
                 f"{self.name}: it is {list(fused.shape)}, and cannot be of {count} gates "
                 f"with {len(self.pieces)} parts of rows; give another --gates-order or fewer parts"
             )
+        fused = self._shifted(fused, forget_bias, count)
         found = []
         start = 0
         for row, height in zip(self.pieces, heights, strict=True):
@@ -98,7 +99,7 @@ class Fused:
 
     def _shifted(self, variable: Variable, amount: float, count: int) -> Variable:
         """Return a bias with something added to its forget gate."""
-        if self.forget is None or not amount or variable.shape[-1] % count:
+        if self.forget is None or not amount:
             return variable
         units = variable.shape[-1] // count
         return shifted(variable, self.forget * units, (self.forget + 1) * units, amount)
