@@ -233,6 +233,7 @@ class Edges:
         for children in self.children:
             children.update({name: self._one(child) for name, child in children.items()})
         leading = self._leading()
+        changed = self._led ^ leading
         kept = self._kept(self._led - leading)
         numbers = {old: new for new, old in enumerate(kept)}
         prefixes = self._prefixes(keys)
@@ -257,7 +258,7 @@ class Edges:
                 slot.CopyFrom(record)
                 slot.original_variable_node_id = numbers[record.original_variable_node_id]
                 slot.slot_variable_node_id = numbers[record.slot_variable_node_id]
-            if node.HasField("has_checkpoint_values") or number in self._led ^ leading:
+            if node.HasField("has_checkpoint_values") or number in changed:
                 node.has_checkpoint_values.value = number in leading
         data: bytes = graph.SerializeToString(deterministic=True)
         return data
