@@ -16,6 +16,7 @@ from converter.variable import Stored, Variable
 if TYPE_CHECKING:
     from converter.regraph import Regraphed
     from converter.resize.exactness import Resizes
+    from converter.structure.infer import Structure
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ class Plan:
 
     def shape_in_graph(self, name: str) -> tuple[int, ...]:
         """Return the shape of a variable of the source at the sizes of the result."""
-        structure = self.resized[0].structure if self.resized else None
+        structure = _structure(self.resized)
         if structure is None or name not in structure.axes:
             return self.source[name].shape
         sizes = structure.sizes | _sizes(self.resized)
@@ -315,12 +316,18 @@ def _rewritten(
 
 def _regraphed(source: Checkpoint, resized: Sequence[Resizes]) -> Regraphed | None:
     """Return the graph at the new sizes; None where no width of the graph changed."""
-    structure = resized[0].structure if resized else None
+    structure = _structure(resized)
     if structure is None or structure.findings is None:
         return None
     from converter.regraph import regraph
 
     return regraph(source, structure, _sizes(resized))
+
+
+def _structure(resized: Sequence[Resizes]) -> Structure | None:
+    """Return the structure of the source, by its own names, where widths of it change."""
+    structure = resized[0].structure if resized else None
+    return structure and (structure.root or structure)
 
 
 def _sizes(resized: Sequence[Resizes]) -> dict[str, int]:

@@ -453,6 +453,55 @@ def test_bodies_of_functions(tmp_path: Path) -> None:
     assert "wanted: calls of reshape want different sizes of it" in one.notes
 
 
+def test_numbers_that_sums_are_divided_by(tmp_path: Path) -> None:
+    m = Model()
+    a = m.op("Tanh", m.dense(m.input(BATCH, 2), "a", 2, UNITS))
+    total = m.op("Sum", a, m.constant([1]))
+    m.definition.node[-1].attr.add(key=b"keep_dims").value.b = True
+    one = m.op("RealDiv", total, m.constant(float(UNITS), name="count"))
+    two = m.op("Mul", total, m.op("Reciprocal", m.constant(float(UNITS), name="inverse")))
+    repeated = m.op("Tile", total, m.constant([1, UNITS], name="times"))
+    three = m.op("RealDiv", repeated, m.constant(float(UNITS), name="gradient"))
+    other = m.op("RealDiv", a, m.constant(float(UNITS), name="other"))
+    m.dense(m.op("AddN", m.op("Sub", m.op("Sub", other, one), two), three), "out", UNITS, OUT)
+    nodes = Saved(m, tmp_path).nodes(a=9)
+    found = {n: values(nodes[n], "f4") for n in ("count", "inverse", "gradient", "other")}
+    assert found == {"count": [9], "inverse": [9], "gradient": [9], "other": [UNITS]}
+    assert values(nodes["times"]) == [1, 9]
+
+
+@pytest.mark.parametrize(("grown", "drawn"), [(2, [3, 2]), (9, [9, 3])])
+def test_random_matrices_stay_as_high_as_wide(grown: int, drawn: list[int], tmp_path: Path) -> None:
+    m = Model()
+    m.dense(m.op("Tanh", m.dense(m.input(BATCH, 3), "a", 3, 2)), "out", 2, OUT)
+    noise = m.op("RandomStandardNormal", m.constant([3, 2], name="drawn"))
+    m.op("Qr", m.op("Mul", noise, m.constant(1.0)), name="qr")
+    signs = m.op("Sign", m.op("DiagPart", "qr:1"))
+    q = m.op("Mul", "qr", signs)
+    m.op("Assign", "a/w", m.op("Reshape", q, m.constant([3, 2], name="wanted")))
+    found = Saved(m, tmp_path).regraphed(a=grown)
+    nodes = nodes_of(found)
+    assert values(nodes["drawn"]) == drawn
+    assert values(nodes["wanted"]) == [3, grown]
+    assert found.unresolved == ()
+    assert len(found.notes) == (grown > 3)
+    assert all(note.startswith("qr: what it makes is wider than high") for note in found.notes)
+
+
+def test_rows_of_a_gradient_and_their_numbers(tmp_path: Path) -> None:
+    m = Model()
+    table = m.variable("table", 20, UNITS)
+    found = m.op("Gather", table, m.placeholder("ids", "int32", (BATCH,)))
+    m.dense(m.op("Tanh", found), "out", UNITS, OUT)
+    every = m.op("Range", m.constant(0), m.constant(20, name="limit"), m.constant(1))
+    numbers = m.op("ConcatV2", every, "ids", m.constant(0))
+    rows = m.op("ConcatV2", table, found, m.constant(0), name="gradients/rows")
+    m.op("ScatterSub", "table", numbers, rows)
+    saved = Saved(m, tmp_path)
+    nodes = saved.nodes(**{saved.width(20): 31})
+    assert values(nodes["limit"]) == [31]
+
+
 def test_signatures(model: Model, tmp_path: Path) -> None:
     saved = Saved(model, tmp_path)
     signature = saved.meta.signature_def.add(key=b"serve").value

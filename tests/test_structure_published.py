@@ -9,14 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from converter_plugins.pad import Pad
 from growth import growth_error
 from model_maker import asked
 from structure_maker import told
 
 from converter import open_checkpoint
+from converter.initializers import HeNormal
 from converter.model import Model
 from converter.permutation import permute
+from converter.pipeline import run
+from converter.plan import make_plan
+from converter.proof import prove_plan
 from converter.structure.infer import infer
+from converter.target import parse_target
 
 pytestmark = [pytest.mark.registry, pytest.mark.slow]
 
@@ -75,3 +81,20 @@ def test_widths_hold_on_the_running_graph(models: Path, name: str, tmp_path: Pat
         for width in structure.widths.values():
             if width.symmetry != "bound":
                 assert growth_error(model, structure, width.name, 3) < 1e-4, width.name
+
+
+@pytest.mark.parametrize("name", ["MTT_musicnn", "MSD_musicnn", "MTT_vgg", "MSD_vgg"])
+def test_widened_models_are_proven(models: Path, name: str, tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow")
+    source = open_checkpoint(f"{models}/{name}/")
+    widths = source.structure().widths.values()
+    sizes = {w.name: -(-w.size * 3 // 2) for w in widths if w.resizable and w.exact}
+    assert len(sizes) > 4
+    target = parse_target(tmp_path / "wide", name="wide", to="tf")
+    plan = make_plan(source, [Pad(resize=sizes, fill=HeNormal())], target)
+    assert plan.is_exact
+    assert not any("wide.meta" in note for note in plan.notes)
+    proofs = []
+    run(plan, check=lambda path: proofs.append(prove_plan(plan, open_checkpoint(path))))
+    assert proofs[0].passed
+    assert (tmp_path / "wide/wide.meta").is_file()

@@ -144,16 +144,18 @@ def _width_lines(resizes: Resizes) -> Iterator[str]:
             yield f"        dead to training: {width.dead}"
 
 
-def _shapes(plan: Plan) -> dict[str, str]:
-    """Return the change of shape over widths, where one step alone changed it."""
-    found: dict[str, str] = {}
-    if len(plan.resized) == 1:
-        for name, (old, new) in plan.resized[0].shapes.items():
-            found[name] = f"{old} -> {new}"
+def _shapes(plan: Plan) -> dict[tuple[str, ...], str]:
+    """Return the change of shape over widths, by the sources of a variable."""
+    first: dict[tuple[str, ...], str] = {}
+    found: dict[tuple[str, ...], str] = {}
+    for resizes in plan.resized:
+        for reshaped in resizes.shapes.values():
+            old = first.setdefault(reshaped.sources, reshaped.old)
+            found[reshaped.sources] = f"{old} -> {reshaped.new}"
     return found
 
 
-def _change_line(change: Change, shapes: Mapping[str, str]) -> str:
+def _change_line(change: Change, shapes: Mapping[tuple[str, ...], str]) -> str:
     label = "+".join(change.steps).ljust(7)
     new = change.variable
     old = change.sources[0] if len(change.sources) == 1 else None
@@ -164,7 +166,7 @@ def _change_line(change: Change, shapes: Mapping[str, str]) -> str:
     dtype = f"{new.dtype}" if new.dtype is old.dtype else f"{old.dtype} -> {new.dtype}"
     sizes = shape(new.shape)
     if new.shape != old.shape:
-        sizes = shapes.get(old.name, f"{shape(old.shape)} -> {sizes}")
+        sizes = shapes.get(new.sources, f"{shape(old.shape)} -> {sizes}")
     return f"{label} {name}  {dtype} {sizes}"
 
 

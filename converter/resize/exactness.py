@@ -73,19 +73,32 @@ class Resized:
     dead: str | None
 
 
+class Reshaped(NamedTuple):
+    """A variable that a strategy gives another shape.
+
+    Attributes:
+        sources: the variables of the opened checkpoint that it is made from.
+        old: its shape over the sizes of its widths, `[256 + 100, 4*100]`.
+        new: the same at the new sizes, `[256 + 160, 4*160]`.
+    """
+
+    sources: tuple[str, ...]
+    old: str
+    new: str
+
+
 class Resizes(NamedTuple):
     """What a strategy does to the widths of a checkpoint.
 
     Attributes:
         widths: those that change.
-        shapes: of each variable that changes, the old and the new shape over its widths:
-            `[256 + 100, 4*100]` and `[256 + 160, 4*160]`.
+        shapes: of each variable that changes.
         maps: what becomes of each width that changes.
         structure: that they are widths of; None where the shape of a variable was given.
     """
 
     widths: tuple[Resized, ...]
-    shapes: Mapping[str, tuple[str, str]]
+    shapes: Mapping[str, Reshaped]
     maps: Mapping[str, WidthMap]
     structure: Structure | None
 

@@ -9,7 +9,15 @@ from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.errors import PlanError
 from converter.patterns import by_name
 from converter.resize.coupled import Coupled
-from converter.resize.exactness import Resized, Resizes, dead, is_looked_up, judge, made_up
+from converter.resize.exactness import (
+    Reshaped,
+    Resized,
+    Resizes,
+    dead,
+    is_looked_up,
+    judge,
+    made_up,
+)
 from converter.resize.resizer import Resizer
 from converter.resize.units import WidthMap
 from converter.resize.variables import Resizing
@@ -82,7 +90,11 @@ class Request:
         old = self.structure.sizes
         new = old | {width.name: width.new for width in found}
         shapes = {
-            name: (_shown(axes, old), _shown(axes, new))
+            name: Reshaped(
+                self._checkpoint[name].sources,
+                _shown(axes, old),
+                _shown(axes, new),
+            )
             for name, axes in self.structure.axes.items()
             if any(not self.maps.keys().isdisjoint(axis.widths()) for axis in axes)
         }

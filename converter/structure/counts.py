@@ -1,6 +1,7 @@
-"""Numbers by which sums are divided: how many entries a mean is taken over, and its gradient.
+"""Numbers that are lengths of axes, and that no shape is made of.
 
-They are constants of floats as often as not, which no shape is made of.
+By some sums are divided: how many entries a mean is taken over, and its gradient; they are floats
+as often as not. Others are the shapes of operands, which only tell where a gradient is summed.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ _COMPUTES = ops("""
     """)
 
 
-def counts(analysis: Analysis) -> Iterator[tuple[Node, int, Atom]]:
-    """Yield the constants that say over how many entries is summed.
+def counts(analysis: Analysis) -> Iterator[tuple[str, int, Atom]]:
+    """Yield where constants say over how many entries is summed.
 
     Returns:
-        The constant, the place in it, and the axis of which it is the length.
+        The constant's name, the place in it, and the axis of which it is the length.
     """
     for node in analysis.graph.nodes:
         if len(node.inputs) != 2 or not (node.op in _DIVISIONS or node.op == "Mul"):
@@ -39,6 +40,24 @@ def counts(analysis: Analysis) -> Iterator[tuple[Node, int, Atom]]:
             total = whole(summed)
             if total and total > 1 and math.isclose(count, total, rel_tol=1e-6):
                 yield from _constants(analysis, node.inputs[place].node, summed, total)
+
+
+def operands(analysis: Analysis) -> Iterator[tuple[str, int, Atom]]:
+    """Yield where constants say the shapes of operands that were broadcast.
+
+    Returns:
+        The constant's name, the place in it, and the axis of which it is the length.
+    """
+    for node in analysis.graph.nodes:
+        if node.op != "BroadcastGradientArgs":
+            continue
+        sums = [c for c in analysis.graph.consumers[node] if c.op == "Sum"]
+        axes = analysis.tensor(sums[0].inputs[0]).axes if sums else None
+        for output in node.inputs if axes else ():
+            cells = analysis.tensor(output).cells or ()
+            for cell, atom in zip(reversed(cells), reversed(axes or ()), strict=False):
+                if cell.constant is not None and cell.value == size_of(atom):
+                    yield (*cell.constant, atom)
 
 
 def _number(analysis: Analysis, output: Output) -> float | None:
@@ -74,7 +93,7 @@ def _summed(analysis: Analysis, node: Node) -> list[Atom] | None:
 
 def _constants(
     analysis: Analysis, node: Node, summed: list[Atom], total: int
-) -> Iterator[tuple[Node, int, Atom]]:
+) -> Iterator[tuple[str, int, Atom]]:
     """Find where a number comes from: it is written down, or made of written shapes."""
     waiting, seen = [node], {node}
     found = []
@@ -91,10 +110,10 @@ def _constants(
     for constant in found:
         tensor = analysis.tensor(Output(constant, 0))
         if _number(analysis, Output(constant, 0)) == total:
-            yield constant, 0, product(summed)
+            yield constant.name, 0, product(summed)
             return
         for atom in summed:
             # The shape of what is summed: the axis is the one of its length.
             places = [i for i, n in enumerate(tensor.values or ()) if n == size_of(atom)]
             if len(places) == 1:
-                yield constant, places[0], atom
+                yield constant.name, places[0], atom

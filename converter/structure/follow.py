@@ -68,6 +68,7 @@ def follow(
         },
         axes=axes,
         uses=uses,
+        root=structure.root or structure,
         follows={
             names[name]: replace(role, of=names[role.of])
             for name, role in structure.follows.items()

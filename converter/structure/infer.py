@@ -93,6 +93,8 @@ class Structure:
         write: gives the expression of any axis in the findings; what is no width is a number,
             0 where that is not known, and a slice of an axis that is stored in slices has a name.
             None where there are no findings.
+        root: what this was made from: the structure of the checkpoint as it was opened, where
+            strategies renamed or left out variables since. None where this is it.
     """
 
     widths: Mapping[str, Width]
@@ -104,6 +106,7 @@ class Structure:
     conflicts: tuple[str, ...]
     findings: Findings | None
     write: Callable[[Atom], Axis] | None
+    root: Structure | None = None
 
     @property
     def graph(self) -> OfGraph:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from converter.structure.analysis import Analysis
 from converter.structure.atoms import Atom, Clash, find, unify
 from converter.structure.axis import Axis
-from converter.structure.counts import counts
+from converter.structure.counts import counts, operands
 from converter.structure.graph import Node, Output
 from converter.structure.infer import Structure
 
@@ -71,10 +71,10 @@ def lengths(structure: Structure) -> Lengths:
             name, place = cell.constant
             integers.setdefault(name, {}).setdefault(place, axis)
             takers.setdefault(cell.constant, {}).setdefault(axis, []).append(node.name)
-    for constant, place, atom in counts(analysis):
+    for name, place, atom in (*counts(analysis), *operands(analysis)):
         axis = axes.written(atom)
         if axis is not None and axis.widths():
-            integers.setdefault(constant.name, {}).setdefault(place, axis)
+            integers.setdefault(name, {}).setdefault(place, axis)
     return Lengths(
         integers,
         {

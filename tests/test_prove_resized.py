@@ -1,0 +1,148 @@
+"""Resized models are run against the original: what the plan calls exact is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from conftest import VALID, Case, case
+from converter_plugins.duplicate import Duplicate
+from converter_plugins.pad import Pad
+
+from converter import ConverterError, Strategy, open_checkpoint
+from converter.cli import cli
+from converter.initializers import GlorotUniform
+from converter.plan import Plan, make_plan
+from converter.proof import Proof, Question, prove_plan
+
+CHARLM = case("tf14_v2_charlm_lstm_ema")
+WITH_GRAPHS = [c for c in VALID if c.record.get("io") and open_checkpoint(c.path).meta]
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli, list(map(str, arguments)))
+
+
+def proven(one: Case, strategy: Strategy) -> tuple[Plan, Proof]:
+    plan = make_plan(open_checkpoint(one.path), [strategy])
+    return plan, prove_plan(plan, None, Question())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("one", WITH_GRAPHS, ids=lambda one: one.name)
+def test_what_the_plan_calls_exact_is(one: Case) -> None:
+    pytest.importorskip("tensorflow")
+    widths = open_checkpoint(one.path).structure().widths.values()
+    sizes = {w.name: -(-w.size * 3 // 2) for w in widths if w.resizable}
+    jobs = [{name: size} for name, size in sizes.items()]
+    exact = 0
+    for job in (*jobs, sizes):
+        for strategy in (Pad(resize=job, fill=GlorotUniform()), Duplicate(resize=job)):
+            plan, proof = proven(one, strategy)
+            if plan.is_exact:
+                exact += 1
+                assert proof.passed, (strategy, proof.outputs)
+    assert exact or all(not w.exact for w in widths)
+
+
+@pytest.mark.slow
+def test_what_is_called_exact_and_is_not_is_not_published(tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow")
+    # The bias of the softmax is another, which no plan could know of.
+    (tmp_path / "off.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from typing import ClassVar\n"
+        "from converter import Strategy, hookimpl\n"
+        "@dataclass(frozen=True)\n"
+        "class Off(Strategy):\n"
+        '    "Add one to biases."\n'
+        '    name: ClassVar[str] = "off"\n'
+        "    def convert(self, variable):\n"
+        "        if variable.name == 'charlm/softmax/bias':\n"
+        "            variable = variable.map(lambda values: values + values.dtype.type(1))\n"
+        "        yield variable\n"
+        "@hookimpl\n"
+        "def converter_strategies():\n"
+        "    yield Off\n"
+    )
+    steps: list[str | Path] = [
+        "--plugin",
+        "pad",
+        "--resize",
+        "lstm_cell=45",
+        "--plugin",
+        tmp_path / "off.py",
+    ]
+    outcome = run("ckpt", CHARLM.path, *steps, "-o", tmp_path / "out", "--to", "tf", "--prove")
+    assert outcome.exit_code == 1
+    assert "nothing was published" in outcome.stderr
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.slow
+def test_what_the_plan_calls_inexact_is_told_and_published(tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow")
+    out = tmp_path / "small"
+    cut: list[str | Path] = [
+        "--plugin",
+        "truncate",
+        "--resize",
+        "lstm_cell=20",
+        "-o",
+        out,
+        "--to",
+        "tf",
+        "--prove",
+    ]
+    outcome = run("ckpt", CHARLM.path, *cut)
+    assert outcome.exit_code == 0, outcome.output
+    assert "they change, as the plan says" in outcome.stdout
+    assert (out / "model.ckpt-300.meta").is_file()
+    assert run("ckpt", CHARLM.path, *cut, "-f", "--tolerance", "1e-3").exit_code == 1
+
+
+@pytest.mark.slow
+def test_averages_other_names_and_safetensors_are_proven_in_the_resized_graph(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("tensorflow")
+    outcome = run(
+        *("ckpt", CHARLM.path, "--drop", "optimizer", "--rename", r"charlm/(.*)=lm/\1"),
+        *("--plugin", "pad", "--resize", "lstm_cell=45", "--pad-fill", "he_normal"),
+        *("-o", tmp_path / "lm.safetensors", "--prove", "--json"),
+    )
+    assert outcome.exit_code == 0, outcome.output
+    report = json.loads(outcome.stdout)
+    assert report["proof"]["passed"] is True
+    assert {o["name"]: o["passed"] for o in report["proof"]["outputs"]} == {
+        "charlm/rnn/while/Exit_2": True,
+        "charlm/rnn/while/Exit_3": True,
+        "charlm/softmax/BiasAdd": True,
+    }
+    kernel = open_checkpoint(tmp_path / "lm.safetensors")["lm/rnn/lstm_cell/kernel"]
+    assert kernel.shape == (8 + 45, 4 * 45)
+
+
+@pytest.mark.slow
+def test_two_steps_and_back_again_are_the_same_bytes(tmp_path: Path) -> None:
+    grown = Pad(resize={"lstm_cell": 45}, fill=GlorotUniform())
+    plan = make_plan(open_checkpoint(CHARLM.path), [grown, _truncate({"lstm_cell": 30})])
+    before = open_checkpoint(CHARLM.path)
+    for name, variable in plan.result.items():
+        np.testing.assert_array_equal(variable.read(), before[name].read(), strict=True)
+
+
+def _truncate(sizes: dict[str, int]) -> Strategy:
+    from converter_plugins.truncate import Truncate
+
+    return Truncate(resize=sizes)
+
+
+def test_another_size_than_that_of_a_graph_is_no_proof(tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow")
+    plan = make_plan(open_checkpoint(CHARLM.path), [Pad(shape={"charlm/embedding": (16, 8)})])
+    with pytest.raises(ConverterError, match=r"charlm/embedding: it is \[14, 8\] in the graph of"):
+        prove_plan(plan, None, Question())
