@@ -75,7 +75,9 @@ class Running:
         self._graph = tf.Graph()
         with self._graph.as_default():
             self._saver = tf.train.import_meta_graph(f"{prefix}.meta", clear_devices=True)
-            self.session = tf.Session(graph=self._graph)
+            # What waits for a queue that nothing fills would wait for ever.
+            patience = tf.ConfigProto(operation_timeout_in_ms=30_000)
+            self.session = tf.Session(graph=self._graph, config=patience)
             self._saver.restore(self.session, str(prefix))
 
     def __enter__(self) -> Running:

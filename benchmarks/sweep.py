@@ -85,7 +85,7 @@ def known_share(checkpoint: Checkpoint) -> float:
         total += size
         if not any(opaque & set(axis.widths()) for axis in structure.axes[name]):
             known += size
-    return known / max(1, total)
+    return known / total if total else 1.0
 
 
 def written(source: Path, place: Path, strategy: Resizer) -> tuple[Result, Path]:
