@@ -209,6 +209,26 @@ class TestDoubts:
             "output_projection_wrapper around input_projection_wrapper"
         )
 
+    def test_stacks_are_taken_for_dynamic_ones(self) -> None:
+        layers = [f"StackRNN/Layer{k}/BiRNN/{d}/LSTMCell/B" for k in (0, 1) for d in ("FW", "BW")]
+        source = checkpoint(dict.fromkeys(layers, (8,)))
+        said = (
+            "StackRNN is taken for stack_bidirectional_dynamic_rnn; if its function is the static "
+            "one, say --eras-kind 'StackRNN=static'"
+        )
+        assert [note for note in notes(Eras("1.2"), source) if "StackRNN" in note] == [said]
+        assert not any("static" in note for note in notes(Eras("1.0"), source))
+        newer = source.derive(Eras("1.2").apply(source))
+        assert not any("static" in note for note in notes(Eras("0.12"), newer))
+
+    def test_what_is_around_a_decoder_is_not_of_tensorflow(self) -> None:
+        names = ["a/RNN/AttnW_0", "a/RNN/Linear/Bias", "a/RNN/GRUCell/Gates/Linear/Bias"]
+        assert list(named(Eras("1.2"), checkpoint(dict.fromkeys(names, (4,))))) == [
+            "a/RNN/AttnW_0",
+            "a/RNN/bias",
+            "a/RNN/gru_cell/gates/bias",
+        ]
+
     def test_a_wrapper_that_may_be_around_several_cells_stays(self) -> None:
         source = checkpoint(
             {
