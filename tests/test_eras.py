@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from conftest import DATA, case
 from converter_plugins.eras import Eras, Kind
 
-from converter import Checkpoint, PlanError, UsageError, Variable, open_checkpoint
+from converter import Checkpoint, PlanError, Role, UsageError, Variable, open_checkpoint
 from converter.cli import cli
 from converter.names.cells import ERAS, Era
 from converter.names.eras import era_of
@@ -182,6 +182,30 @@ class TestNames:
             "2 names tell less than the old ones: --eras 0.12 would make BiRNN/FW/LSTMCell/B of "
             "bidirectional_rnn/fw/lstm_cell/bias, and not BiRNN_FW/LSTMCell/B"
         )
+
+    def test_convolutions_are_told_by_their_ranks(self) -> None:
+        shapes = {f"c{rank}/conv_lstm_cell/kernel": [2] * (rank + 2) for rank in (1, 2, 3)}
+        assert list(named(Eras("1.15"), checkpoint(shapes))) == [
+            f"c{rank}/conv_{rank}d_lstm_cell/kernel" for rank in (1, 2, 3)
+        ]
+
+    def test_what_block_cells_were_called_before_is_read(self) -> None:
+        source = checkpoint({"RNN/GRUBlockCell/w_r": (3, 4), "RNN/GRUBlockCell/b_c": (2,)})
+        assert list(named(Eras("1.15"), source)) == ["rnn/gru_cell/w_ru", "rnn/gru_cell/b_c"]
+        assert list(named(Eras("1.2"), checkpoint({"gru_cell/w_r": (3, 4)}))) == ["gru_cell/w_r"]
+
+    def test_slots_that_cannot_follow_are_pointed_out(self) -> None:
+        names = ["LSTMCell/B", "adam/LSTMCell_B_m", "w", "adam/w_m"]
+        roles = {
+            name: Role("slot", of, "m") if of else Role("model")
+            for name, of in zip(names, (None, "LSTMCell/B", None, "w"), strict=True)
+        }
+        source = checkpoint(dict.fromkeys(names, (8,)))
+        source = Checkpoint(source.values(), roles=lambda _: roles)
+        assert [note for note in notes(Eras("1.2"), source) if "keep names" in note] == [
+            "1 slots and averages keep names that don't hold their variable's, such as "
+            "adam/LSTMCell_B_m; rename them"
+        ]
 
     def test_nothing_to_do_is_said(self) -> None:
         source = checkpoint({"dense/kernel": (2, 2)})
@@ -373,6 +397,12 @@ class TestShards:
         source = checkpoint({n + slot: shape for slot, shape in shapes.items() for n in names})
         with pytest.raises(PlanError, match=r"W_0/Adafactor: it is \[2\] where its variable is "):
             named(Eras("1.2"), source)
+
+    @pytest.mark.parametrize("shapes", [((), ()), ((), (2,)), ((2, 3), (2, 4))])
+    def test_they_must_have_the_same_columns(self, shapes: tuple[tuple[int, ...], ...]) -> None:
+        names = ["RNN/LSTMCell/W_0", "RNN/LSTMCell/W_1"]
+        with pytest.raises(PlanError, match=r"RNN/LSTMCell/W_0 is \[.*which cannot be joined"):
+            named(Eras("1.2"), checkpoint(dict(zip(names, shapes, strict=True))))
 
     def test_more_of_them_than_rows_are_refused(self) -> None:
         source = checkpoint({"rnn/lstm_cell/kernel": (3, 4)})
