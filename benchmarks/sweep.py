@@ -239,29 +239,31 @@ def main() -> int:
     given = parser.parse_args()
     tf = tensorflow()
     print(f"{'case':36} {'known':>6} {'way':7} {'exact':>5} {'other':>5} {'worst':>8}  training")
-    wrong: list[str] = []
+    failures = 0
     for recorded in cases(given.directory, given.only):
-        name = recorded.name
+        wrong: list[str] = []
+        share, found = 1.0, {}
         with tempfile.TemporaryDirectory() as scratch:
             try:
                 share = known_share(open_checkpoint(recorded.source))
                 found = sweep(tf, recorded, given.steps, Path(scratch), given.verbose)
             except ConverterError as error:
-                wrong.append(f"{name}: {error}")
-                continue
+                wrong.append(str(error))
         if share < 0.95:
-            wrong.append(f"{name}: only {share:.0%} of its parameters are known")
+            wrong.append(f"only {share:.0%} of its parameters are known")
         for way, tally in found.items():
             spared = f"({tally.spared})" if tally.spared else ""
             print(
-                f"{name:36} {share:6.1%} {way:7} {tally.exact:5} {tally.inexact:4}{spared:>3} "
-                f"{tally.worst:8.1e}  {tally.trained}",
-                flush=True,
+                f"{recorded.name:36} {share:6.1%} {way:7} {tally.exact:5} "
+                f"{tally.inexact:4}{spared:>3} {tally.worst:8.1e}  {tally.trained}"
             )
-            wrong += [f"{name}: {line}" for line in tally.wrong]
-    for line in wrong:
-        print(line)
-    return 1 if wrong else 0
+            wrong += tally.wrong
+        for line in wrong:
+            print(f"    {line}")
+        sys.stdout.flush()
+        failures += len(wrong)
+    print(f"{failures} failures")
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def concatenated(name: str, variables: Sequence[Variable], axis: int) -> Variabl
                 f"{name}: {first.name} is {first.dtype} and {other.name} {other.dtype}, and they "
                 f"cannot be one variable; cast one of them before"
             )
-        if _without(other.shape, axis) != _without(first.shape, axis):
+        if axis >= len(first.shape) or _without(other.shape, axis) != _without(first.shape, axis):
             raise PlanError(
                 f"{name}: {first.name} is {list(first.shape)} and {other.name} "
                 f"{list(other.shape)}, which cannot be joined along axis {axis}"
@@ -57,9 +57,9 @@ def concatenated(name: str, variables: Sequence[Variable], axis: int) -> Variabl
     return replace(joined, name=name, sources=sources)
 
 
-def _without(shape: Sequence[int], axis: int) -> tuple[object, ...]:
-    # A scalar has no axis to lie along.
-    return (*shape[:axis], *shape[axis + 1 :]) if axis < len(shape) else (None,)
+def _without(shape: Sequence[int], axis: int) -> tuple[int, tuple[int, ...]]:
+    """Return how many axes a shape has, and the others than one."""
+    return len(shape), (*shape[:axis], *shape[axis + 1 :])
 
 
 def _moved(region: Region, axis: int, first: int, last: int, start: int, end: int) -> Region:

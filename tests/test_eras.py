@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from conftest import DATA, case
 from converter_plugins.eras import Eras, Kind
 
-from converter import Checkpoint, PlanError, UsageError, Variable, open_checkpoint
+from converter import Checkpoint, PlanError, Role, UsageError, Variable, open_checkpoint
 from converter.cli import cli
 from converter.names.cells import ERAS, Era
 from converter.names.eras import era_of
@@ -183,6 +183,30 @@ class TestNames:
             "bidirectional_rnn/fw/lstm_cell/bias, and not BiRNN_FW/LSTMCell/B"
         )
 
+    def test_convolutions_are_told_by_their_ranks(self) -> None:
+        shapes = {f"c{rank}/conv_lstm_cell/kernel": [2] * (rank + 2) for rank in (1, 2, 3)}
+        assert list(named(Eras("1.15"), checkpoint(shapes))) == [
+            f"c{rank}/conv_{rank}d_lstm_cell/kernel" for rank in (1, 2, 3)
+        ]
+
+    def test_what_block_cells_were_called_before_is_read(self) -> None:
+        source = checkpoint({"RNN/GRUBlockCell/w_r": (3, 4), "RNN/GRUBlockCell/b_c": (2,)})
+        assert list(named(Eras("1.15"), source)) == ["rnn/gru_cell/w_ru", "rnn/gru_cell/b_c"]
+        assert list(named(Eras("1.2"), checkpoint({"gru_cell/w_r": (3, 4)}))) == ["gru_cell/w_r"]
+
+    def test_slots_that_cannot_follow_are_pointed_out(self) -> None:
+        names = ["LSTMCell/B", "adam/LSTMCell_B_m", "w", "adam/w_m"]
+        roles = {
+            name: Role("slot", of, "m") if of else Role("model")
+            for name, of in zip(names, (None, "LSTMCell/B", None, "w"), strict=True)
+        }
+        source = checkpoint(dict.fromkeys(names, (8,)))
+        source = Checkpoint(source.values(), roles=lambda _: roles)
+        assert [note for note in notes(Eras("1.2"), source) if "keep names" in note] == [
+            "1 slots and averages keep names that don't hold their variable's, such as "
+            "adam/LSTMCell_B_m; rename them"
+        ]
+
     def test_nothing_to_do_is_said(self) -> None:
         source = checkpoint({"dense/kernel": (2, 2)})
         assert named(Eras("1.2"), source) == {"dense/kernel": 1}
@@ -208,6 +232,26 @@ class TestDoubts:
             "rnn: which wrapper is the outer one is not known; it is taken for "
             "output_projection_wrapper around input_projection_wrapper"
         )
+
+    def test_stacks_are_taken_for_dynamic_ones(self) -> None:
+        layers = [f"StackRNN/Layer{k}/BiRNN/{d}/LSTMCell/B" for k in (0, 1) for d in ("FW", "BW")]
+        source = checkpoint(dict.fromkeys(layers, (8,)))
+        said = (
+            "StackRNN is taken for stack_bidirectional_dynamic_rnn; if its function is the static "
+            "one, say --eras-kind 'StackRNN=static'"
+        )
+        assert [note for note in notes(Eras("1.2"), source) if "StackRNN" in note] == [said]
+        assert not any("static" in note for note in notes(Eras("1.0"), source))
+        newer = source.derive(Eras("1.2").apply(source))
+        assert not any("static" in note for note in notes(Eras("0.12"), newer))
+
+    def test_what_is_around_a_decoder_is_not_of_tensorflow(self) -> None:
+        names = ["a/RNN/AttnW_0", "a/RNN/Linear/Bias", "a/RNN/GRUCell/Gates/Linear/Bias"]
+        assert list(named(Eras("1.2"), checkpoint(dict.fromkeys(names, (4,))))) == [
+            "a/RNN/AttnW_0",
+            "a/RNN/bias",
+            "a/RNN/gru_cell/gates/bias",
+        ]
 
     def test_a_wrapper_that_may_be_around_several_cells_stays(self) -> None:
         source = checkpoint(
@@ -353,6 +397,12 @@ class TestShards:
         source = checkpoint({n + slot: shape for slot, shape in shapes.items() for n in names})
         with pytest.raises(PlanError, match=r"W_0/Adafactor: it is \[2\] where its variable is "):
             named(Eras("1.2"), source)
+
+    @pytest.mark.parametrize("shapes", [((), ()), ((), (2,)), ((2, 3), (2, 4))])
+    def test_they_must_have_the_same_columns(self, shapes: tuple[tuple[int, ...], ...]) -> None:
+        names = ["RNN/LSTMCell/W_0", "RNN/LSTMCell/W_1"]
+        with pytest.raises(PlanError, match=r"RNN/LSTMCell/W_0 is \[.*which cannot be joined"):
+            named(Eras("1.2"), checkpoint(dict(zip(names, shapes, strict=True))))
 
     def test_more_of_them_than_rows_are_refused(self) -> None:
         source = checkpoint({"rnn/lstm_cell/kernel": (3, 4)})

@@ -212,5 +212,6 @@ DECODER_MARK = "AttnW_0"
 
 EARLIER = {"w_r": "w_ru", "b_r": "b_ru"}
 """What GRUBlockCell called its variables before 0.12: they always held both gates."""
+EARLIER_SCOPES = frozenset(["GRUBlockCell"])
 
 DIRECTIONS = {"FW": "fw", "BW": "bw"}

@@ -180,7 +180,7 @@ class _Renaming:
                 path = parent
             else:
                 break
-        if self.classes.get(path) == OWN:
+        if self.classes.get(path) == OWN or path in self.found:
             return
         self._rename(path, {"RNN": "rnn"}, is_old)
         self._rename_directions(path, is_old)

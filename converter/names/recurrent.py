@@ -12,6 +12,7 @@ from converter.names.cells import (
     DECODER,
     DECODER_MARK,
     EARLIER,
+    EARLIER_SCOPES,
     ERAS,
     NUMBER,
     OLDEST,
@@ -128,7 +129,8 @@ def _read(
     names = list(names)
     leaves, eras = [], spelling
     for name in names:
-        read = _leaf(name, name[len(path) + 1 :], cell)
+        below = name[len(path) + 1 :]
+        read = _leaf(name, EARLIER.get(below, below) if base in EARLIER_SCOPES else below, cell)
         if read is not None:
             leaf, spelt = read
             leaves.append(leaf)
@@ -146,7 +148,6 @@ def _read(
 
 def _leaf(name: str, below: str, cell: Cell) -> tuple[Leaf, frozenset[int]] | None:
     table = _LEAVES[cell.name]
-    below = EARLIER.get(below, below) if cell.name == "GRUBlockCell" else below
     digits = _DIGITS.search(below)
     number = int(digits[0]) if digits else None
     row = table.get(below)
