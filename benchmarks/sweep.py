@@ -13,7 +13,8 @@ where it says that they are dead. Needs the test dependencies.
 
 The columns: the share of parameters that are understood, how many runs were called exact, how many
 were not (and how many of these gave the old outputs all the same), the largest difference of an
-exact run as a part of the scale, and the loss of the first and the last training step.
+exact run as a part of the scale, and the loss of the first and the last training step (nothing
+where the model as it was could not be trained on what was recorded).
 """
 
 from __future__ import annotations
@@ -155,6 +156,7 @@ def sweep(
         name: width.size for name, width in checkpoint.structure().widths.items() if width.resizable
     }
     tallies = {}
+    trains = _trains(tf, recorded)
     for way in WAYS:
         tally = tallies[way.name] = Tally()
         grown = {
@@ -167,11 +169,21 @@ def sweep(
                 exact[name] = size
         if len(exact) > 1:
             _tried(tf, recorded, way, exact, "all exact", tally, scratch)
-        trains = way.name != "copies"
-        _tried(tf, recorded, way, grown, "all", tally, scratch, steps if trains else 0)
+        taken = steps if trains and way.name != "copies" else 0
+        if grown:
+            _tried(tf, recorded, way, grown, "all", tally, scratch, taken)
         if verbose:
             print(f"    {way.name}: {tally}", file=sys.stderr)
     return tallies
+
+
+def _trains(tf: Any, recorded: Recorded) -> bool:
+    """Whether the model takes a training step as it was, with what it can be fed here."""
+    try:
+        with Running(tf, recorded.source) as running:
+            return running.train(recorded.inputs, 1) is not None
+    except tf.errors.OpError:
+        return False
 
 
 def _tried(
