@@ -95,11 +95,7 @@ class Plan:
 
     def shape_in_graph(self, name: str) -> tuple[int, ...]:
         """Return the shape of a variable of the source at the sizes of the result."""
-        structure = _structure(self.resized)
-        if structure is None or name not in structure.axes:
-            return self.source[name].shape
-        sizes = structure.sizes | _sizes(self.resized)
-        return tuple(axis.size(sizes) for axis in structure.axes[name])
+        return _shape(self.source, self.resized, name)
 
     def refuse(self, *, force: bool = False) -> None:
         """Raise the first reason for which the plan cannot be carried out.
@@ -340,29 +336,39 @@ def _rewritten(
     """Return the graph for a result of other names, or other sizes, and notes about it."""
     assert source.meta is not None
     name = source.meta.name
+    held = {s for v in result.values() for s in v.sources}
+    if lost := [v for v in source if v not in held]:
+        more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
+        return None, [
+            f"{name} is left out: its savers restore {lost[0]}{more}, which the output lacks"
+        ]
+    found = _regraphed(source, resized)
+    notes = [f"{name}: {note}" for note in found.notes] if found is not None else []
     names = {(v.name, v.dtype.name) for v in source.values()}
-    found = None
-    if names == {(v.name, v.dtype.name) for v in result.values()}:
-        found = _regraphed(source, resized)
-    if found is not None:
-        return found.meta, [f"{name}: {note}" for note in found.notes]
+    if found is not None and names == {(v.name, v.dtype.name) for v in result.values()}:
+        return found.meta, notes
     try:
-        renamed = _rekeyed(source, result)
+        renamed = _rekeyed(source, result, found, resized)
     except InputError as error:
         return None, [f"{name} is left out: {error}"]
     if renamed is None:
         return None, [f"{name} is left out: it describes the old names, shapes and dtypes"]
     meta, missing = renamed
-    notes = [
+    notes.append(
         f"{name}: its savers store and find the variables under the new names; the graph itself "
         f"calls them as before"
-    ]
+    )
     if missing:
         notes.append(f"{name}: no saver in it has {len(missing)} of them, such as {missing[0]}")
     return meta, notes
 
 
-def _rekeyed(source: Checkpoint, result: Checkpoint) -> tuple[bytes, list[str]] | None:
+def _rekeyed(
+    source: Checkpoint,
+    result: Checkpoint,
+    regraphed: Regraphed | None,
+    resized: Sequence[Resizes],
+) -> tuple[bytes, list[str]] | None:
     """Return the graph with the names of the result in its savers, and those that none has.
 
     None where the result is not the same variables under other names, or no saver knows them.
@@ -370,14 +376,25 @@ def _rekeyed(source: Checkpoint, result: Checkpoint) -> tuple[bytes, list[str]] 
     keys: dict[str, str] = {}
     for variable in result.values():
         old = source.get(variable.sources[0]) if len(variable.sources) == 1 else None
-        if old is None or (old.shape, old.dtype) != (variable.shape, variable.dtype):
+        if old is None or old.dtype != variable.dtype:
+            return None
+        if _shape(source, resized if regraphed else (), old.name) != variable.shape:
             return None
         keys[old.name] = variable.name
     if keys.keys() != source.keys() or len(result) != len(source):
         return None
     from converter.regraph.keys import with_keys
 
-    return with_keys(source, keys)
+    return with_keys(source, keys, regraphed.meta if regraphed else None)
+
+
+def _shape(source: Checkpoint, resized: Sequence[Resizes], name: str) -> tuple[int, ...]:
+    """Return the shape of a variable of the source at the new sizes."""
+    structure = _structure(resized)
+    if structure is None or name not in structure.axes:
+        return source[name].shape
+    sizes = structure.sizes | _sizes(resized)
+    return tuple(axis.size(sizes) for axis in structure.axes[name])
 
 
 def _regraphed(source: Checkpoint, resized: Sequence[Resizes]) -> Regraphed | None:

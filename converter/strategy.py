@@ -151,6 +151,8 @@ def _check_class(strategy: type[Strategy]) -> None:
         raise ConverterError(
             f"{spelt}: a strategy is a frozen dataclass; decorate it with @dataclass(frozen=True)"
         )
+    if missing := sorted(getattr(strategy, "__abstractmethods__", ())):
+        raise ConverterError(f"{spelt}: it has no {missing[0]}; define it")
     name = getattr(strategy, "name", None)
     if not isinstance(name, str):
         raise ConverterError(f'{spelt}: it has no name; add `name: ClassVar[str] = "..."`')

@@ -25,9 +25,7 @@ Build = Callable[[Maker], list[Any]]
 
 @pytest.fixture(scope="module")
 def tf() -> Any:
-    found = pytest.importorskip("tensorflow").compat.v1
-    found.disable_v2_behavior()
-    return found
+    return pytest.importorskip("tensorflow").compat.v1
 
 
 def gathered(m: Maker) -> list[Any]:

@@ -83,25 +83,29 @@ def test_what_is_called_exact_and_is_not_is_not_published(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_what_the_plan_calls_inexact_is_told_and_published(tmp_path: Path) -> None:
+def test_what_the_plan_calls_inexact_is_published_within_a_tolerance(tmp_path: Path) -> None:
     pytest.importorskip("tensorflow")
     out = tmp_path / "small"
-    cut: list[str | Path] = [
-        "--plugin",
-        "truncate",
-        "--resize",
-        "lstm_cell=20",
-        "-o",
-        out,
-        "--to",
-        "tf",
-        "--prove",
-    ]
-    outcome = run("ckpt", CHARLM.path, *cut)
-    assert outcome.exit_code == 0, outcome.output
-    assert "they change, as the plan says" in outcome.stdout
+    cut = ["--plugin", "truncate", "--resize", "lstm_cell=20", "-o", str(out), "--to", "tf"]
+    outcome = run("ckpt", CHARLM.path, *cut, "--prove")
+    assert outcome.exit_code == 1
+    assert "The plan says that they change: --tolerance says how far they may" in outcome.stderr
+    assert not out.exists()
+    assert run("ckpt", CHARLM.path, *cut, "--prove", "--tolerance", "2").exit_code == 0
     assert (out / "model.ckpt-300.meta").is_file()
-    assert run("ckpt", CHARLM.path, *cut, "-f", "--tolerance", "1e-3").exit_code == 1
+
+
+@pytest.mark.slow
+def test_a_graph_of_other_sizes_and_names_is_written_and_proven(tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow")
+    out = tmp_path / "out"
+    steps = ["--plugin", "pad", "--resize", "lstm_cell=45", "--pad-fill", "he_normal"]
+    renamed = ["--rename", r"charlm/(.*)=lm/\1"]
+    outcome = run("ckpt", CHARLM.path, *steps, *renamed, "-o", out, "--to", "tf", "--prove")
+    assert outcome.exit_code == 0, outcome.output
+    graph = open_checkpoint(out)
+    assert graph["lm/rnn/lstm_cell/kernel"].shape == (8 + 45, 4 * 45)
+    assert graph.structure().widths["lm/rnn/lstm_cell"].size == 45
 
 
 @pytest.mark.slow

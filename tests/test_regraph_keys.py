@@ -92,7 +92,10 @@ class TestPlan:
         ]
 
     def test_other_variables_have_another_graph(self, tmp_path: Path) -> None:
-        note = "peephole.ckpt-60.meta is left out: it describes the old names, shapes and dtypes"
+        note = (
+            "peephole.ckpt-60.meta is left out: its savers restore global_step, which the output "
+            "lacks"
+        )
         rename, drop = Rename({"readout": "w"}), Drop(("global_step",))
         for strategies in ([rename, drop], [drop]):
             assert planned(self.SOURCE, tmp_path, *strategies) == (None, [note])

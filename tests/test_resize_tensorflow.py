@@ -29,10 +29,7 @@ STATISTICS = ("conv/mean", "conv/variance")
 
 @pytest.fixture(scope="module")
 def tf() -> Any:
-    tensorflow = pytest.importorskip("tensorflow")
-    v1 = tensorflow.compat.v1
-    v1.disable_v2_behavior()
-    return v1
+    return pytest.importorskip("tensorflow").compat.v1
 
 
 class Net:
@@ -136,8 +133,8 @@ def saved(tf: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[N
     path = tmp_path_factory.mktemp("net") / "model"
     with net.graph.as_default():
         net.session.run(tf.global_variables_initializer())
-    net.run(net.train)
-    net.saver.save(net.session, str(path))
+        net.run(net.train)
+        net.saver.save(net.session, str(path))
     yield net, path
     net.session.close()
 
@@ -182,7 +179,8 @@ def test_outputs_gradients_and_slots_at_the_new_size(
     assert {plan.name for plan in plans if plan.verdict.exact} == set(named)
     convert(path, tmp_path / "new", [strategy], to="tf")
     wider = Net(tf, {**SIZES, **sizes})
-    wider.saver.restore(wider.session, str(tmp_path / "new" / "model"))
+    with wider.graph.as_default():
+        wider.saver.restore(wider.session, str(tmp_path / "new" / "model"))
     (after,) = wider.run(wider.logits)
     assert np.abs(after - before).max() < 1e-5 * np.abs(before).max()
 

@@ -60,7 +60,7 @@ class Broken(Resizer):
         ("reads", r"^features of 4 units, made 2: the plan read projection; read when values"),
         (
             "small",
-            r"^features of 4 units, made 2: projection is \(3, 3\), where \(3, 2\) is wanted",
+            r"^every width was refused; features of 4 units, made 2: broken: width_map gave 3",
         ),
         ("chance", r"^features of 4 units, made 2: a second run gave another result"),
         ("one side", r"^features of 4 units, made 5: it is called exact \(.*\), and the outputs"),

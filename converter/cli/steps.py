@@ -157,8 +157,8 @@ def steps_of(ctx: click.Context, recipe: Recipe | None) -> tuple[Step, ...]:
             continue
         takers = [o for o in flag.owners if o in chosen or o in in_recipe]
         if not takers:
-            owner = flag.owners[0]
-            raise UsageError(f"{flag.option.flag} is an option of {owner}; add --plugin {owner}")
+            owners = " or ".join(flag.owners)
+            raise UsageError(f"{flag.option.flag} is an option of {owners}; add --plugin NAME")
         for taker in takers:
             chosen.setdefault(taker, {})[flag.option.name] = flag.option.parse(given)
     return merge(given_steps, list(chosen.items()))

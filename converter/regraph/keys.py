@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from converter.checkpoint import Checkpoint
+from converter.formats.messages import parse
 from converter.regraph.tensors import Constant
 from converter.structure.graph import read_definition
 
 _OPS = frozenset([b"Save", b"SaveSlices", b"SaveV2", b"Restore", b"RestoreSlice", b"RestoreV2"])
 
 
-def with_keys(source: Checkpoint, keys: Mapping[str, str]) -> tuple[bytes, list[str]] | None:
+def with_keys(
+    source: Checkpoint, keys: Mapping[str, str], rewritten: bytes | None = None
+) -> tuple[bytes, list[str]] | None:
     """Return the graph of a checkpoint whose savers store and find variables under other keys.
 
     The nodes keep their names. So what `tf.train.import_meta_graph` returns restores the renamed
@@ -21,6 +24,7 @@ def with_keys(source: Checkpoint, keys: Mapping[str, str]) -> tuple[bytes, list[
     Args:
         source: a checkpoint of TensorFlow 1 with its `.meta`.
         keys: the new key by the old one, of all variables.
+        rewritten: the graph at other sizes; None for the one that lies beside the checkpoint.
 
     Returns:
         The serialized MetaGraphDef, and the keys that none of its savers has; None where there is
@@ -33,6 +37,8 @@ def with_keys(source: Checkpoint, keys: Mapping[str, str]) -> tuple[bytes, list[
     if found is None:
         return None
     path, meta = found
+    if rewritten is not None:
+        meta = parse("MetaGraphDef", rewritten, f"{path}: what was rewritten of it")
     nodes = {node.name: node for node in meta.graph_def.node}
     named = {_constant(node.input[1]) for node in nodes.values() if _is_saver(node)}
     known: set[str] = set()

@@ -7,20 +7,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from converter.checkpoint import Checkpoint, open_checkpoint
-from converter.errors import PlanError
+from converter.errors import ConverterError, PlanError
 from converter.patterns import by_name
 from converter.resize.coupled import Coupled
 from converter.resize.exactness import (
     Reshaped,
     Resized,
     Resizes,
+    Verdict,
     dead,
     is_looked_up,
     judge,
     made_up,
 )
 from converter.resize.resizer import Resizer
-from converter.resize.units import WidthMap
+from converter.resize.units import Units, WidthMap
 from converter.resize.variables import Resizing
 from converter.structure.axis import Axis, Use, Width
 from converter.structure.choose import choose
@@ -88,6 +89,9 @@ class Request:
             width = self.structure.widths[name]
             factors = tuple(self.structure.factors.get(name, ()))
             verdict = judge(width, width_map, factors, tied=_is_tied(self.structure, name))
+            of = (*width.produced_by, *width.consumed_by, *width.followed_by)
+            if apart := next((n for n in of if n in self._shapes), None):
+                verdict = Verdict(False, f"{apart} has a shape of its own")
             dies = dead(width, width_map, is_filled=_is_made_apart(self.structure, name))
             found.append(Resized(name, width.size, width_map.size, verdict, dies))
         old = self.structure.sizes
@@ -142,6 +146,15 @@ class Request:
             )
         coupled = Coupled(self._checkpoint, self.structure, name)
         width_map = self._resizer.width_map(width, size, coupled)
+        if not isinstance(width_map, WidthMap) or width_map.size != size:
+            gave = f"{width_map.size} units" if isinstance(width_map, WidthMap) else width_map
+            raise ConverterError(
+                f"{self._resizer.name}: width_map gave {gave} for {name}, where a WidthMap of "
+                f"{size} units is expected; this is a bug of the strategy"
+            )
+        for units in (width_map.produce, width_map.consume):
+            if isinstance(units, Units):
+                units.old = width.size
         factor = made_up(width, size, self.structure.factors.get(name, ()))
         # A resizer that knows of the factor has its own way.
         return replace(width_map, rescale=factor) if width_map.rescale == 1 else width_map

@@ -92,14 +92,27 @@ class Units:
         self.is_weighted = weight is not None
         self.kept: int | None = None
         """Where the first units stay, and none but new ones follow: how many of them."""
+        self.old: int | None = None
+        """How many old units there are, where that is known."""
         self._index = index
         self._weight = weight
 
     @cached_property
     def index(self) -> Array:
         """The old unit of each new one, -1 for none; int64 of shape (size,)."""
-        index = self._index() if callable(self._index) else self._index
-        return np.asarray(index, np.int64)
+        index = np.asarray(self._index() if callable(self._index) else self._index)
+        if index.shape != (self.size,) or index.dtype.kind not in "iu":
+            raise ConverterError(
+                f"a choice of units has {index.dtype} {list(index.shape)}, where integers "
+                f"[{self.size}] are expected; this is a bug of the strategy that made it"
+            )
+        if self.old is not None and not ((index >= -1) & (index < self.old)).all():
+            wrong = index[(index < -1) | (index >= self.old)][0]
+            raise ConverterError(
+                f"a choice of units takes unit {wrong} of {self.old}; this is a bug of the "
+                f"strategy that made it"
+            )
+        return index.astype(np.int64)
 
     @cached_property
     def weight(self) -> Array | None:

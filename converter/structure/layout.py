@@ -191,12 +191,13 @@ def write_layout(path: Path, text: str) -> None:
         raise ConverterError(f"{path}: it cannot be written: {error.strerror}") from None
 
 
-def read_layout(path: Path) -> Layout:
+def read_layout(path: str | os.PathLike[str]) -> Layout:
     """Read a layout file.
 
     Raises:
         UsageError: it cannot be read, is no TOML, or says what no layout says.
     """
+    path = Path(path)
     table = _toml(path)
     for key in table:
         if key not in ("widths", "variables"):

@@ -75,7 +75,12 @@ def bind(graph: Graph, checkpoint: Checkpoint) -> dict[Node, Binding]:
 
 
 def _check(graph: Graph, checkpoint: Checkpoint, bound: Mapping[Node, Binding]) -> None:
-    if checkpoint and not bound:
+    roles = checkpoint.roles()
+    names = {binding.name for binding in bound.values()}
+    # A step or a name that everybody takes proves nothing.
+    told = [n for n in names if roles[n].kind not in ("step", "beta_power") and checkpoint[n].shape]
+    shaped = [n for n, v in checkpoint.items() if roles[n].kind == "model" and v.shape]
+    if checkpoint and not told and (shaped or not bound):
         raise InputError(
             f"{graph.path}: none of its variables is in {checkpoint.path}; "
             "it is the graph of another checkpoint"
