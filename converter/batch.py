@@ -257,6 +257,9 @@ def _heed_parent() -> None:
     """Clean up when the parent says so, and end when it is gone."""
 
     def stop(number: int, frame: FrameType | None) -> None:
+        # Said again, it ends the process at once: in the midst of leaving, this exit would be taken
+        # for the result of a job. What is left then is the parent's to clean.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         raise SystemExit(1)
 
     signal.signal(signal.SIGTERM, stop)

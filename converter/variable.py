@@ -82,6 +82,9 @@ class Variable:
     def from_array(cls, name: str, array: npt.ArrayLike, *, dtype: DType | None = None) -> Variable:
         """Make a variable of values in memory; `dtype` where numpy's type does not tell it."""
         values = np.asarray(array)
+        if values.dtype.kind == "S" and not isinstance(array, np.ndarray):
+            # numpy's own bytes lose the zeros at their end.
+            values = np.asarray(array, object)
         if values.dtype.kind in "SU":
             values = np.array(
                 [v.encode() if isinstance(v, str) else v for v in values.ravel().tolist()], object
