@@ -41,7 +41,7 @@ class Recorded(NamedTuple):
     """
 
     name: str
-    source: Path
+    source: str
     inputs: dict[str, Array]
     outputs: dict[str, Array]
     record: dict[str, Any]
@@ -52,7 +52,8 @@ def cases(directory: Path, only: str) -> Iterator[Recorded]:
     for file in sorted(directory.glob("*/case.json")):
         record = json.loads(file.read_text())
         io = record.get("io")
-        prefix = file.parent / str(record.get("prefix"))
+        # Not a Path: a prefix may end in a slash.
+        prefix = f"{file.parent}/{record.get('prefix')}"
         found = not record.get("damaged") and io and fnmatch.fnmatch(file.parent.name, only)
         if not found or not list(file.parent.glob("**/*.meta")):
             continue
@@ -70,11 +71,17 @@ def cases(directory: Path, only: str) -> Iterator[Recorded]:
 class Running:
     """A written checkpoint in TensorFlow, by its own graph and Saver."""
 
-    def __init__(self, tf: Any, prefix: Path) -> None:
+    def __init__(self, tf: Any, prefix: str | Path) -> None:
         self.tf = tf
         self._graph = tf.Graph()
         with self._graph.as_default():
-            self._saver = tf.train.import_meta_graph(f"{prefix}.meta", clear_devices=True)
+            # The shards of TensorFlow V1 are told by a pattern.
+            file = Path(f"{re.sub(r'-[?]+-of-[0-9]+$', '', str(prefix))}.meta")
+            meta = tf.MetaGraphDef.FromString(file.read_bytes())
+            for node in meta.graph_def.node:
+                # A hint only, and those of some old graphs TensorFlow refuses.
+                node.attr.pop("_output_shapes", None)
+            self._saver = tf.train.import_meta_graph(meta, clear_devices=True)
             # What waits for a queue that nothing fills would wait for ever.
             patience = tf.ConfigProto(operation_timeout_in_ms=30_000)
             self.session = tf.Session(graph=self._graph, config=patience)

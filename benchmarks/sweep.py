@@ -89,7 +89,7 @@ def known_share(checkpoint: Checkpoint) -> float:
     return known / total if total else 1.0
 
 
-def written(source: Path, place: Path, strategy: Resizer) -> tuple[Result, Path]:
+def written(source: str | Path, place: Path, strategy: Resizer) -> tuple[Result, Path]:
     """Convert; return the result and the prefix of what was written."""
     result = convert(source, place, [strategy], to="tf", sync=False, force=True)
     (index,) = [path for path in result.files if path.suffix == ".index"]
