@@ -275,16 +275,19 @@ def test_normalisation_to_length_one() -> None:
     assert m.widths()["a"] == "orthogonal zero"
 
 
-def test_normalised_weights() -> None:
+@pytest.mark.parametrize(("epsilon", "growth"), [(1e-6, "any"), (0.0, "none")])
+def test_normalised_weights(epsilon: float, growth: str) -> None:
     m = Model()
     v = m.variable("v", N, N)
-    norm = m.op("Rsqrt", m.op("Sum", m.op("Square", v), m.constant([0])))
+    squares = m.op("Sum", m.op("Square", v), m.constant([0]))
+    norm = m.op("Rsqrt", m.op("Add", squares, m.constant(epsilon)))
     w = m.op("Mul", m.op("Mul", v, norm), m.variable("g", N))
     h = m.op("MatMul", m.dense(m.input(N, N), "a"), w)
     m.dense(h, "out")
     assert m.axes()["v"] == "a, v | consume, produce"
     assert m.axes()["g"] == "v | gain"
-    assert m.widths()["v"] == "permutation any"
+    # A column of zeros has no direction.
+    assert m.widths()["v"] == f"permutation {growth}"
 
 
 def test_lookups() -> None:

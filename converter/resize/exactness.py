@@ -17,7 +17,9 @@ from converter.structure.infer import SizeFactor, Structure
 _COUNTING = frozenset(
     [
         "choice",
+        "computed",
         "constant",
+        "counted",
         "dynamic",
         "index",
         "input",
@@ -25,6 +27,7 @@ _COUNTING = frozenset(
         "norm",
         "opaque",
         "output",
+        "product",
         "rest",
         "self paired",
         "softmax",
@@ -178,14 +181,15 @@ def _judge_units(
         )
     if is_looked_up(width) and width.growth == "any":
         return Verdict(True, "nothing that was looked up before is a new one")
-    zero = width_map.gain == 1 and isinstance(width_map.fill, Zeros)
-    pole = touches.get("constant pole", touches.get("pole") if zero else None)
-    if pole is not None and width.growth != "none":
-        return Verdict(False, f"{pole} gives infinities for new units that are zero")
+    zero = width_map.gain == 1 and isinstance(width_map.fill, Zeros) and not width_map.bias
     if width.growth == "any" or (width.growth == "zero" and zero):
         return Verdict(True, "what consumes the new units is zero")
     if averaged := next((t for t in touches if t in _AVERAGING), None):
         return Verdict(False, f"{touches[averaged]} averages over it, new units included")
+    if "counted" in touches:
+        return Verdict(False, f"{touches['counted']} computes with the number of its units")
+    if "pole" in touches:
+        return Verdict(False, f"{touches['pole']} may give infinities or NaN for new units")
     if width.growth == "zero":
         return Verdict(False, f"new units would have to be zero: {width.why}")
     return Verdict(False, width.why)
@@ -211,6 +215,9 @@ def _judge_matrices(width: Width, width_map: WidthMap, *, tied: bool) -> Verdict
         return Verdict(False, "what consumes it does not undo what produces it")
     if tied and not np.allclose(produce.values, consume.values.T, atol=1e-6):
         return Verdict(False, "one variable produces and consumes it, and the two maps differ")
+    counted = dict(width.touches).get("counted")
+    if counted and width_map.size != width.size:
+        return Verdict(False, f"{counted} computes with the number of its units")
     if shown := dict(width.touches).get("shown"):
         return Verdict(False, f"{shown} is an output in which its units would be mixed")
     if width.symmetry == "free":

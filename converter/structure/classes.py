@@ -38,6 +38,8 @@ _PERMUTATION = {
     "mean": "{op} {name} averages over it",
     "extreme": "{op} {name} takes the largest over it",
     "sum": "{op} {name} sums over it",
+    "product": "{op} {name} multiplies over it",
+    "computed": "{op} {name} takes it by what is computed of a variable",
     "norm": "{op} {name} takes the norm over it",
     "weight": "{op} {name} changes the variable that holds it",
 }
@@ -51,7 +53,7 @@ _SCALING = {
     "homogeneous": "{op} {name} is positively homogeneous",
     "gain": "{op} {name} scales each unit by a variable",
 }
-_REDUCING = frozenset({"sum", "paired", "self paired", "square sum", "mean", "extreme"})
+_REDUCING = frozenset({"sum", "paired", "self paired", "square sum", "mean", "extreme", "product"})
 # What holds it at its size: what comes from outside, and what goes by its places.
 _HELD = ("input", "constant", "dynamic", "index", "rest", "unread")
 

@@ -11,9 +11,14 @@ from collections.abc import Iterator
 
 from converter.structure.analysis import Analysis, whole
 from converter.structure.atoms import ONE, Atom, find, product, size_of
+from converter.structure.flow import Kind
 from converter.structure.graph import Node, Output, ops
+from converter.structure.newcomers import PRODUCTS, reduced
+from converter.structure.ranges import is_entrywise
 
 _MAX_STEPS = 32
+_MAX_SEEN = 256
+_DECIDES = ops("Switch RefSwitch Select SelectV2 ConcatV2 Concat Pack")
 _DIVISIONS = ops("RealDiv Div DivNoNan")
 _MOVES = ops("Identity Reshape Squeeze ExpandDims Cast StopGradient Enter Exit Switch Merge")
 _REPEATS = ops("Tile BroadcastTo")
@@ -36,6 +41,49 @@ def mark_averages(analysis: Analysis) -> None:
     """Mark what is averaged by a sum that is divided by how many there are."""
     for node, _, summed, _ in _divisions(analysis):
         analysis.touch("mean", summed, node)
+
+
+def mark_lengths(analysis: Analysis) -> None:
+    """Mark what is computed with as a number: the length of an axis, whatever made it one."""
+    flow = analysis.flow
+    for node in flow.telling:
+        if flow.kinds[node] is not Kind.DATA or not _computes(node):
+            continue
+        for output in node.inputs:
+            if flow.kinds[output.node] is Kind.CONSTANT and output.node.op != "Const":
+                analysis.touch("counted", _lengths(analysis, output), node)
+
+
+def _computes(node: Node) -> bool:
+    """Whether a node computes with the numbers that it takes, or decides by them."""
+    return is_entrywise(node.op) or node.op in PRODUCTS or node.op in _DECIDES
+
+
+def _lengths(analysis: Analysis, output: Output) -> list[Atom]:
+    """Return the axes on whose lengths the values of a constant tensor depend."""
+    found: list[Atom] = []
+    waiting, seen = [output], {output}
+    while waiting and len(seen) < _MAX_SEEN:
+        current = waiting.pop()
+        tensor, node = analysis.tensor(current), current.node
+        lengths = [cell.atom for cell in tensor.cells or () if cell.atom is not None]
+        if lengths:
+            found += lengths
+            continue
+        inputs = node.inputs
+        if node.op in ("Sum", "Prod", "Mean") and inputs:
+            summed = analysis.tensor(inputs[0])
+            if summed.number != 0 and (node.op != "Mean" or summed.number is None):
+                found += [(summed.axes or ())[axis] for axis in reduced(analysis, node)]
+        if node.op in ("Fill", "BroadcastTo", "Reshape", "Tile"):
+            inputs = inputs[1:] if node.op == "Fill" else inputs[:1]
+        elif node.op in ("ZerosLike", "OnesLike", "Range"):
+            inputs = ()
+        for source in inputs:
+            if source not in seen and analysis.flow.kinds[source.node] is Kind.CONSTANT:
+                seen.add(source)
+                waiting.append(source)
+    return found
 
 
 def _divisions(analysis: Analysis) -> Iterator[tuple[Node, int, list[Atom], int]]:

@@ -21,6 +21,8 @@ _LINEAR = ops("""
     AddV2 Mul RealDiv Div Sub Enter Exit Switch Merge NextIteration TensorArrayReadV3
     TensorArrayReadV2 TensorArrayRead Tile EnsureShape Snapshot _Return _Loop _Join
     """)
+_DIVISIONS = ops("RealDiv Div")
+_SUMS = ops("Add AddV2 Sub")
 
 
 class Place(NamedTuple):
@@ -203,9 +205,21 @@ def _made_for(analysis: Analysis, side: Output, pairing: Pairing) -> set[Node] |
             if not any(role.use == "produce" for role in roles):
                 return None
             continue
+        if not _is_linear(analysis, node):
+            return None
         waiting += [
             (source, node)
             for source, _ in node.inputs
             if analysis.flow.kinds[source] == analysis.flow.kinds[side.node]
         ]
     return None
+
+
+def _is_linear(analysis: Analysis, node: Node) -> bool:
+    """Whether what an op gives is shared out as what it takes is."""
+    if node.op in _DIVISIONS:
+        return not analysis.is_data(node.inputs[1])
+    if node.op not in _SUMS:
+        return True
+    constants = [o for o in node.inputs if analysis.kind(o) < DataKind.WEIGHT]
+    return all(analysis.tensor(o).number == 0 for o in constants)

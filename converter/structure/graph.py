@@ -39,6 +39,8 @@ def ops(names: str) -> frozenset[str]:
 
 
 NEXT_ITERATION = frozenset({"NextIteration", "RefNextIteration"})
+LOOP = "_Loop"
+"""What gives out a variable of a loop that was a function; it takes it before and after a turn."""
 _HANDLES = frozenset({20, 21})  # resource, variant
 _PUSHES = ops("StackPush StackPushV2")
 _POPS = ops("StackPop StackPopV2")

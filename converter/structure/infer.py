@@ -17,14 +17,15 @@ from converter.structure.analysis import Analysis
 from converter.structure.atoms import ONE, Atom, Kind, Product, find, size_of, terms
 from converter.structure.axis import Axis, Blocks, Factor, Term, Use, Width
 from converter.structure.cells import by_name, labels_by_name
-from converter.structure.counts import mark_averages
+from converter.structure.counts import mark_averages, mark_lengths
 from converter.structure.declare import declare
 from converter.structure.facts import Facts, Place, gather
 from converter.structure.flow import READS
 from converter.structure.followers import Axes, Uses, follows, with_followers
 from converter.structure.gates import labels_of
 from converter.structure.graph import Graph, Node, read_graph
-from converter.structure.growth import growth, mark_poles, stays_zero
+from converter.structure.growth import growth, mark_computed, stays_zero
+from converter.structure.newcomers import Carriers
 from converter.structure.normalised import normalised
 from converter.structure.run import Findings, analyse
 
@@ -165,11 +166,15 @@ def infer_from(graph: Graph, checkpoint: Checkpoint, layout: Layout | None = Non
     followers = {n: roles[n] for n in checkpoint if follows(roles[n], checkpoint)}
     held = [name for name in findings.axes if name not in followers]
     mark_averages(findings.analysis)
+    mark_lengths(findings.analysis)
     facts, products = gather(findings, held)
     _mark_unused(findings, facts)
     classes.mark_outputs(findings.analysis, facts)
     widths = {a: f for a, f in facts.items() if a is not ONE and not _is_fixed(f, products)}
     names = naming.names(widths, products)
+    carriers = Carriers(findings.analysis)
+    for fact in widths.values():
+        mark_computed(findings.analysis, fact, carriers)
     verdicts = {atom: classes.judge(fact) for atom, fact in widths.items()}
     moving = [atom for atom, verdict in verdicts.items() if verdict.resizable]
     factors = classes.scale_factors(findings.analysis, facts, moving)
@@ -177,7 +182,7 @@ def infer_from(graph: Graph, checkpoint: Checkpoint, layout: Layout | None = Non
     axes, uses = _axes(checkpoint, roles, products, facts, names, writer)
     structure = Structure(
         {
-            names[atom]: _width(names[atom], fact, verdicts[atom], findings.analysis)
+            names[atom]: _width(names[atom], fact, verdicts[atom], findings.analysis, carriers)
             for atom, fact in widths.items()
         },
         axes,
@@ -278,13 +283,13 @@ def _is_fixed(fact: Facts, products: Mapping[Place, Sequence[Product]]) -> bool:
     return not alone or not fact.by_use("produce", "consume")
 
 
-def _width(name: str, fact: Facts, verdict: classes.Verdict, analysis: Analysis) -> Width:
+def _width(
+    name: str, fact: Facts, verdict: classes.Verdict, analysis: Analysis, carriers: Carriers
+) -> Width:
     produced = fact.by_use("produce")
     consumed = fact.by_use("consume")
     rest = list(dict.fromkeys(place.variable for place in fact.places))
-    grows = growth(analysis, fact) if verdict.resizable else "none"
-    if grows != "none":
-        mark_poles(analysis, fact)
+    grows = growth(analysis, fact, carriers) if verdict.resizable else "none"
     return Width(
         name,
         size_of(fact.atom) or 0,
@@ -296,7 +301,7 @@ def _width(name: str, fact: Facts, verdict: classes.Verdict, analysis: Analysis)
         tuple(n for n in rest if n not in produced and n not in consumed),
         verdict.why,
         tuple((what, f"{node.op} {node.name}") for what, node in fact.touches.items()),
-        grows != "none" and stays_zero(analysis, fact),
+        grows != "none" and stays_zero(analysis, fact, carriers),
         normalised(analysis, fact) if verdict.resizable and grows == "none" else None,
     )
 

@@ -32,6 +32,7 @@ _HINDERS = frozenset(
     [
         "choice",
         "constant",
+        "counted",
         "dynamic",
         "extreme",
         "index",
@@ -41,6 +42,7 @@ _HINDERS = frozenset(
         "opaque",
         "output",
         "paired",
+        "product",
         "rest",
         "self paired",
         "softmax",

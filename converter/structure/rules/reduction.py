@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from converter.structure.analysis import Analysis, Cell, Pairing, Rule, Tensor, for_ops
 from converter.structure.atoms import ONE, Atom, Clash, product
+from converter.structure.flow import Kind
 from converter.structure.graph import Node, ops
 from converter.structure.rules.integers import axes_of
 
@@ -17,7 +18,7 @@ _FOLDS: dict[str, Callable[[list[int]], int]] = {
     "Any": max,
 }
 _LINEAR = ops("Sum Mean")
-_KINDS = {"Sum": "sum", "Mean": "mean", "EuclideanNorm": "norm"}
+_KINDS = {"Sum": "sum", "Mean": "mean", "EuclideanNorm": "norm", "Prod": "product"}
 
 
 def reduce(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
@@ -56,8 +57,11 @@ def _tell(an: Analysis, node: Node, gone: Sequence[Atom]) -> None:
     if node.op in ("Sum", "Mean") and is_only_summed:
         if source.op in ("Square", "SquaredDifference"):
             an.retract(source, gone)
-            centred = source.op == "SquaredDifference"
-            an.touch("variance" if centred else f"square {node.op.lower()}", gone, node)
+            if source.op == "Square":
+                what = f"square {node.op.lower()}"
+            else:
+                what = "variance" if node.op == "Mean" else "sum"
+            an.touch(what, gone, node)
             return
         if source.op == "Mul" and node.op == "Sum":
             _contract(an, node, source, gone)
@@ -105,9 +109,9 @@ def _sized(cell: Cell) -> Atom | None:
 def softmax(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
     """Normalise along the last axis."""
     x = inputs[0]
-    if x.axes is not None and an.is_data(node.inputs[0]):
+    if x.axes is not None and an.kind(node.inputs[0]) >= Kind.WEIGHT:
         an.touch("softmax", x.axes[-1:], node)
-        an.touch("nonlinear", x.axes[:-1], node)
+        an.touch("nonlinear" if an.is_data(node.inputs[0]) else "weight", x.axes[:-1], node)
     return Tensor(x.axes)
 
 
