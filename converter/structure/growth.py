@@ -85,7 +85,11 @@ def stays_zero(analysis: Analysis, fact: Facts, carriers: Carriers) -> bool:
 def mark_computed(analysis: Analysis, fact: Facts, carriers: Carriers) -> None:
     """Mark what takes units by something computed of a variable, which cannot be shared out."""
     for (node, output), axes in carriers.sums(fact.atom).items():
-        if analysis.is_weight(output) and not is_shared_out(analysis, output, axes):
+        # Of two matrices of variables the second consumes.
+        both = all(analysis.is_weight(o) for o in node.inputs[:2]) and output == node.inputs[0]
+        if both or not analysis.is_weight(output):
+            continue
+        if not is_shared_out(analysis, output, axes):
             fact.touches.setdefault("computed", node)
 
 

@@ -1,6 +1,6 @@
 """Between which numbers the entries of a tensor lie: what an op makes of that.
 
-Infinities that come of numbers too large for a float are left aside: the old units have them too.
+What comes of numbers too large or too small for a float is left aside: the old units have it too.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import NamedTuple
 from converter.structure.graph import Node, ops
 
 _INF = math.inf
+_LEAST = 1e-38
 
 
 class Range(NamedTuple):
@@ -136,11 +137,16 @@ def _of_positive(x: Range) -> Range:
 
 
 def _sigmoid(number: float) -> float:
-    return 1 / (1 + math.exp(-number)) if number > 0 else 1 - _sigmoid(-number) if number else 0.5
+    found = 1 / (1 + math.exp(-abs(number)))
+    return found if number >= 0 else max(1 - found, _LEAST)
 
 
 def _softplus(number: float) -> float:
-    return max(number, 0.0) + math.log1p(math.exp(-abs(number)))
+    return max(number, 0.0) + max(math.log1p(math.exp(-abs(number))), _LEAST)
+
+
+def _exp(number: float) -> float:
+    return max(math.exp(number), _LEAST)
 
 
 def _relu(number: float) -> float:
@@ -260,7 +266,7 @@ _UNARY: Mapping[str, _Unary] = {
     "Sigmoid": _rising(_sigmoid),
     "Softplus": _rising(_softplus),
     "Softsign": _within(-1.0, 1.0, 0.0),
-    "Exp": _rising(math.exp),
+    "Exp": _rising(_exp),
     "Expm1": _rising(math.expm1),
     "Erf": _rising(math.erf),
     "Erfc": _falling(math.erfc),

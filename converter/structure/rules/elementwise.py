@@ -119,12 +119,16 @@ def addition(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
                 an.touch("affine", axes or (), node)
             elif kind < Kind.WEIGHT and tensor.number != 0:
                 _constant(an, node, tensor, axes or ())
+    else:
+        _mark_constants(an, node, inputs, kinds)
     return Tensor(axes, _cells(node, inputs), _number(node, inputs), _origins(inputs, axes))
 
 
 def _addend(an: Analysis, node: Node, tensor: Tensor) -> None:
     large = [atom for atom in tensor.axes or () if find(atom) is not ONE]
     for axis, atom in enumerate(tensor.axes or ()):
+        if tensor.origins is None or any(o.how == "norm" for o in tensor.origins[axis]):
+            an.touch("weight", [atom], node)
         for origin in tensor.origin(axis):
             use: Use = "produce" if len(large) > 1 and atom is large[-1] else "shift"
             if origin.how == "factor":
@@ -142,6 +146,15 @@ def _constant(an: Analysis, node: Node, tensor: Tensor, axes: Sequence[Atom]) ->
         an.touch("affine", _alone(axes, tensor), node)
 
 
+def _mark_constants(
+    an: Analysis, node: Node, inputs: Sequence[Tensor], kinds: Sequence[Kind]
+) -> None:
+    """Note where a variable meets a constant that differs from entry to entry."""
+    for tensor, kind in zip(inputs, kinds, strict=True):
+        if kind is Kind.CONSTANT and Kind.WEIGHT in kinds and tensor.number is None:
+            an.touch("constant", tensor.axes or (), node)
+
+
 def _alone(axes: Sequence[Atom], tensor: Tensor) -> list[Atom]:
     """Return the axes of a result along which an operand is the same everywhere."""
     own = [ONE] * (len(axes) - len(tensor.axes or ())) + list(tensor.axes or ())
@@ -155,6 +168,8 @@ def multiplication(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor
     kinds = [an.kind(output) for output in node.inputs]
     if Kind.DATA in kinds:
         _multiply_data(an, node, inputs, kinds, axes or ())
+    else:
+        _mark_constants(an, node, inputs, kinds)
     origins = _origins(inputs, axes)
     if Kind.DATA not in kinds and kinds.count(Kind.WEIGHT) == 2 and origins is not None:
         _scale_variable(an, node, inputs)

@@ -136,7 +136,9 @@ def choose(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
         return Tensor(None)
     axis = axes_of(inputs[1], len(x.axes))[0]
     an.touch("choice", [x.axes[axis]], node)
-    return Tensor(x.axes[:axis] + x.axes[axis + 1 :])
+    rest = x.axes[:axis] + x.axes[axis + 1 :]
+    an.touch("nonlinear", rest, node)
+    return Tensor(rest)
 
 
 def top(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -145,11 +147,21 @@ def top(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> list[Tensor]:
     if x.axes is None:
         return [Tensor(None), Tensor(None)]
     an.touch("choice", x.axes[-1:], node)
+    an.touch("nonlinear", x.axes[:-1], node)
     count = inputs[1].cells if len(inputs) > 1 else None
     last = an.sized(count[0], node) if count else Atom(node.integer("k") or None)
     an.touch("index", [last], node)
     found = Tensor((*x.axes[:-1], last))
     return [found, found]
+
+
+def among_top(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
+    """Tell whether a wanted entry is one of the largest ones of the last axis."""
+    x = inputs[0]
+    if x.axes is None:
+        return Tensor(None)
+    an.touch("choice", x.axes[-1:], node)
+    return Tensor(x.axes[:1])
 
 
 def ordered(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
@@ -199,13 +211,13 @@ def segments(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
         rank = len(inputs[1].axes) if inputs[1].axes is not None else 1
         for a, b in zip(data.axes, inputs[1].axes or (), strict=False):
             an.tie(a, b, node)
+        an.touch("index", data.axes[:rank], node)
         return Tensor((first, *data.axes[rank:]))
-    if node.op.startswith("Sparse"):
-        an.touch("index", data.axes[:1], node)
-        if an.is_weight(node.inputs[0]):
-            an.use(data.origin(0), data.axes[0], "consume", node)
-            for axis in range(1, len(data.axes)):
-                an.use(data.origin(axis), data.axes[axis], "produce", node)
+    an.touch("index", data.axes[:1], node)
+    if node.op.startswith("Sparse") and an.is_weight(node.inputs[0]):
+        an.use(data.origin(0), data.axes[0], "consume", node)
+        for axis in range(1, len(data.axes)):
+            an.use(data.origin(axis), data.axes[axis], "produce", node)
     return Tensor((first, *data.axes[1:]))
 
 
@@ -215,6 +227,7 @@ RULES: dict[str, Rule] = {
     **for_ops("SoftmaxCrossEntropyWithLogits SparseSoftmaxCrossEntropyWithLogits", cross_entropy),
     **for_ops("ArgMax ArgMin", choose),
     **for_ops("TopK TopKV2", top),
+    **for_ops("InTopK InTopKV2", among_top),
     **for_ops("Cumsum Cumprod Reverse ReverseV2 ReverseSequence CumulativeLogsumexp", ordered),
     "LRN": local_response,
     "L2Loss": loss,
