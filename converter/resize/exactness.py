@@ -23,10 +23,8 @@ _COUNTING = frozenset(
         "dynamic",
         "index",
         "input",
-        "label",
         "norm",
         "opaque",
-        "output",
         "product",
         "rest",
         "self paired",
@@ -48,7 +46,8 @@ class Verdict(NamedTuple):
     """What is known of a width that changes, before anything runs.
 
     Attributes:
-        exact: whether the outputs stay what they are, up to rounding.
+        exact: whether the outputs stay what they are, up to rounding; of one that has more entries
+            then, the old ones.
         why: if not, why not; else what it rests on. Half a sentence.
     """
 
@@ -172,7 +171,7 @@ def _judge_units(
             return Verdict(False, f"{touches[averaged]} averages over it; copy every unit as often")
         if averaged and taken.new:
             return Verdict(False, f"{touches[averaged]} averages over it, new units included")
-        return Verdict(True, "the shares of the copies add up to 1")
+        return Verdict(True, _shown(touches) or "the shares of the copies add up to 1")
     if not taken.new:
         return Verdict(True, "its units stay")
     if width.normalised is not None and _is_made_up(width, width_map):
@@ -183,7 +182,7 @@ def _judge_units(
         return Verdict(True, "nothing that was looked up before is a new one")
     zero = width_map.gain == 1 and isinstance(width_map.fill, Zeros) and not width_map.bias
     if width.growth == "any" or (width.growth == "zero" and zero):
-        return Verdict(True, "what consumes the new units is zero")
+        return Verdict(True, _shown(touches) or "what consumes the new units is zero")
     if averaged := next((t for t in touches if t in _AVERAGING), None):
         return Verdict(False, f"{touches[averaged]} averages over it, new units included")
     if "counted" in touches:
@@ -193,6 +192,15 @@ def _judge_units(
     if width.growth == "zero":
         return Verdict(False, f"new units would have to be zero: {width.why}")
     return Verdict(False, width.why)
+
+
+def _shown(touches: Mapping[str, str]) -> str | None:
+    """Return what an output that has more entries keeps; None where the width is an inner one."""
+    if "cross entropy" in touches:
+        return f"for the old entries of the outputs; {touches['cross entropy']} counts the new ones"
+    if "output" in touches:
+        return f"for the old entries of {touches['output']}, which is an output"
+    return None
 
 
 def _is_made_up(width: Width, width_map: WidthMap) -> bool:

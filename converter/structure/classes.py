@@ -23,6 +23,7 @@ _BOUND = {
     "unread": "{op} {name} is not known, and stands behind the outputs",
     "choice": "{op} {name} chooses one of its entries",
     "softmax": "{op} {name} normalises over it",
+    "cross entropy": "{op} {name} normalises over it",
     "output": "{op} {name} is an output",
     "label": "{op} {name} is what it is compared with",
     "lookup": "{op} {name} looks up in it",

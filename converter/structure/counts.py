@@ -21,6 +21,8 @@ _MAX_SEEN = 256
 _DECIDES = ops("Switch RefSwitch Select SelectV2 ConcatV2 Concat Pack")
 _DIVISIONS = ops("RealDiv Div DivNoNan")
 _MOVES = ops("Identity Reshape Squeeze ExpandDims Cast StopGradient Enter Exit Switch Merge")
+_SUMS = ops("Add AddV2 Sub")
+_SHIFTS = _SUMS | _MOVES | ops("Neg _Join")
 _REPEATS = ops("Tile BroadcastTo")
 _COMPUTES = ops("""
     Identity Cast Enter Reciprocal Inv RealDiv Div FloorDiv Prod Maximum Reshape Squeeze Const
@@ -38,8 +40,11 @@ def counts(analysis: Analysis) -> Iterator[tuple[str, int, Atom]]:
 
 
 def mark_averages(analysis: Analysis) -> None:
-    """Mark what is averaged by a sum that is divided by how many there are."""
-    for node, _, summed, _ in _divisions(analysis):
+    """Mark what is averaged by a sum that is divided by how many there are, or what is left of it.
+
+    So is the share of zeros, where it is 1 less that of all else.
+    """
+    for node, _, summed, _ in _divisions(analysis, is_shifted=True):
         analysis.touch("mean", summed, node)
 
 
@@ -86,8 +91,14 @@ def _lengths(analysis: Analysis, output: Output) -> list[Atom]:
     return found
 
 
-def _divisions(analysis: Analysis) -> Iterator[tuple[Node, int, list[Atom], int]]:
+def _divisions(
+    analysis: Analysis, *, is_shifted: bool = False
+) -> Iterator[tuple[Node, int, list[Atom], int]]:
     """Yield what divides by how many entries were summed.
+
+    Args:
+        analysis: of the graph.
+        is_shifted: whether a constant may have been added to the sum, or the sum taken off one.
 
     Returns:
         The node, which of its inputs the number is, the axes that were summed, and the number.
@@ -97,7 +108,10 @@ def _divisions(analysis: Analysis) -> Iterator[tuple[Node, int, list[Atom], int]
             continue
         for place in (1,) if node.op in _DIVISIONS else (0, 1):
             number = _number(analysis, node.inputs[place])
-            summed = _summed(analysis, node.inputs[1 - place].node) if number else None
+            divided = node.inputs[1 - place].node if number else None
+            if divided is not None and is_shifted:
+                divided = _unshifted(analysis, divided)
+            summed = None if divided is None else _summed(analysis, divided)
             if number is None or summed is None:
                 continue
             count = number if node.op in _DIVISIONS else 1 / number
@@ -130,6 +144,16 @@ def _number(analysis: Analysis, output: Output) -> float | None:
     if tensor.number is None and tensor.axes == () and tensor.values:
         return float(tensor.values[0]) or None
     return tensor.number or None
+
+
+def _unshifted(analysis: Analysis, node: Node) -> Node:
+    """Return what a constant was added to, or which was taken off one."""
+    for _ in range(_MAX_STEPS):
+        moving = [o for o in node.inputs if analysis.kind(o) is not Kind.CONSTANT]
+        if node.op not in _SHIFTS or not moving or (len(moving) > 1 and node.op in _SUMS):
+            break
+        node = moving[0].node
+    return node
 
 
 def _summed(analysis: Analysis, node: Node) -> list[Atom] | None:

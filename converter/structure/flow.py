@@ -74,6 +74,7 @@ class Flow:
             ones what is made of the last of these, which may be an output that only a loss takes.
             What a loss takes from further inside, or from variables, is none of them; what a single
             number takes that nothing follows, and that nobody trains by, is.
+        looked_at: those of them that come before an output, and not before a loss alone.
         outputs: the nodes whose tensors are looked at from outside.
         updates: what writes a value that was computed into a variable: moving averages, states.
     """
@@ -112,7 +113,8 @@ class Flow:
         self.inner = self._ancestors([*large, *mixing], self._averaged)
         trained = {m[1] for node in backward if (m := _GRADIENT_OF.search(node.name))}
         single = [node for node in seen if self._is_single_output(node, trained)]
-        self.telling = self._ancestors([*self.inner, *self._last(seen), *single], self._averaged)
+        self.looked_at = self._ancestors([*self.inner, *single], self._averaged)
+        self.telling = self.looked_at | self._ancestors(self._last(seen), self._averaged)
         self.outputs = [
             node
             for node in graph.nodes

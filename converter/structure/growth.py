@@ -26,10 +26,8 @@ NEVER = frozenset(
         "counted",
         "dynamic",
         "index",
-        "label",
         "mean",
         "opaque",
-        "output",
         "product",
         "rest",
         "softmax",
@@ -38,7 +36,7 @@ NEVER = frozenset(
         "variance",
     ]
 )
-"""These see units that are zero, too."""
+"""These see units that are zero, too. An output only has more entries, beside the old ones."""
 
 _SUMS = frozenset(["paired", "self paired", "sum", "square sum", "norm", "weight norm", "extreme"])
 _LOOKUPS = ops("""

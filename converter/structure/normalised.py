@@ -33,6 +33,7 @@ _HINDERS = frozenset(
         "choice",
         "constant",
         "counted",
+        "cross entropy",
         "dynamic",
         "extreme",
         "index",

@@ -125,7 +125,8 @@ def cross_entropy(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> list[Te
             an.tie(logits.axes[0], labels.axes[0], node)
     elif labels.axes is not None:
         an.broadcast((logits, labels), node)
-    an.touch("softmax", logits.axes[-1:], node)
+    what = "softmax" if node in an.flow.looked_at else "cross entropy"
+    an.touch(what, logits.axes[-1:], node)
     return [Tensor(logits.axes[:-1]), logits]
 
 
