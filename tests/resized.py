@@ -15,7 +15,7 @@ from converter.formats.stream import Output
 from converter.regraph import Regraphed
 from converter.structure import graph
 from converter.structure.axis import Axis, Blocks
-from converter.structure.infer import Structure
+from converter.structure.structure import Structure
 from converter.variable import Array
 
 _ASSIGNS = re.compile(r"Assign(Add|Sub)?(VariableOp)?")

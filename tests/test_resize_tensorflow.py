@@ -16,7 +16,8 @@ from converter import Array, Resizer, Units, convert, open_checkpoint
 from converter.initializer import parse_initializer
 from converter.resize.maps import AxisMap
 from converter.structure.axis import Axis
-from converter.structure.infer import Structure
+from converter.structure.infer import structure_of
+from converter.structure.structure import Structure
 
 pytestmark = pytest.mark.slow
 
@@ -187,7 +188,7 @@ def test_outputs_gradients_and_slots_at_the_new_size(
     gradients = [dense(g) for g in wider.run(*wider.gradients)]
     wider.session.close()
     result = open_checkpoint(tmp_path / "new" / "model")
-    structure = source.structure()
+    structure = structure_of(source)
     stream = structure.widths["stream"].normalised
     # What a mean over the width takes off is not known of new units.
     spread = stream.before if make is Pad and stream is not None and "stream" in sizes else ()

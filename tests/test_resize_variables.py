@@ -31,7 +31,8 @@ from converter.resize.units import Matrix
 from converter.resize.variables import Resizing
 from converter.structure.axis import Axis, Use
 from converter.structure.graph import Graph
-from converter.structure.infer import Structure, infer_from
+from converter.structure.infer import infer_from
+from converter.structure.structure import Structure
 
 SIZES = {"x": 3, "h": 4, "y": 2}
 AXES = {

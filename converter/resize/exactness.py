@@ -11,7 +11,7 @@ import numpy as np
 from converter.initializer import Zeros
 from converter.resize.units import Units, WidthMap
 from converter.structure.axis import Width
-from converter.structure.infer import SizeFactor, Structure
+from converter.structure.structure import SizeFactor, Structure
 
 # What is not the same with some units twice, though their shares add up to one.
 _COUNTING = frozenset(

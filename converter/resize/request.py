@@ -26,8 +26,9 @@ from converter.resize.variables import Resizing
 from converter.structure.axis import Axis, Use, Width
 from converter.structure.choose import choose
 from converter.structure.followers import kept_axes
-from converter.structure.infer import Structure
+from converter.structure.infer import structure_of
 from converter.structure.layout import read_layout
+from converter.structure.structure import Structure
 from converter.structure.template import sizes_like
 from converter.variable import Variable
 
@@ -113,7 +114,7 @@ class Request:
             # Nothing has to be known of the model where every shape is given.
             return Structure({}, {}, {}, (), {}, {}, (), None, None)
         path = self._resizer.layout
-        return self._checkpoint.structure(None if path is None else read_layout(path))
+        return structure_of(self._checkpoint, None if path is None else read_layout(path))
 
     def _sizes(self) -> tuple[dict[str, int], tuple[str, ...]]:
         sizes: dict[str, int] = {}

@@ -21,7 +21,7 @@ from converter.resize.units import UnitMap
 from converter.rounding import round_to
 from converter.structure.axis import Axis
 from converter.structure.graph import Graph, Node
-from converter.structure.infer import Structure
+from converter.structure.structure import Structure
 from converter.variable import Array, Region, Variable
 
 _SAMPLE = 1 << 18
