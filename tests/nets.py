@@ -23,13 +23,14 @@ from converter import (
     Variable,
 )
 from converter.initializer import parse_initializer
+from converter.initializers import BUILT_IN
 from converter.resize.exactness import Resized
 from converter.structure.graph import Graph, Node
 from converter.structure.infer import infer_from, structure_of
 from converter.structure.structure import Structure, as_known
 
 N = 6
-LIVE = parse_initializer("normal(stddev=0.5)")
+LIVE = parse_initializer("normal(stddev=0.5)", BUILT_IN)
 
 OPS: dict[str, Callable[..., Any]] = {
     "Identity": lambda _, x: x,

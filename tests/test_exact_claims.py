@@ -14,13 +14,14 @@ from model_maker import Maker, N, asked, save
 
 from converter import Checkpoint, PlanError, Resizer, open_checkpoint
 from converter.initializer import parse_initializer
+from converter.initializers import BUILT_IN
 from converter.plan import make_plan
 from converter.proof import Question, prove_plan
 from converter.structure.infer import structure_of
 
 pytestmark = pytest.mark.slow
 
-LIVE = parse_initializer("glorot_uniform")
+LIVE = parse_initializer("glorot_uniform", BUILT_IN)
 Build = Callable[[Maker], list[Any]]
 
 

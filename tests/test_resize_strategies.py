@@ -44,6 +44,7 @@ from converter import (
 )
 from converter.cli import cli
 from converter.initializer import parse_initializer
+from converter.initializers import BUILT_IN
 from converter.plan import make_plan
 from converter.structure.structure import as_known
 from converter.testing import NAME, check_strategy
@@ -240,7 +241,7 @@ def test_what_a_strategy_cannot_do(resizer: Resizer, message: str) -> None:
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize("fill", [parse_initializer("zeros"), LIVE])
+@pytest.mark.parametrize("fill", [parse_initializer("zeros", BUILT_IN), LIVE])
 def test_huge_sizes_are_planned_at_once_or_refused(fill: Initializer) -> None:
     net = Net()
     hidden("Tanh")(net)

@@ -14,6 +14,7 @@ from converter_plugins.project import Project
 
 from converter import Array, Resizer, Units, convert, open_checkpoint
 from converter.initializer import parse_initializer
+from converter.initializers import BUILT_IN
 from converter.resize.maps import AxisMap
 from converter.structure.axis import Axis
 from converter.structure.infer import structure_of
@@ -21,7 +22,7 @@ from converter.structure.structure import Structure
 
 pytestmark = pytest.mark.slow
 
-LIVE = parse_initializer("glorot_uniform")
+LIVE = parse_initializer("glorot_uniform", BUILT_IN)
 SIZES = {"stream": 8, "units": 6, "projected": 5, "head": 4, "channels": 6, "inner": 7}
 HEADS = 2
 WORDS = 11
