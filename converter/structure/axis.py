@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias, Union
+from typing import Literal, NamedTuple, TypeAlias, TypeVar, Union
 
 from converter.errors import PlanError, UsageError, printable
 
@@ -48,6 +48,7 @@ class Blocks:
 
 Factor: TypeAlias = Union[int, str, Blocks, "Axis"]
 Term = tuple[Factor, ...]
+_Number = TypeVar("_Number", int, float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +99,9 @@ class Axis:
                 elif isinstance(factor, Axis):
                     yield from factor._names()
 
-    def size(self, sizes: Mapping[str, int]) -> int:
-        """Return the length of the axis where the widths have these sizes."""
-        return sum(math.prod(_size(f, sizes) for f in term) for term in self.terms)
+    def size(self, sizes: Mapping[str, _Number]) -> _Number:
+        """Return the length of the axis where the widths have these sizes, which may be none."""
+        return sum(term_size(term, sizes) for term in self.terms)
 
     def rename(self, names: Mapping[str, str]) -> Axis:
         """Return the axis over other names; those that are not in `names` stay."""
@@ -258,7 +259,12 @@ def _written(factor: Factor, write: Callable[[str], str]) -> str:
     return write(factor) if isinstance(factor, str) else str(factor)
 
 
-def _size(factor: Factor, sizes: Mapping[str, int]) -> int:
+def term_size(term: Sequence[Factor], sizes: Mapping[str, _Number]) -> _Number:
+    """Return the length of a product of factors where the widths have these sizes."""
+    return math.prod(_size(factor, sizes) for factor in term)
+
+
+def _size(factor: Factor, sizes: Mapping[str, _Number]) -> _Number:
     if isinstance(factor, int):
         return factor
     if isinstance(factor, str):
