@@ -27,6 +27,49 @@ USES: tuple[Use, ...] = ("produce", "consume", "shift", "gain", "mean", "varianc
 Growth = Literal["any", "zero", "none"]
 """What makes new units may hold anything, has to be zero, or nothing keeps the outputs."""
 
+Touch = Literal[
+    # What leaves no change of basis: where it comes from, or what goes by its places.
+    "choice",
+    "constant",
+    "dynamic",
+    "index",
+    "input",
+    "label",
+    "lookup",
+    "opaque",
+    "output",
+    "rest",
+    "shown",
+    "softmax",
+    "unread",
+    # What sizes that are no widths are of: windows, groups.
+    "fixed",
+    "spatial",
+    # What goes unit by unit.
+    "affine",
+    "gain",
+    "gated",
+    "homogeneous",
+    "nonlinear",
+    "weight",
+    # What goes over all units.
+    "extreme",
+    "mean",
+    "norm",
+    "paired",
+    "self paired",
+    "square mean",
+    "square sum",
+    "sum",
+    "variance",
+    "weight norm",
+    # What moves with the size, and what new units that are zero would make infinite.
+    "constant pole",
+    "pole",
+    "scaled by size",
+]
+"""What an op between production and consumption does to a width."""
+
 _NAME = re.compile(r"(?!\d+\Z)[A-Za-z0-9_.][A-Za-z0-9_.\-/]*")
 _TOKEN = re.compile(
     r"\s*(?:([0-9]+)(?![A-Za-z0-9_.\-/])|([A-Za-z0-9_.][A-Za-z0-9_.\-/]*)|"
@@ -157,7 +200,7 @@ class Width:
     consumed_by: tuple[str, ...] = ()
     followed_by: tuple[str, ...] = ()
     why: str = ""
-    touches: tuple[tuple[str, str], ...] = ()
+    touches: tuple[tuple[Touch, str], ...] = ()
     stays_zero: bool = False
     normalised: Normalised | None = None
 

@@ -96,19 +96,19 @@ def infer_from(graph: Graph, checkpoint: Checkpoint, layout: Layout | None = Non
     classes.mark_outputs(findings.analysis, facts)
     widths = {a: f for a, f in facts.items() if a is not ONE and not _is_fixed(f, products)}
     names = naming.names(widths, products)
-    verdicts = {atom: classes.judge(fact) for atom, fact in widths.items()}
-    moving = [atom for atom, verdict in verdicts.items() if verdict.resizable]
+    told = {atom: classes.classify(fact) for atom, fact in widths.items()}
+    moving = [atom for atom, found in told.items() if found.resizable]
     factors = classes.scale_factors(findings.analysis, facts, moving)
     writer = _Writer(names, labels_of(findings.analysis, facts.values(), products))
     axes, uses = _axes(checkpoint, roles, products, facts, names, writer)
     structure = Structure(
         {
-            names[atom]: _width(names[atom], fact, verdicts[atom], findings.analysis)
+            names[atom]: _width(names[atom], fact, told[atom], findings.analysis)
             for atom, fact in widths.items()
         },
         axes,
         uses,
-        tuple(_opaque(names[a], f) for a, f in widths.items() if verdicts[a].symmetry == "opaque"),
+        tuple(_opaque(names[a], f) for a, f in widths.items() if told[a].symmetry == "opaque"),
         {
             names[atom]: tuple(
                 SizeFactor(f.node.name, f.number, f.power, f.is_of_products) for f in found
@@ -204,26 +204,26 @@ def _is_fixed(fact: Facts, products: Mapping[Place, Sequence[Product]]) -> bool:
     return not alone or not fact.by_use("produce", "consume")
 
 
-def _width(name: str, fact: Facts, verdict: classes.Verdict, analysis: Analysis) -> Width:
+def _width(name: str, fact: Facts, found: classes.Classified, analysis: Analysis) -> Width:
     produced = fact.by_use("produce")
     consumed = fact.by_use("consume")
     rest = list(dict.fromkeys(place.variable for place in fact.places))
-    grows = growth(analysis, fact) if verdict.resizable else "none"
+    grows = growth(analysis, fact) if found.resizable else "none"
     if grows != "none":
         mark_poles(analysis, fact)
     return Width(
         name,
         size_of(fact.atom) or 0,
-        verdict.symmetry,
-        verdict.resizable,
+        found.symmetry,
+        found.resizable,
         grows,
         tuple(produced),
         tuple(consumed),
         tuple(n for n in rest if n not in produced and n not in consumed),
-        verdict.why,
+        found.why,
         tuple((what, f"{node.op} {node.name}") for what, node in fact.touches.items()),
         grows != "none" and stays_zero(analysis, fact),
-        normalised(analysis, fact) if verdict.resizable and grows == "none" else None,
+        normalised(analysis, fact) if found.resizable and grows == "none" else None,
     )
 
 
