@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from converter.graph.node import Node
+from converter.graph.ops import ops
 from converter.structure.analysis import Analysis, Cell, Pairing, Rule, Tensor, for_ops
 from converter.structure.atoms import ONE, Atom, Clash, product
-from converter.structure.graph import Node, ops
 from converter.structure.rules.integers import axes_of
 
 _FOLDS: dict[str, Callable[[list[int]], int]] = {
