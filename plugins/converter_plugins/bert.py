@@ -23,7 +23,8 @@ from converter import (
 )
 
 if TYPE_CHECKING:
-    from converter.forward.graph import Graph, Node
+    from converter.graph.node import Node
+    from converter.graph.written import Graph
 
 _MAX_BYTES = 1 << 20
 _MAX_NODES = 200
@@ -215,7 +216,7 @@ def _read(given: Path | None, checkpoint: Checkpoint) -> tuple[dict[str, Any], s
 
 
 def _graph(checkpoint: Checkpoint) -> Graph | None:
-    from converter.forward.graph import read_graph
+    from converter.graph.written import read_graph
 
     try:
         return read_graph(checkpoint)
