@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from converter import (
     Beside,
-    Checkpoint,
     ConverterError,
     InputError,
     PlanError,
     Strategy,
     UsageError,
-    Variable,
     hookimpl,
     option,
 )
 
 if TYPE_CHECKING:
+    from converter import Checkpoint, Variable
     from converter.forward.graph import Graph, Node
 
 _MAX_BYTES = 1 << 20
