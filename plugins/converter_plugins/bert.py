@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from converter import (
     Beside,
-    Checkpoint,
     ConverterError,
     InputError,
     PlanError,
     Strategy,
     UsageError,
-    Variable,
     hookimpl,
     option,
 )
 
 if TYPE_CHECKING:
+    from converter import Checkpoint, Variable
     from converter.graph.node import Node
     from converter.graph.written import Graph
 
