@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from converter import open_checkpoint
 
-SOFTMAX = "SparseSoftmaxCrossEntropyWithLogits SparseSoftmaxCrossEntropyWithLogits/Sparse"
+SOFTMAX = "SparseSoftmaxCrossEntropyWithLogits/Sparse"
 
 
 @pytest.fixture(autouse=True)

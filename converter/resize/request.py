@@ -24,7 +24,7 @@ from converter.resize.resizer import Resizer
 from converter.resize.units import Units, WidthMap
 from converter.resize.variables import Resizing
 from converter.structure.axis import Axis, Use, Width
-from converter.structure.choose import choose
+from converter.structure.choose import choose, held
 from converter.structure.followers import kept_axes
 from converter.structure.infer import Structure
 from converter.structure.layout import read_layout
@@ -53,6 +53,7 @@ class Request:
         self._template = None if resizer.like is None else open_checkpoint(resizer.like)
         self._shapes = by_name(resizer.shape, checkpoint)
         self.structure = _with_shapes(self._known_structure(), checkpoint, self._shapes)
+        self._held: Mapping[str, str] = {}
         sizes, self.notes = self._sizes()
         self.maps = {name: self._map(name, size) for name, size in sizes.items()}
 
@@ -106,7 +107,7 @@ class Request:
             if any(not self.maps.keys().isdisjoint(axis.widths()) for axis in axes)
         }
         structure = None if self._shapes else self.structure
-        return Resizes(tuple(found), shapes, self.maps, structure)
+        return Resizes(tuple(found), shapes, self.maps, structure, self._held)
 
     def _known_structure(self) -> Structure:
         if self._template is None and not self._resizer.resize:
@@ -124,6 +125,7 @@ class Request:
             chosen = choose(self.structure, self._resizer.resize)
             sizes |= chosen.sizes
             notes = chosen.notes
+            self._held = held(self.structure, self._resizer.resize)
         for name, shape in self._shapes.items():
             old = self._checkpoint[name].shape
             if len(shape) != len(old):

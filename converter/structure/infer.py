@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -96,6 +96,8 @@ class Structure:
             None where there are no findings.
         root: what this was made from: the structure of the checkpoint as it was opened, where
             strategies renamed or left out variables since. None where this is it.
+        called: by the name of a width, the one that it would have by the names that its variables
+            have now, where strategies renamed them.
     """
 
     widths: Mapping[str, Width]
@@ -108,6 +110,7 @@ class Structure:
     findings: Findings | None
     write: Callable[[Atom], Axis] | None
     root: Structure | None = None
+    called: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def graph(self) -> OfGraph:
@@ -295,7 +298,7 @@ def _width(name: str, fact: Facts, verdict: classes.Verdict, analysis: Analysis)
         tuple(consumed),
         tuple(n for n in rest if n not in produced and n not in consumed),
         verdict.why,
-        tuple((what, f"{node.op} {node.name}") for what, node in fact.touches.items()),
+        tuple((what, classes.named(node)) for what, node in fact.touches.items()),
         grows != "none" and stays_zero(analysis, fact),
         normalised(analysis, fact) if verdict.resizable and grows == "none" else None,
     )
