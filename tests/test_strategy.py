@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from converter import Checkpoint, PlanError, Strategy, UsageError, Variable, option
 from converter.errors import ConverterError
-from converter.initializers import Normal, Zeros
+from converter.initializer import Zeros
+from converter.initializers import Normal
 from converter.options import Option
 from converter.strategy import build, options, summary, values_of
 from converter.testing import check_strategy
