@@ -14,8 +14,9 @@ from converter.checkpoint import Checkpoint
 from converter.closing import Closing
 from converter.errors import InputError
 from converter.forward.find import find_forward
-from converter.forward.graph import Tensor, read_graph
 from converter.forward.variables import Held
+from converter.graph.node import Tensor
+from converter.graph.written import read_graph
 from converter.proof import Question, compare, given_by, start
 from converter.variable import Array
 

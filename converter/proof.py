@@ -17,7 +17,8 @@ from converter.checkpoint import Checkpoint
 from converter.errors import InputError, PlanError, UsageError
 from converter.forward.feeds import Feeds, complete, given_values, parse_feed, read_inputs
 from converter.forward.find import Forward, find_forward
-from converter.forward.graph import Graph, Tensor, graph_of, read_graph, tensor
+from converter.graph.node import Tensor, tensor
+from converter.graph.written import Graph, graph_of, read_graph
 from converter.variable import Array, Variable
 
 if TYPE_CHECKING:

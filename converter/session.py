@@ -16,9 +16,9 @@ from converter.closing import Closing
 from converter.dtype import BY_TENSORFLOW, DType
 from converter.errors import ConverterError, InputError, UsageError
 from converter.forward.find import Forward
-from converter.forward.graph import Tensor
 from converter.forward.prune import prune
 from converter.forward.variables import Held, check_shape
+from converter.graph.node import Tensor
 from converter.variable import Array, Variable
 
 _MAX_THREADS = 4
@@ -169,7 +169,7 @@ class Session(Closing):
 
     def _import(self, tf: Any) -> None:
         definition = tf.compat.v1.GraphDef.FromString(self._pruned.definition)
-        meta = self._forward.graph.meta
+        meta = self._forward.graph.definition.meta
         producer = None
         if meta is not None and meta.meta_info_def.stripped_op_list:
             from tensorflow.core.framework import op_def_pb2

@@ -17,7 +17,7 @@ from model_maker import Build, Maker, N, asked, save
 from converter import Checkpoint, InputError, open_checkpoint
 from converter.cli import cli
 from converter.cli.permutation import show_test
-from converter.forward.graph import Tensor
+from converter.graph.node import Tensor
 from converter.model import Model, difference, jittered, noisy, rounded
 from converter.permutation import Member, PermutationTest, cycle, permute
 from converter.proof import Question

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from converter.graph.node import Node
 from converter.regraph.sizes import Sizes
 from converter.structure.axis import Axis
-from converter.structure.graph import Node
 from converter.structure.variables import Binding, Slice
 
 if TYPE_CHECKING:

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from converter.graph.node import Node, Output
+from converter.graph.ordered import OrderedGraph
 from converter.structure.atoms import ONE, Atom, Clash, Whole, find, leaf, size_of, unify
 from converter.structure.axis import Touch, Use
 from converter.structure.flow import Flow, Kind
-from converter.structure.graph import Graph, Node, Output
 
 Axes = tuple[Atom, ...]
 
@@ -163,7 +164,7 @@ class Analysis:
         unknown: ops without a rule that stand in the way, and how often.
     """
 
-    graph: Graph
+    graph: OrderedGraph
     flow: Flow
     rules: Mapping[str, Rule] = field(repr=False)
     variables: Mapping[Node, Tensor]

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from converter.errors import printable
+from converter.graph.node import Node
+from converter.graph.ops import ops
 from converter.structure.analysis import Analysis
 from converter.structure.atoms import Atom, find, leaves
 from converter.structure.axis import Symmetry, Touch
 from converter.structure.facts import Facts
-from converter.structure.graph import Node, ops
 
 # What binds each entry to its place, and in which words; the first that applies is told.
 _BOUND: Mapping[Touch, str] = {

@@ -9,17 +9,29 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from converter.graph.node import Node, Output
+from converter.graph.ops import (
+    DIVISIONS,
+    ENTERS,
+    IDENTITIES,
+    MOVES,
+    RECIPROCALS,
+    REPEATS,
+    RESHAPES,
+    ops,
+)
 from converter.structure.analysis import Analysis, whole
 from converter.structure.atoms import ONE, Atom, find, product, size_of
-from converter.structure.graph import Node, Output, ops
 
 _MAX_STEPS = 32
-_DIVISIONS = ops("RealDiv Div DivNoNan")
-_MOVES = ops("Identity Reshape Squeeze ExpandDims Cast StopGradient Enter Exit Switch Merge")
-_REPEATS = ops("Tile BroadcastTo")
-_COMPUTES = ops("""
-    Identity Cast Enter Reciprocal Inv RealDiv Div FloorDiv Prod Maximum Reshape Squeeze Const
-    """)
+_COMPUTES = (
+    IDENTITIES
+    | ENTERS
+    | RESHAPES
+    | DIVISIONS
+    | RECIPROCALS
+    | ops("Cast FloorDiv Prod Maximum Const")
+)
 
 
 def counts(analysis: Analysis) -> Iterator[tuple[str, int, Atom]]:
@@ -45,14 +57,14 @@ def _divisions(analysis: Analysis) -> Iterator[tuple[Node, int, list[Atom], int]
         The node, which of its inputs the number is, the axes that were summed, and the number.
     """
     for node in analysis.graph.nodes:
-        if len(node.inputs) != 2 or not (node.op in _DIVISIONS or node.op == "Mul"):
+        if len(node.inputs) != 2 or not (node.op in DIVISIONS or node.op == "Mul"):
             continue
-        for place in (1,) if node.op in _DIVISIONS else (0, 1):
+        for place in (1,) if node.op in DIVISIONS else (0, 1):
             number = _number(analysis, node.inputs[place])
             summed = _summed(analysis, node.inputs[1 - place].node) if number else None
             if number is None or summed is None:
                 continue
-            count = number if node.op in _DIVISIONS else 1 / number
+            count = number if node.op in DIVISIONS else 1 / number
             total = whole(summed)
             if total and total > 1 and math.isclose(count, total, rel_tol=1e-6):
                 yield node, place, summed, total
@@ -87,12 +99,12 @@ def _number(analysis: Analysis, output: Output) -> float | None:
 def _summed(analysis: Analysis, node: Node) -> list[Atom] | None:
     """Return the axes over which a tensor was summed, or, of a gradient, is repeated."""
     for _ in range(_MAX_STEPS):
-        if node.op == "Sum" or node.op in _REPEATS:
+        if node.op == "Sum" or node.op in REPEATS:
             break
-        if node.op not in _MOVES or not node.inputs:
+        if node.op not in MOVES or not node.inputs:
             return None
         node = node.inputs[0].node
-    if (node.op != "Sum" and node.op not in _REPEATS) or len(node.inputs) < 2:
+    if (node.op != "Sum" and node.op not in REPEATS) or len(node.inputs) < 2:
         return None
     taken, given = analysis.tensor(node.inputs[0]).axes, analysis.tensor(Output(node, 0)).axes
     if taken is None or given is None:

@@ -6,21 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from converter.graph.node import Node, Output
+from converter.graph.ops import ADDS, ARRAY_READS, BIAS_ADDS, DIVISIONS, MOVES, ops
 from converter.structure.analysis import Analysis, Pairing, Role
 from converter.structure.atoms import Atom, Clash, Kind, Product, find, leaves, size_of, terms
 from converter.structure.axis import Touch, Use
 from converter.structure.flow import Kind as DataKind
-from converter.structure.graph import Node, Output, ops
 from converter.structure.run import Findings
 
 _MAX_STEPS = 64
 
 # What hands a tensor on, so that what it produced is produced still, and as it was.
-_LINEAR = ops("""
-    Identity RefIdentity Reshape Transpose ExpandDims Squeeze Cast Neg StopGradient BiasAdd Add
-    AddV2 Mul RealDiv Div Sub Enter Exit Switch Merge NextIteration TensorArrayReadV3
-    TensorArrayReadV2 TensorArrayRead Tile EnsureShape Snapshot _Return _Loop _Join
-    """)
+_LINEAR = MOVES | ARRAY_READS | ADDS | BIAS_ADDS | DIVISIONS | ops("Sub Mul Neg Tile")
 
 
 class Place(NamedTuple):

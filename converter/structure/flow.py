@@ -11,45 +11,47 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from enum import IntEnum
 
-from converter.structure.graph import NEXT_ITERATION, Graph, Node, ops
+from converter.dtype import BOOL
+from converter.graph.node import Node
+from converter.graph.ops import (
+    ADDS,
+    COMPARING,
+    CONTRACTIONS,
+    DEQUEUES,
+    DIVISIONS,
+    EXITS,
+    MERGES,
+    NEXT_ITERATION,
+    NOISE,
+    PASSING,
+    PLACEHOLDERS,
+    RECIPROCALS,
+    RESTORED,
+    RESTORES,
+    SAVES,
+    SELECTS,
+    SHAPE_ONLY,
+    SWITCHES,
+    UPDATES,
+    VARIABLES,
+    is_effect,
+    is_watching,
+    ops,
+)
+from converter.graph.ordered import OrderedGraph
 
-VARIABLES = frozenset(
-    {"Variable", "VariableV2", "VarHandleOp", "AutoReloadVariable", "TemporaryVariable"}
-)
-PLACEHOLDERS = frozenset({"Placeholder", "PlaceholderV2", "PlaceholderWithDefault"})
-READS = frozenset(
-    {"Identity", "RefIdentity", "ReadVariableOp", "Enter", "RefEnter", "Snapshot", "StopGradient"}
-)
-"""What gives a variable on as it is."""
-
-_SOURCES = re.compile(
-    r"Iterator(FromStringHandle)?GetNext(Sync|AsOptional)?|OneShotIterator|"
-    r"(Padding|Random|Priority|FIFO)?Queue(Dequeue).*|QueueDequeue.*|Reader(Read|Work).*|"
-    r"Unstage|InfeedDequeue.*|(Eager)?PyFunc(Stateless)?|TFRecordReader.*|ParseExample.*|_Arg"
-)
-_NOISE = re.compile(
-    r"(Stateless)?(Random(Uniform|StandardNormal|UniformInt|Normal|Gamma|Poisson).*|"
-    r"TruncatedNormal.*|ParameterizedTruncatedNormal)"
-)
-# What tells of a tensor nothing but its shape.
-_SHAPES = re.compile(
-    r"Shape(N)?|Size|Rank|ZerosLike|OnesLike|BroadcastGradientArgs|TensorArraySize(V\d)?|"
-    r"TensorListLength|VariableShape|VarIsInitializedOp|IsVariableInitialized|ConcatOffset"
-)
-_EFFECT = re.compile(
-    r"(Resource)?(Sparse)?Apply[A-Z].*|(Ref)?Assign.*|"
-    r"(Resource)?Scatter(Add|Sub|Mul|Div|Min|Max|Update)|"
-    r"(Resource)?ScatterNd(Add|Sub|Update|Max|Min)|Resource(StridedSliceAssign)|StridedSliceAssign|"
-    r"Save(V2|Slices)?|Restore(V2|Slice)?|ShardedFile.*|MergeV2Checkpoints|Queue(Enqueue|Close).*|"
-    r".*Summary(V2)?|Write(File|.*Summary.*)|Stage|PrintV2|Assert|NoOp|OutfeedEnqueue.*|"
-    r"(Resource)?CountUpTo|(Lookup|Initialize)Table.*(Import|Export|Insert|V2)|Accumulator.*|"
-    r"ConditionalAccumulator|TensorArrayClose.*|Barrier.*|DisableCopyOnRead|_Send|_HostSend"
-)
-# Their names look as if they changed something.
-_NO_EFFECT = frozenset({"LookupTableFindV2", "LookupTableSizeV2"})
+# What holds a value from one op to the next. A temporary one is in no checkpoint.
+_STATES = VARIABLES | {"TemporaryVariable"}
+# What data begin with: besides what can be fed, what makes a handle or parses what was fed.
+_SOURCES = DEQUEUES | ops("""
+    OneShotIterator IteratorGetNextAsOptional TFRecordReader TFRecordReaderV2 ParseExample
+    ParseExampleV2 ParseExampleDataset ParseExampleDatasetV2 _Arg
+    """)
+# What savers do besides writing.
+_SAVERS = RESTORES | ops("ShardedFilename ShardedFilespec")
 _BACKWARD = re.compile(r"(^|/)gradients?(_\d+)?/|(^|/)gradients(_\d+)?$")
 _GRADIENT_OP = re.compile(r"[A-Z]\w*[a-z0-9]Grad(V\d)?")
-_LOOP_STATE = frozenset({"Exit", "RefExit", "Switch", "RefSwitch", "Merge", "RefMerge"})
+_LOOP_STATE = EXITS | SWITCHES | MERGES
 
 
 class Kind(IntEnum):
@@ -76,12 +78,10 @@ class Flow:
         updates: what writes a value that was computed into a variable: moving averages, states.
     """
 
-    def __init__(self, graph: Graph, variables: Iterable[Node]) -> None:
+    def __init__(self, graph: OrderedGraph, variables: Iterable[Node]) -> None:
         self._graph = graph
         backward = self._backward()
-        self.forward = {
-            node for node in graph.nodes if node not in backward and not is_effect(node)
-        }
+        self.forward = {node for node in graph.nodes if node not in backward and not is_aside(node)}
         self.settings = {
             node for node in graph.nodes if node.op in PLACEHOLDERS and self._is_setting(node)
         }
@@ -96,7 +96,7 @@ class Flow:
         self.updates = [
             node
             for node in graph.nodes
-            if _ASSIGNMENT.fullmatch(node.op)
+            if node.op in UPDATES
             and node not in backward
             and len(node.inputs) > 1
             and self.kinds[node.inputs[1].node] >= Kind.WEIGHT
@@ -158,7 +158,7 @@ class Flow:
         shape = self._graph.declared(node, 0)
         if shape is not None or node.inputs:
             return shape == ()
-        if node.kind("dtype") == _BOOL:
+        if node.dtype("dtype") is BOOL:
             return True
         waiting, seen = [node], {node}
         while waiting:
@@ -174,7 +174,7 @@ class Flow:
 
     def _averaged_beside_variable(self, node: Node) -> Node | None:
         """Return what a merge takes while training, if it takes a variable's vector else."""
-        if node.op not in ("Merge", "RefMerge", "_Join") or len(node.inputs) != 2:
+        if node.op not in MERGES | {"_Join"} or len(node.inputs) != 2:
             return None
         sources = [output.node for output in node.inputs]
         held = [self._is_read(source) for source in sources]
@@ -187,13 +187,11 @@ class Flow:
         kinds = dict.fromkeys(self._graph.nodes, Kind.CONSTANT)
         waiting: list[tuple[Node, Kind]] = []
         for node in self._graph.nodes:
-            if node in variables or node.op in VARIABLES:
+            if node in variables or node.op in _STATES:
                 waiting.append((node, Kind.WEIGHT))
-            elif (node.op in PLACEHOLDERS and node not in self.settings) or _SOURCES.fullmatch(
-                node.op
-            ):
+            elif node.op in _SOURCES or (node.op in PLACEHOLDERS and node not in self.settings):
                 waiting.append((node, Kind.DATA))
-            elif _NOISE.fullmatch(node.op):
+            elif node.op in NOISE:
                 waiting.append((node, Kind.NOISE))
         while waiting:
             self._spread(waiting, kinds)
@@ -214,7 +212,7 @@ class Flow:
                 continue
             kinds[node] = kind
             for consumer in self._graph.consumers[node]:
-                is_noise = _NOISE.fullmatch(consumer.op) and kind is not Kind.NOISE
+                is_noise = consumer.op in NOISE and kind is not Kind.NOISE
                 if _is_condition(node, consumer):
                     continue
                 if self._averaged.get(consumer) is node:
@@ -222,9 +220,9 @@ class Flow:
                 if (
                     kinds[consumer] < kind
                     and not is_noise
-                    and not _SHAPES.fullmatch(consumer.op)
+                    and consumer.op not in SHAPE_ONLY
                     and consumer not in self.settings
-                    and not is_effect(consumer)
+                    and not is_aside(consumer)
                 ):
                     waiting.append((consumer, kind))
 
@@ -232,23 +230,23 @@ class Flow:
         kind = self.kinds[node]
         if kind < Kind.WEIGHT or any(c in self.forward for c in self._graph.consumers[node]):
             return False
-        if node.op in VARIABLES or node.op in NEXT_ITERATION:
+        if node.op in _STATES or node.op in NEXT_ITERATION:
             return False
         return kind is Kind.DATA or not self._is_read(node)
 
     def _is_written(self, node: Node) -> bool:
         """Whether a variable or a queue takes the value of a node."""
         return any(
-            is_effect(c) and not _LOOKED_AT.fullmatch(c.op) for c in self._graph.consumers[node]
+            is_aside(c) and not is_watching(c.op) and c.op not in SAVES
+            for c in self._graph.consumers[node]
         )
 
     def _is_read(self, node: Node) -> bool:
         """Whether a node gives out a variable as it is, which nobody looks at."""
         for _ in range(16):
-            if node.op in VARIABLES or node.op == "Const":
+            if node.op in _STATES or node.op == "Const":
                 return True
-            is_switch = node.op in ("Switch", "RefSwitch")
-            if not (node.op in READS or is_switch) or not node.inputs:
+            if node.op not in PASSING or not node.inputs:
                 return False
             node = node.inputs[0].node
         return False
@@ -257,9 +255,9 @@ class Flow:
         """Whether an assignment restores a variable."""
         source = node.inputs[1].node
         for _ in range(4):
-            if source.op.startswith("Restore"):
+            if source.op in RESTORES:
                 return True
-            if source.op not in ("Identity", "Reshape", "Cast") or not source.inputs:
+            if source.op not in RESTORED or not source.inputs:
                 return False
             source = source.inputs[0].node
         return False
@@ -291,9 +289,7 @@ class Flow:
         )
 
 
-_CONTRACTIONS = ops(
-    "MatMul BatchMatMul BatchMatMulV2 BatchMatMulV3 Einsum Conv2D Conv3D Conv2DBackpropInput"
-)
+_CONTRACTIONS = CONTRACTIONS | ops("Conv2D Conv3D Conv2DBackpropInput")
 
 
 def _all_weights(node: Node, kinds: Mapping[Node, Kind]) -> bool:
@@ -301,37 +297,34 @@ def _all_weights(node: Node, kinds: Mapping[Node, Kind]) -> bool:
     return all(kinds[source] is Kind.WEIGHT for source, _ in operands)
 
 
-_ASSIGNMENT = re.compile(r"Assign(Add|Sub)?(VariableOp)?")
-_LOOKED_AT = re.compile(r".*Summary(V2)?|Assert|PrintV2|NoOp|Save.*")
-_BOOL = 10
-
-
 def _is_condition(node: Node, consumer: Node) -> bool:
     """Whether a node only decides which way another one's data go."""
-    return consumer.op in ("Switch", "RefSwitch") and all(
+    return consumer.op in SWITCHES and all(
         port for port, (source, _) in enumerate(consumer.inputs) if source is node
     )
 
 
 def _is_loop_state(node: Node) -> bool:
     """Whether a node hands the state of a loop around, which nobody can look at or asked for."""
-    return node.op in _LOOP_STATE or (
-        node.op == "Identity" and node.inputs[0].node.op in ("Switch", "RefSwitch")
-    )
+    return node.op in _LOOP_STATE or (node.op == "Identity" and node.inputs[0].node.op in SWITCHES)
 
 
-_PASSES_NUMBERS = frozenset(
-    {"Identity", "Enter", "RefEnter", "Cast", "Neg", "Reciprocal", "Inv", "Const", "Switch"}
+_PASSES_NUMBERS = PASSING | RECIPROCALS | ops("Cast Neg Const")
+_TAKES_NUMBERS = (
+    ADDS
+    | DIVISIONS
+    | COMPARING
+    | MERGES
+    | SELECTS
+    | ops("Sub Mul Maximum Minimum Equal Pow RandomUniform LogicalAnd LogicalOr LogicalNot")
 )
-_TAKES_NUMBERS = ops("""
-    Add AddV2 Sub Mul RealDiv Div Maximum Minimum Less LessEqual Greater GreaterEqual Equal Pow
-    Merge Select SelectV2 RandomUniform LogicalAnd LogicalOr LogicalNot
-    """)
 
 
-def is_effect(node: Node) -> bool:
-    """Whether a node changes a state or writes something, rather than to compute."""
-    return node.op not in _NO_EFFECT and _EFFECT.fullmatch(node.op) is not None
+def is_aside(node: Node) -> bool:
+    """Whether a node stands beside what is computed: it changes a state, saves, or looks on."""
+    op = node.op
+    # What Print prints goes on.
+    return is_effect(op) or op in _SAVERS or (is_watching(op) and op != "Print")
 
 
 def _reached(begin: Iterable[Node], following: Callable[[Node], Iterable[Node]]) -> set[Node]:

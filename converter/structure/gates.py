@@ -10,11 +10,25 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from converter.graph.node import Node, Output
+from converter.graph.ops import (
+    ACTIVATIONS,
+    ADDS,
+    BIAS_ADDS,
+    JOINS,
+    LAYOUT,
+    MATMULS,
+    MERGES,
+    READS,
+    RESHAPES,
+    SLICES,
+    SPLITS,
+    SWITCHES,
+    ops,
+)
 from converter.structure.analysis import Analysis
 from converter.structure.atoms import Product, size_of
 from converter.structure.facts import Facts, Place
-from converter.structure.flow import READS
-from converter.structure.graph import Node, Output, ops
 
 _OPS: Mapping[str, tuple[str, ...]] = {
     "BlockLSTM": ("i", "j", "f", "o"),
@@ -22,15 +36,11 @@ _OPS: Mapping[str, tuple[str, ...]] = {
     "BlockLSTMV2": ("i", "f", "c", "o"),
     "GRUBlockCell": ("r", "u"),
 }
-_PASSING = READS | ops("""
-    Add AddV2 Sub Mul RealDiv BiasAdd Reshape Transpose MatMul ExpandDims Squeeze Switch Merge
-    ConcatV2 Concat BatchMatMulV2 Cast
-    """)
-_READING = READS | {"Unpack", "Squeeze", "Reshape", "ConcatV2", "Concat"}
-_ACTIVATIONS = ops("""
-    Sigmoid Tanh Relu Relu6 Elu Selu Softsign Softplus Maximum Minimum LeakyRelu Erf Exp Sin
-    """)
-_SUMS = frozenset({"Add", "AddV2"})
+# What leads on within one turn of a loop.
+_PASSING = (
+    READS | LAYOUT | SWITCHES | MERGES | JOINS | MATMULS | ADDS | BIAS_ADDS | ops("Sub Mul RealDiv")
+)
+_READING = READS | RESHAPES | JOINS | ops("Unpack")
 _MAX_NODES = 400
 
 Blocks = dict[int, Output]
@@ -95,12 +105,12 @@ def _cuts(
         for node, tensor in analysis.variables.items()
         if tensor.origins and any(o[:2] == place for axis in tensor.origins for o in axis)
     ]
-    for starts, passing in ((variables, _READING), ([user], _PASSING | _ACTIVATIONS)):
+    for starts, passing in ((variables, _READING), ([user], _PASSING | ACTIVATIONS.keys())):
         slices: Blocks = {}
         for node, is_active in _forward(analysis, starts, passing):
-            if node.op in ("Split", "SplitV") and _outputs(node) == count:
+            if node.op in SPLITS and _outputs(node) == count:
                 yield {i: Output(node, i) for i in range(count)}, is_active
-            elif node.op in ("StridedSlice", "Slice"):
+            elif node.op in SLICES:
                 block = _block(analysis, node, count)
                 if block is not None:
                     slices.setdefault(block, Output(node, 0))
@@ -137,7 +147,7 @@ def _forward(
         for consumer in analysis.graph.consumers[node]:
             if consumer in found or consumer not in analysis.flow.telling:
                 continue
-            found[consumer] = found[node] or consumer.op in _ACTIVATIONS
+            found[consumer] = found[node] or consumer.op in ACTIVATIONS
             if consumer.op in passing:
                 waiting.append(consumer)
     return list(found.items())
@@ -154,11 +164,11 @@ def _activation(analysis: Analysis, block: Output) -> Output | None:
     """Return what the first nonlinear op behind a block gives; of hard sigmoids the last."""
     waiting, seen = deque([block]), {block.node}
     while waiting and len(seen) < _MAX_NODES:
-        for consumer in _consumers(analysis, waiting.popleft(), *_PASSING, *_ACTIVATIONS):
+        for consumer in _consumers(analysis, waiting.popleft(), *_PASSING, *ACTIVATIONS):
             if consumer in seen:
                 continue
             seen.add(consumer)
-            if consumer.op in _ACTIVATIONS:
+            if consumer.op in ACTIVATIONS:
                 return _last(analysis, consumer)
             waiting.append(Output(consumer, 0))
     return None
@@ -181,7 +191,7 @@ def _lstm(analysis: Analysis, activations: Mapping[int, Output | None]) -> Seque
             other = next((o for o in both.inputs if o != a), None)
             if other not in gates or other is None:
                 continue
-            for total in _consumers(analysis, Output(both, 0), *_SUMS):
+            for total in _consumers(analysis, Output(both, 0), *ADDS):
                 forget = _gate_in(total, both, gates)
                 if forget is not None:
                     return _ordered(gates[a], gates[other], forget, gates)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+from converter.graph.node import Node, Output
+from converter.graph.ops import VARIABLES, ops
 from converter.structure.analysis import Analysis, Tensor
 from converter.structure.atoms import Atom, leaves
 from converter.structure.axis import Growth, Touch
 from converter.structure.facts import Facts, Place
-from converter.structure.flow import VARIABLES, Kind
-from converter.structure.graph import Node, Output, ops
+from converter.structure.flow import Kind
 
 NEVER: frozenset[Touch] = frozenset(
     [

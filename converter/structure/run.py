@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from converter.graph.node import Node
+from converter.graph.ordered import OrderedGraph
 from converter.structure.analysis import Analysis, Origin, Tensor
 from converter.structure.atoms import Atom, Clash, Whole, leaf
 from converter.structure.flow import Flow
-from converter.structure.graph import Graph, Node
 from converter.structure.rules import RULES
 from converter.structure.variables import Binding, bind, parts
 
@@ -29,7 +30,7 @@ class Findings(NamedTuple):
     nodes: Mapping[str, Sequence[Node]]
 
 
-def analyse(graph: Graph, checkpoint: Checkpoint) -> Findings:
+def analyse(graph: OrderedGraph, checkpoint: Checkpoint) -> Findings:
     """Apply the rules to all that runs forward.
 
     Raises:

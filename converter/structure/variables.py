@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from converter.errors import InputError
-from converter.structure.flow import READS, VARIABLES
-from converter.structure.graph import Graph, Node, Output, variables_of
+from converter.graph.node import Node, Output, tensor, text_of
+from converter.graph.ops import ASSIGNS, READS, RESTORED, RESTORES, SAVES, UNSLICED, VARIABLES
+from converter.graph.ordered import OrderedGraph
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
@@ -45,7 +46,7 @@ class _Said(NamedTuple):
     node: Node
 
 
-def bind(graph: Graph, checkpoint: Checkpoint) -> dict[Node, Binding]:
+def bind(graph: OrderedGraph, checkpoint: Checkpoint) -> dict[Node, Binding]:
     """Find the variable of each variable node.
 
     Nodes that the checkpoint does not hold are left out.
@@ -74,7 +75,7 @@ def bind(graph: Graph, checkpoint: Checkpoint) -> dict[Node, Binding]:
     return bound
 
 
-def _check(graph: Graph, checkpoint: Checkpoint, bound: Mapping[Node, Binding]) -> None:
+def _check(graph: OrderedGraph, checkpoint: Checkpoint, bound: Mapping[Node, Binding]) -> None:
     roles = checkpoint.roles()
     names = {binding.name for binding in bound.values()}
     # A step or a name that everybody takes proves nothing.
@@ -102,30 +103,30 @@ def _check(graph: Graph, checkpoint: Checkpoint, bound: Mapping[Node, Binding]) 
             )
 
 
-def _said(graph: Graph) -> Iterator[_Said]:
+def _said(graph: OrderedGraph) -> Iterator[_Said]:
     """Yield what the graph says of keys: of the current Saver, of the others, of collections."""
     current: list[_Said] = []
     others: list[_Said] = []
-    scope = graph.saver.filename_tensor_name if graph.saver is not None else b""
-    prefix = scope.decode("utf-8", "surrogateescape").rpartition("/")[0] + "/"
+    meta = graph.definition.meta
+    scope = text_of(meta.saver_def.filename_tensor_name) if meta is not None else ""
+    prefix = scope.rpartition("/")[0] + "/"
     for node in graph.nodes:
         said = list(_saves(graph, node)) or list(_restores(graph, node))
         (current if node.name.startswith(prefix) else others).extend(said)
     yield from current
     yield from others
-    for definition in variables_of(graph, "variables"):
-        text = definition.variable_name.decode("utf-8", "surrogateescape").partition(":")[0]
+    for definition in graph.definition.collected("variables", "VariableDef"):
+        name = tensor(text_of(definition.variable_name)).node
         info = definition.save_slice_info_def
-        if text in graph.by_name and info.full_shape:
+        if name in graph.by_name and info.full_shape:
             pairs = zip(info.var_offset, info.var_shape, strict=False)
             spec = f"{' '.join(map(str, info.full_shape))} {':'.join(f'{a},{b}' for a, b in pairs)}"
-            key = info.full_name.decode("utf-8", "surrogateescape")
-            yield _Said(key, spec, graph.by_name[text])
+            yield _Said(text_of(info.full_name), spec, graph.by_name[name])
 
 
-def _saves(graph: Graph, node: Node) -> Iterator[_Said]:
-    if node.op in ("SaveV2", "SaveSlices", "Save") and len(node.inputs) > 2:
-        first = 2 if node.op == "Save" else 3
+def _saves(graph: OrderedGraph, node: Node) -> Iterator[_Said]:
+    if node.op in SAVES and len(node.inputs) > 2:
+        first = 2 if node.op in UNSLICED else 3
         keys = _strings(graph, node.inputs[1])
         specs = _strings(graph, node.inputs[2]) if first == 3 else [""] * len(keys)
         for key, spec, output in zip(keys, specs, node.inputs[first:], strict=False):
@@ -134,17 +135,17 @@ def _saves(graph: Graph, node: Node) -> Iterator[_Said]:
                 yield _Said(key, spec, variable)
 
 
-def _restores(graph: Graph, node: Node) -> Iterator[_Said]:
-    if node.op not in ("Assign", "AssignVariableOp") or len(node.inputs) < 2:
+def _restores(graph: OrderedGraph, node: Node) -> Iterator[_Said]:
+    if node.op not in ASSIGNS or len(node.inputs) < 2:
         return
     variable = _variable(node.inputs[0])
     value = node.inputs[1]
     for _ in range(_MAX_PASSED):
-        if value.node.op not in ("Identity", "Reshape", "Cast") or not value.node.inputs:
+        if value.node.op not in RESTORED or not value.node.inputs:
             break
         value = value.node.inputs[0]
     restore = value.node
-    if variable is None or restore.op not in ("RestoreV2", "RestoreSlice", "Restore"):
+    if variable is None or restore.op not in RESTORES:
         return
     keys = _strings(graph, restore.inputs[1]) if len(restore.inputs) > 1 else []
     specs = _strings(graph, restore.inputs[2]) if len(restore.inputs) > 2 else [""] * len(keys)
@@ -152,7 +153,7 @@ def _restores(graph: Graph, node: Node) -> Iterator[_Said]:
         yield _Said(keys[value.port], specs[value.port], variable)
 
 
-def _strings(graph: Graph, output: Output) -> list[str]:
+def _strings(graph: OrderedGraph, output: Output) -> list[str]:
     return graph.strings(output.node)
 
 

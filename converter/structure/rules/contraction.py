@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from converter.graph.node import Node
 from converter.structure.analysis import (
     NO_ORIGIN,
     Analysis,
@@ -20,7 +21,6 @@ from converter.structure.analysis import (
 )
 from converter.structure.atoms import ONE, Atom, Clash, find, leaf, product, size_of
 from converter.structure.axis import Touch, Use
-from converter.structure.graph import Node
 from converter.structure.rules.integers import sized_axes
 
 _EQUATION = re.compile(r"([A-Za-z.]*),([A-Za-z.]*)->([A-Za-z.]*)")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
+from converter.graph.node import Node
+from converter.graph.ops import DIVISIONS
 from converter.structure.analysis import (
     NO_ORIGIN,
     Analysis,
@@ -18,7 +20,6 @@ from converter.structure.analysis import (
 from converter.structure.atoms import ONE, Atom, concat, find, product
 from converter.structure.axis import Touch, Use
 from converter.structure.flow import Kind
-from converter.structure.graph import Node
 
 LINEAR = "Neg"
 HOMOGENEOUS = "Relu LeakyRelu Abs"
@@ -34,7 +35,7 @@ OTHERS = """Pow SquaredDifference FloorDiv FloorMod Mod TruncateDiv TruncateMod 
     ApproximateEqual BitwiseAnd BitwiseOr BitwiseXor LeftShift RightShift NextAfter Complex"""
 
 _ROOTS = frozenset({"Sqrt", "Rsqrt", "Pow"})
-_DIVISIONS = frozenset({"RealDiv", "Div", "DivNoNan", "Xdivy"})
+_DIVISIONS = DIVISIONS | {"Xdivy"}
 
 _NUMBERS: dict[str, Callable[..., float]] = {
     "Neg": lambda a: -a,

@@ -9,9 +9,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+from converter.graph.node import Node
 from converter.structure.analysis import Analysis, Cell, Element, Rule, Tensor, for_ops
 from converter.structure.atoms import Clash, find, leaf
-from converter.structure.graph import Node
 from converter.structure.rules.elementwise import all_alike
 from converter.structure.rules.integers import axes_of, sized_axes
 from converter.structure.rules.slicing import strided

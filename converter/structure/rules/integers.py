@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from converter.graph.node import Node
 from converter.structure.analysis import Analysis, Cell, Rule, Tensor, for_ops, whole
 from converter.structure.atoms import Atom, Clash, leaf, product, size_of
-from converter.structure.graph import Node
 
 _MAX_CELLS = 256
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from converter.graph.node import Node
+from converter.graph.ops import MERGES
 from converter.structure.analysis import (
     NO_ORIGIN,
     Analysis,
@@ -15,7 +17,6 @@ from converter.structure.analysis import (
     for_ops,
 )
 from converter.structure.atoms import ONE, Atom, Clash, concat, leaf, product, size_of, unify
-from converter.structure.graph import Node
 
 _GATES = 4
 
@@ -59,7 +60,7 @@ def turn(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
     after = inputs[0]
     for consumer in an.graph.consumers[node]:
         before = an.tensors.get(consumer)
-        if consumer.op in ("Merge", "RefMerge") and before:
+        if consumer.op in MERGES and before:
             _same(an, node, before[0], after)
     return after
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from converter.graph.node import Node
+from converter.graph.ops import ops
 from converter.structure.analysis import Analysis, Cell, Pairing, Rule, Tensor, for_ops
 from converter.structure.atoms import ONE, Atom, Clash, product
 from converter.structure.axis import Touch
-from converter.structure.graph import Node, ops
 from converter.structure.rules.integers import axes_of
 
 _FOLDS: dict[str, Callable[[list[int]], int]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from converter.graph.node import Node
 from converter.structure.analysis import (
     NO_ORIGIN,
     Analysis,
@@ -27,7 +28,6 @@ from converter.structure.atoms import (
     product,
     size_of,
 )
-from converter.structure.graph import Node
 from converter.structure.rules.integers import axes_of, sized_axes
 
 _MAX_CELLS = 256

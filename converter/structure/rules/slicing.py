@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from converter.graph.node import Node, Output
 from converter.structure.analysis import (
     NO_ORIGIN,
     Analysis,
@@ -15,7 +16,6 @@ from converter.structure.analysis import (
     for_ops,
 )
 from converter.structure.atoms import ONE, Atom, Clash, concat, cut, find, leaf, size_of
-from converter.structure.graph import Node, Output
 from converter.structure.rules.integers import axes_of
 
 _MAX_DEALING = 64

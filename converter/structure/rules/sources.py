@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from converter.graph.node import Node
 from converter.structure.analysis import Analysis, Rule, Tensor, for_ops
 from converter.structure.atoms import leaf
 from converter.structure.flow import Kind
-from converter.structure.graph import Node
 
 
 def placeholder(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
