@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from converter.errors import PlanError, UsageError
-from converter.structure.axis import Width
+from converter.structure.axes.axis import Width
 from converter.structure.choose import choose
 from converter.structure.structure import Structure
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from converter.structure.axis import Axis
+from converter.structure.axes.axis import Axis
 from converter.structure.structure import Structure
 
 if TYPE_CHECKING:

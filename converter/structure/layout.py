@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
 from converter.errors import ConverterError, PlanError, UsageError, did_you_mean
-from converter.structure.axis import (
+from converter.structure.axes.axis import (
     USES,
     Axis,
     Equation,
@@ -41,7 +41,7 @@ from converter.toml import read_toml
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
-    from converter.structure.followers import Uses
+    from converter.structure.axes.followers import Uses
     from converter.structure.structure import Structure
 
 _CLASSES: tuple[str, ...] = get_args(Symmetry)
