@@ -125,7 +125,10 @@ ARRAY_MOVES = ARRAY_READS | ops("""
 
 ADDS = ops("Add AddV2")
 BIAS_ADDS = ops("BiasAdd BiasAddV1")
-DIVISIONS = ops("RealDiv Div DivNoNan")
+QUOTIENTS = ops("RealDiv Div")
+"""What divides, with a pole where the divisor is zero."""
+
+DIVISIONS = QUOTIENTS | ops("DivNoNan")
 RECIPROCALS = ops("Reciprocal Inv")
 COMPARING = ops("Less LessEqual Greater GreaterEqual")
 MATMULS = ops("MatMul BatchMatMul BatchMatMulV2 BatchMatMulV3")
