@@ -11,7 +11,8 @@ from graph_maker import Maker
 from converter import Checkpoint, Variable
 from converter.graph.definition import Definition
 from converter.graph.ordered import OrderedGraph
-from converter.structure.infer import Structure, infer_from
+from converter.structure.infer import infer_from
+from converter.structure.structure import Structure
 
 N = 4
 """Every size of the models, so that sizes tell nothing."""

@@ -17,7 +17,8 @@ from converter.graph.node import Output
 from converter.graph.ordered import read_ordered
 from converter.structure.axis import Axis, Blocks
 from converter.structure.cells import by_name, labels_by_name
-from converter.structure.infer import Structure, infer, infer_from
+from converter.structure.infer import infer, infer_from
+from converter.structure.structure import Structure
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -10,7 +10,7 @@ from converter.graph.node import Node, Output
 from converter.graph.ops import DIVISIONS, LOOKUPS, MOVES, SIZES, SLICES
 from converter.regraph.sizes import Sizes
 from converter.structure.analysis import Analysis
-from converter.structure.infer import SizeFactor, Structure
+from converter.structure.structure import SizeFactor, Structure
 
 _MAX_STEPS = 64
 _PICKS = SLICES | LOOKUPS

@@ -10,7 +10,7 @@ from converter.graph.node import Node, Output
 from converter.graph.ops import ADDS, ARRAY_READS, BIAS_ADDS, DIVISIONS, MOVES, ops
 from converter.structure.analysis import Analysis, Pairing, Role
 from converter.structure.atoms import Atom, Clash, Kind, Product, find, leaves, size_of, terms
-from converter.structure.axis import Use
+from converter.structure.axis import Touch, Use
 from converter.structure.flow import Kind as DataKind
 from converter.structure.run import Findings
 
@@ -39,7 +39,7 @@ class Facts:
     """
 
     atom: Atom
-    touches: dict[str, Node] = field(default_factory=dict)
+    touches: dict[Touch, Node] = field(default_factory=dict)
     uses: dict[Place, dict[Use, Node]] = field(default_factory=dict)
     places: dict[Place, None] = field(default_factory=dict)
 

@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from converter import (
     Beside,
-    Checkpoint,
     ConverterError,
     InputError,
     PlanError,
     Strategy,
     UsageError,
-    Variable,
     hookimpl,
     option,
 )
 
 if TYPE_CHECKING:
+    from converter import Checkpoint, Variable
     from converter.graph.node import Node
     from converter.graph.written import Graph
 
@@ -230,8 +229,10 @@ def _heads_of(checkpoint: Checkpoint) -> int | None:
     name = next(filter(fits, checkpoint), None)
     if name is None or checkpoint.meta is None:
         return None
+    from converter.structure.infer import structure_of
+
     try:
-        structure = checkpoint.structure()
+        structure = structure_of(checkpoint)
     except ConverterError:
         return None
     axes = structure.axes.get(name, ())

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from converter import Checkpoint, Strategy, UsageError, Variable, hookimpl, option, select
+from converter import Strategy, UsageError, hookimpl, option, select
+
+if TYPE_CHECKING:
+    from converter import Checkpoint, Variable
 
 
 @dataclass(frozen=True)

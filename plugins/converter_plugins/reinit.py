@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from converter import Checkpoint, Initializer, Strategy, UsageError, Variable, hookimpl, option
+from converter import Initializer, Strategy, UsageError, hookimpl, option
 
 if TYPE_CHECKING:
+    from converter import Checkpoint, Variable
     from converter_plugins.redraw import Redraw
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from converter import Checkpoint, PlanError, Strategy, Variable, expressions, hookimpl, option
+from converter import PlanError, Strategy, expressions, hookimpl, option
 from converter.names.follow import followers
+
+if TYPE_CHECKING:
+    from converter import Checkpoint, Variable
 
 
 @dataclass(frozen=True)
