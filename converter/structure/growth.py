@@ -14,28 +14,11 @@ from converter.graph.node import Node, Output
 from converter.graph.ops import VARIABLES, ops
 from converter.structure.analysis import Analysis, Tensor
 from converter.structure.atoms import Atom, leaves
-from converter.structure.axis import Growth, Touch
+from converter.structure.axis import AVERAGING, SINGLING, Growth, Touch
 from converter.structure.facts import Facts, Place
 from converter.structure.flow import Kind
 
-NEVER: frozenset[Touch] = frozenset(
-    [
-        "choice",
-        "constant",
-        "dynamic",
-        "extreme",
-        "index",
-        "label",
-        "mean",
-        "opaque",
-        "output",
-        "rest",
-        "softmax",
-        "square mean",
-        "unread",
-        "variance",
-    ]
-)
+NEVER: frozenset[Touch] = SINGLING | AVERAGING | {"extreme"}
 """These see units that are zero, too."""
 
 _SUMS: tuple[Touch, ...] = ("sum", "square sum", "norm", "self paired")

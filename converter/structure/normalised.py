@@ -36,33 +36,20 @@ from converter.graph.ops import (
 )
 from converter.structure.analysis import Analysis
 from converter.structure.atoms import Atom, find, leaves
-from converter.structure.axis import Normalised, Touch
+from converter.structure.axis import AVERAGING, SINGLING, Normalised, Touch
 from converter.structure.facts import Facts, Place
 from converter.structure.flow import Kind
 
-_SEES: frozenset[Touch] = frozenset(["mean", "variance", "square mean"])
 # What sees the places of units, or single ones, whatever stands before it.
-_HINDERS: frozenset[Touch] = frozenset(
-    [
-        "choice",
-        "constant",
-        "dynamic",
-        "extreme",
-        "index",
-        "input",
-        "label",
-        "norm",
-        "opaque",
-        "output",
-        "paired",
-        "rest",
-        "self paired",
-        "softmax",
-        "sum",
-        "unread",
-        "weight norm",
-    ]
-)
+_HINDERS: frozenset[Touch] = SINGLING | {
+    "extreme",
+    "input",
+    "norm",
+    "paired",
+    "self paired",
+    "sum",
+    "weight norm",
+}
 
 _MERGES = MERGES | ops("_Loop _Join")
 _TAKES = SLICES | SPLITS | LOOKUPS | ops("GatherNd Tile Unpack")
@@ -112,7 +99,7 @@ _SAME = _State()
 def normalised(analysis: Analysis, fact: Facts) -> Normalised | None:
     """Tell how a normalised width can grow; None where it cannot, or where that is not clear."""
     touches = fact.touches
-    if _SEES.isdisjoint(touches) or not _HINDERS.isdisjoint(touches):
+    if AVERAGING.isdisjoint(touches) or not _HINDERS.isdisjoint(touches):
         return None
     for is_centred in (False, True):
         following = _Following(analysis, fact, is_centred=is_centred)
