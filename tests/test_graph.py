@@ -16,6 +16,7 @@ from converter.graph.definition import Definition, read_definition
 from converter.graph.node import Output, Tensor, read_node, tensor
 from converter.graph.ops import is_effect, is_watching
 from converter.graph.ordered import OrderedGraph
+from converter.graph.slices import Slice, read_slice
 from converter.graph.written import read_graph
 
 
@@ -144,6 +145,28 @@ def test_collections_are_read_and_damage_in_them_is_told() -> None:
     with pytest.raises(InputError, match=r"made\.meta: its collection other is damaged"):
         list(definition.collected("other", "VariableDef"))
     assert list(Definition(Path("made.pb"), meta.graph_def).collected("other", "VariableDef")) == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "found"),
+    [
+        ("", None),
+        ("48 20 0,48:0,20", None),
+        ("48 20 -:-", None),
+        ("48 20 -:5,10", Slice((48, 20), (0, 5), (48, 10))),
+        ("7 7,0", Slice((7,), (7,), (0,))),
+    ],
+)
+def test_slices_of_savers(spec: str, found: Slice | None) -> None:
+    assert read_slice(spec) == found
+
+
+@pytest.mark.parametrize(
+    "spec", ["7 4,4", "7 -1,2", "7 0", "7 0,1,2", "7 0,1:0,1", "x 0,1", "7 8,0"]
+)
+def test_what_is_no_slice_is_told(spec: str) -> None:
+    with pytest.raises(InputError, match=f"saves a slice '{spec}', which is none"):
+        read_slice(spec)
 
 
 EFFECTS = """
