@@ -32,10 +32,10 @@ from converter.model import (
     rounded,
 )
 from converter.proof import Question
-from converter.structure.atoms import Clash
-from converter.structure.axis import Axis, Width
-from converter.structure.entries import entries
+from converter.structure.axes.axis import Axis, Width
+from converter.structure.axes.entries import entries
 from converter.structure.structure import Structure
+from converter.structure.tensors.atoms import Clash
 from converter.variable import Array
 
 if TYPE_CHECKING:

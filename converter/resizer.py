@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from converter.resize.exactness import Resizes
     from converter.resize.request import Request
     from converter.resize.units import WidthMap
-    from converter.structure.axis import Width
+    from converter.structure.axes.axis import Width
     from converter.variable import Variable
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
+from converter.closing import Closing
 from converter.dtype import BY_TENSORFLOW, DType
 from converter.errors import ConverterError, InputError, UsageError
 from converter.forward.find import Forward
@@ -57,7 +57,7 @@ def can_run() -> Callable[[str], bool]:
     return lambda op: op_def_registry.get(op) is not None
 
 
-class Session:
+class Session(Closing):
     """A graph with the values of a checkpoint's variables, ready to be run.
 
     It is a context manager, which frees what it holds.
@@ -99,17 +99,6 @@ class Session:
         self._assigned: dict[str, Array] = {}
         self._initialize()
         self._is_fresh = True
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free what it holds."""

@@ -14,8 +14,8 @@ from converter.formats import bundle
 from converter.formats.stream import Output
 from converter.graph import node
 from converter.regraph import Regraphed
-from converter.structure.axis import Axis
-from converter.structure.entries import entries
+from converter.structure.axes.axis import Axis
+from converter.structure.axes.entries import entries
 from converter.structure.structure import Structure
 from converter.variable import Array
 

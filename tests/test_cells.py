@@ -15,7 +15,7 @@ from converter import Checkpoint, Variable, open_checkpoint
 from converter.errors import PlanError
 from converter.graph.node import Output
 from converter.graph.ordered import read_ordered
-from converter.structure.axis import Axis, Blocks
+from converter.structure.axes.axis import Axis, Blocks
 from converter.structure.cells import by_name, labels_by_name
 from converter.structure.infer import infer, infer_from
 from converter.structure.structure import Structure

@@ -12,7 +12,7 @@ from converter_plugins.rename import Rename
 from converter import open_checkpoint
 from converter.errors import PlanError, UsageError
 from converter.plan import make_plan
-from converter.structure.axis import Width
+from converter.structure.axes.axis import Width
 from converter.structure.choose import choose, held
 from converter.structure.infer import structure_of
 from converter.structure.structure import Structure

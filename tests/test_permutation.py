@@ -22,8 +22,8 @@ from converter.model import Model, difference, jittered, noisy, rounded
 from converter.permutation import Member, PermutationTest, cycle, permute
 from converter.proof import Question
 from converter.session import RunError
-from converter.structure.axis import Axis, Width
-from converter.structure.entries import entries
+from converter.structure.axes.axis import Axis, Width
+from converter.structure.axes.entries import entries
 from converter.structure.infer import infer
 from converter.structure.structure import Structure
 

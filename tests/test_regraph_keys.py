@@ -17,7 +17,7 @@ from converter import Strategy, convert, open_checkpoint
 from converter.formats.messages import parse
 from converter.graph.ordered import OrderedGraph, read_ordered
 from converter.plan import make_plan
-from converter.structure.variables import bind
+from converter.structure.tensors.variables import bind
 from converter.target import Target
 
 # By each of the savers that there are: V1, V2, of partitioned variables, of shards.

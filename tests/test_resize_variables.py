@@ -32,7 +32,7 @@ from converter.resize.chosen import choose
 from converter.resize.maps import AxisMap, panels
 from converter.resize.units import Matrix
 from converter.resize.variables import Resizing
-from converter.structure.axis import Axis, Use
+from converter.structure.axes.axis import Axis, Use
 from converter.structure.infer import infer_from
 from converter.structure.structure import Structure
 

@@ -27,8 +27,8 @@ from converter.graph.ops import (
     ops,
 )
 from converter.graph.ordered import OrderedGraph, read_ordered
-from converter.structure.flow import Flow
-from converter.structure.variables import bind
+from converter.structure.tensors.flow import Flow
+from converter.structure.tensors.variables import bind
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint

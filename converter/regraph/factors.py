@@ -9,8 +9,8 @@ from typing import NamedTuple
 from converter.graph.node import Node, Output
 from converter.graph.ops import DIVISIONS, LOOKUPS, MOVES, SIZES, SLICES
 from converter.regraph.sizes import Sizes
-from converter.structure.analysis import Analysis
 from converter.structure.structure import SizeFactor, Structure
+from converter.structure.tensors.analysis import Analysis
 
 _MAX_STEPS = 64
 _PICKS = SLICES | LOOKUPS

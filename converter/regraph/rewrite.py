@@ -25,11 +25,11 @@ from converter.regraph.sizes import Sizes
 from converter.regraph.slices import Slices, specification
 from converter.regraph.tensors import MAX_ENTRIES, Constant
 from converter.structure.lengths import Lengths, lengths
-from converter.structure.run import analyse
-from converter.structure.variables import Binding, bind, read_slice
+from converter.structure.tensors.run import analyse
+from converter.structure.tensors.variables import Binding, bind, read_slice
 
 if TYPE_CHECKING:
-    from converter.structure.axis import Axis
+    from converter.structure.axes.axis import Axis
     from converter.structure.structure import Structure
 
 _SHAPED = (b"shape", b"element_shape", b"element_shape_except0")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from converter.graph.node import Node
 from converter.regraph.sizes import Sizes
-from converter.structure.axis import Axis
-from converter.structure.variables import Binding, Slice
+from converter.structure.axes.axis import Axis
+from converter.structure.tensors.variables import Binding, Slice
 
 if TYPE_CHECKING:
     from converter.structure.lengths import Lengths

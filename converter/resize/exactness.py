@@ -10,7 +10,7 @@ import numpy as np
 
 from converter.initializer import Zeros
 from converter.resize.units import Units, WidthMap
-from converter.structure.axis import Touch, Width
+from converter.structure.axes.axis import Touch, Width
 from converter.structure.structure import SizeFactor, Structure
 
 # What is not the same with some units twice, though their shares add up to one.

@@ -24,9 +24,9 @@ from converter.resize.exactness import (
 )
 from converter.resize.units import Units, WidthMap
 from converter.resize.variables import Resizing
-from converter.structure.axis import Axis, Use, Width
+from converter.structure.axes.axis import Axis, Use, Width
+from converter.structure.axes.followers import kept_axes
 from converter.structure.choose import choose, held
-from converter.structure.followers import kept_axes
 from converter.structure.infer import structure_of
 from converter.structure.layout import read_layout
 from converter.structure.structure import Structure

@@ -21,7 +21,7 @@ from converter.names.gradient import FACTORED, gradient_power
 from converter.resize.taking import squares
 from converter.resize.units import UnitMap
 from converter.rounding import round_to
-from converter.structure.axis import Axis
+from converter.structure.axes.axis import Axis
 from converter.structure.structure import Structure
 from converter.variable import Array, Region, Variable
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from converter.structure.axis import Axis, Width
-from converter.structure.naming import scope_of
+from converter.structure.axes.axis import Axis, Width
+from converter.structure.axes.scopes import scope_of
 from converter.structure.structure import Structure
 
 if TYPE_CHECKING:

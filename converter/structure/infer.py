@@ -14,21 +14,21 @@ from converter.graph.ops import READS
 from converter.graph.ordered import OrderedGraph, read_ordered
 from converter.names import Role
 from converter.names.optimizers import slots_of_op
-from converter.structure import classes, naming
-from converter.structure.analysis import Analysis
-from converter.structure.atoms import ONE, Atom, Kind, Product, find, size_of, terms
-from converter.structure.axis import Axis, Blocks, Factor, Term, Use, Width
+from converter.structure.axes.axis import Axis, Blocks, Factor, Term, Use, Width
+from converter.structure.axes.followers import Axes, Uses, follows, with_followers
 from converter.structure.cells import by_name, labels_by_name
-from converter.structure.counts import mark_averages
 from converter.structure.declare import declare
-from converter.structure.facts import Facts, Place, gather
 from converter.structure.follow import follow
-from converter.structure.followers import Axes, Uses, follows, with_followers
-from converter.structure.gates import labels_of
-from converter.structure.growth import growth, mark_poles, stays_zero
-from converter.structure.normalised import normalised
-from converter.structure.run import Findings, analyse
+from converter.structure.properties import classes, naming
+from converter.structure.properties.counts import mark_averages
+from converter.structure.properties.facts import Facts, Place, gather
+from converter.structure.properties.gates import labels_of
+from converter.structure.properties.growth import growth, mark_poles, stays_zero
+from converter.structure.properties.normalised import normalised
 from converter.structure.structure import Opaque, SizeFactor, Structure
+from converter.structure.tensors.analysis import Analysis
+from converter.structure.tensors.atoms import ONE, Atom, Kind, Product, find, size_of, terms
+from converter.structure.tensors.run import Findings, analyse
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint

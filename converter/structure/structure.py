@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from converter.errors import InputError
 from converter.names import Role
-from converter.structure.axis import Axis, Use, Width
+from converter.structure.axes.axis import Axis, Use, Width
 
 if TYPE_CHECKING:
-    from converter.structure.atoms import Atom
-    from converter.structure.run import Findings
+    from converter.structure.tensors.atoms import Atom
+    from converter.structure.tensors.run import Findings
 
 
 class Opaque(NamedTuple):

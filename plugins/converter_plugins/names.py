@@ -61,7 +61,7 @@ def _in_graph(checkpoint: Checkpoint) -> dict[str, str]:
     """Return the name in the graph of each variable that it has."""
     from converter.graph.ops import VARIABLES
     from converter.graph.ordered import read_ordered
-    from converter.structure.variables import bind
+    from converter.structure.tensors.variables import bind
 
     graph = read_ordered(checkpoint)
     if graph is None:

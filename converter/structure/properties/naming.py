@@ -5,17 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from converter.structure.atoms import Atom, Product
-from converter.structure.axis import is_name
-from converter.structure.facts import Facts, Place
+from converter.structure.axes.axis import is_name
+from converter.structure.axes.scopes import scope_of
+from converter.structure.properties.facts import Facts, Place
+from converter.structure.tensors.atoms import Atom, Product
 
-# The last words of names that say what a variable does in its layer, and not which layer it is.
-_PLAIN = re.compile(
-    r"(depthwise_|pointwise_|recurrent_|input_)?(kernels?|weights?|filters?|matrix)|embeddings|"
-    r"w|u|b|v|bias(es)?|gamma|beta|alpha|scale|offset|W_\d+|B|var|linear|weight_[iho]+|wx|wt|wh|"
-    r"moving_(mean|variance)|w_[ifo]_diag|table|params?|[wb]_(ru?|c)",
-    re.IGNORECASE,
-)
 _ODD = re.compile(r"[^A-Za-z0-9_.\-/]")
 
 
@@ -47,15 +41,6 @@ def _name(fact: Facts) -> str:
     if consumers := fact.by_use("consume"):
         return f"{scope_of(consumers[0])}/inputs"
     return scope_of(next(iter(fact.places)).variable)
-
-
-def scope_of(name: str) -> str:
-    """Return the layer of a variable: its name without the word that says what it does there."""
-    scope, _, last = name.rpartition("/")
-    while scope and _PLAIN.fullmatch(last):
-        name = scope
-        scope, _, last = name.rpartition("/")
-    return name
 
 
 def _common(producers: Sequence[str]) -> str:

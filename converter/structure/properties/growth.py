@@ -12,11 +12,11 @@ from collections.abc import Collection, Iterable
 
 from converter.graph.node import Node, Output
 from converter.graph.ops import VARIABLES, ops
-from converter.structure.analysis import Analysis, Tensor
-from converter.structure.atoms import Atom, leaves
-from converter.structure.axis import Growth, Touch
-from converter.structure.facts import Facts, Place
-from converter.structure.flow import Kind
+from converter.structure.axes.axis import Growth, Touch
+from converter.structure.properties.facts import Facts, Place
+from converter.structure.tensors.analysis import Analysis, Tensor
+from converter.structure.tensors.atoms import Atom, leaves
+from converter.structure.tensors.flow import Kind
 
 NEVER: frozenset[Touch] = frozenset(
     [

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from converter.graph.node import Node
-from converter.structure.analysis import Analysis, Axes, Rule, Tensor, for_ops
-from converter.structure.atoms import Atom, Clash, size_of
+from converter.structure.tensors.analysis import Analysis, Axes, Rule, Tensor, for_ops
+from converter.structure.tensors.atoms import Atom, Clash, size_of
 
 
 def _matrix(tensor: Tensor) -> tuple[Axes, Atom, Atom]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from converter.graph.node import Node
-from converter.structure.analysis import Analysis, Rule, Tensor, for_ops
-from converter.structure.atoms import Clash
-from converter.structure.axis import Use
+from converter.structure.axes.axis import Use
+from converter.structure.tensors.analysis import Analysis, Rule, Tensor, for_ops
+from converter.structure.tensors.atoms import Clash
 
 _USES: tuple[Use, ...] = ("gain", "shift", "mean", "variance")
 _MORE = 3

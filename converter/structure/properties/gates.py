@@ -26,9 +26,9 @@ from converter.graph.ops import (
     SWITCHES,
     ops,
 )
-from converter.structure.analysis import Analysis
-from converter.structure.atoms import Product, size_of
-from converter.structure.facts import Facts, Place
+from converter.structure.properties.facts import Facts, Place
+from converter.structure.tensors.analysis import Analysis
+from converter.structure.tensors.atoms import Product, size_of
 
 _OPS: Mapping[str, tuple[str, ...]] = {
     "BlockLSTM": ("i", "j", "f", "o"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from converter.structure.axis import Axis, Use
+from converter.structure.axes.axis import Axis, Use
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint

@@ -9,7 +9,8 @@ import re
 from collections.abc import Sequence
 
 from converter.graph.node import Node
-from converter.structure.analysis import (
+from converter.structure.axes.axis import Touch, Use
+from converter.structure.tensors.analysis import (
     NO_ORIGIN,
     Analysis,
     Axes,
@@ -19,9 +20,8 @@ from converter.structure.analysis import (
     Tensor,
     for_ops,
 )
-from converter.structure.atoms import ONE, Atom, Clash, find, leaf, product, size_of
-from converter.structure.axis import Touch, Use
-from converter.structure.rules.integers import sized_axes
+from converter.structure.tensors.atoms import ONE, Atom, Clash, find, leaf, product, size_of
+from converter.structure.tensors.rules.integers import sized_axes
 
 _EQUATION = re.compile(r"([A-Za-z.]*),([A-Za-z.]*)->([A-Za-z.]*)")
 _MAX_GROUPS = 4096

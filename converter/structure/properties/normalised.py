@@ -21,11 +21,11 @@ from dataclasses import dataclass, replace
 
 from converter.graph.node import Node, Output
 from converter.graph.ops import ops
-from converter.structure.analysis import Analysis
-from converter.structure.atoms import Atom, find, leaves
-from converter.structure.axis import Normalised, Touch
-from converter.structure.facts import Facts, Place
-from converter.structure.flow import Kind
+from converter.structure.axes.axis import Normalised, Touch
+from converter.structure.properties.facts import Facts, Place
+from converter.structure.tensors.analysis import Analysis
+from converter.structure.tensors.atoms import Atom, find, leaves
+from converter.structure.tensors.flow import Kind
 
 _SEES: frozenset[Touch] = frozenset(["mean", "variance", "square mean"])
 # What sees the places of units, or single ones, whatever stands before it.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from converter.graph.node import Node
-from converter.structure.analysis import Analysis, Rule, Tensor, for_ops
-from converter.structure.atoms import leaf
-from converter.structure.flow import Kind
+from converter.structure.tensors.analysis import Analysis, Rule, Tensor, for_ops
+from converter.structure.tensors.atoms import leaf
+from converter.structure.tensors.flow import Kind
 
 
 def placeholder(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:

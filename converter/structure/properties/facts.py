@@ -8,11 +8,20 @@ from typing import NamedTuple
 
 from converter.graph.node import Node, Output
 from converter.graph.ops import ADDS, ARRAY_READS, BIAS_ADDS, DIVISIONS, MOVES, ops
-from converter.structure.analysis import Analysis, Pairing, Role
-from converter.structure.atoms import Atom, Clash, Kind, Product, find, leaves, size_of, terms
-from converter.structure.axis import Touch, Use
-from converter.structure.flow import Kind as DataKind
-from converter.structure.run import Findings
+from converter.structure.axes.axis import Touch, Use
+from converter.structure.tensors.analysis import Analysis, Pairing, Role
+from converter.structure.tensors.atoms import (
+    Atom,
+    Clash,
+    Kind,
+    Product,
+    find,
+    leaves,
+    size_of,
+    terms,
+)
+from converter.structure.tensors.flow import Kind as DataKind
+from converter.structure.tensors.run import Findings
 
 _MAX_STEPS = 64
 

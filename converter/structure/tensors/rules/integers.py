@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 
 from converter.graph.node import Node
-from converter.structure.analysis import Analysis, Cell, Rule, Tensor, for_ops, whole
-from converter.structure.atoms import Atom, Clash, leaf, product, size_of
+from converter.structure.tensors.analysis import Analysis, Cell, Rule, Tensor, for_ops, whole
+from converter.structure.tensors.atoms import Atom, Clash, leaf, product, size_of
 
 _MAX_CELLS = 256
 

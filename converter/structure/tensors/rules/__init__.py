@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from converter.structure.analysis import Rule
-from converter.structure.rules import (
+from converter.structure.tensors.analysis import Rule
+from converter.structure.tensors.rules import (
     contraction,
     elementwise,
     gradients,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from converter.graph.node import Node
-from converter.structure.analysis import (
+from converter.structure.tensors.analysis import (
     NO_ORIGIN,
     Analysis,
     Axes,
@@ -17,7 +17,7 @@ from converter.structure.analysis import (
     for_ops,
     joined,
 )
-from converter.structure.atoms import (
+from converter.structure.tensors.atoms import (
     ONE,
     Atom,
     Clash,
@@ -28,7 +28,7 @@ from converter.structure.atoms import (
     product,
     size_of,
 )
-from converter.structure.rules.integers import axes_of, sized_axes
+from converter.structure.tensors.rules.integers import axes_of, sized_axes
 
 _MAX_CELLS = 256
 

@@ -9,10 +9,10 @@ from typing import NamedTuple
 from converter.errors import printable
 from converter.graph.node import Node
 from converter.graph.ops import ops
-from converter.structure.analysis import Analysis
-from converter.structure.atoms import Atom, find, leaves
-from converter.structure.axis import Symmetry, Touch
-from converter.structure.facts import Facts
+from converter.structure.axes.axis import Symmetry, Touch
+from converter.structure.properties.facts import Facts
+from converter.structure.tensors.analysis import Analysis
+from converter.structure.tensors.atoms import Atom, find, leaves
 
 # What binds each entry to its place, and in which words; the first that applies is told.
 _BOUND: Mapping[Touch, str] = {

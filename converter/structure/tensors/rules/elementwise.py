@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from converter.graph.node import Node
 from converter.graph.ops import DIVISIONS
-from converter.structure.analysis import (
+from converter.structure.axes.axis import Touch, Use
+from converter.structure.tensors.analysis import (
     NO_ORIGIN,
     Analysis,
     Cell,
@@ -17,9 +18,8 @@ from converter.structure.analysis import (
     Tensor,
     for_ops,
 )
-from converter.structure.atoms import ONE, Atom, concat, find, product
-from converter.structure.axis import Touch, Use
-from converter.structure.flow import Kind
+from converter.structure.tensors.atoms import ONE, Atom, concat, find, product
+from converter.structure.tensors.flow import Kind
 
 LINEAR = "Neg"
 HOMOGENEOUS = "Relu LeakyRelu Abs"

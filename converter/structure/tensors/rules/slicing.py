@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from converter.graph.node import Node, Output
-from converter.structure.analysis import (
+from converter.structure.tensors.analysis import (
     NO_ORIGIN,
     Analysis,
     Cell,
@@ -15,8 +15,8 @@ from converter.structure.analysis import (
     Tensor,
     for_ops,
 )
-from converter.structure.atoms import ONE, Atom, Clash, concat, cut, find, leaf, size_of
-from converter.structure.rules.integers import axes_of
+from converter.structure.tensors.atoms import ONE, Atom, Clash, concat, cut, find, leaf, size_of
+from converter.structure.tensors.rules.integers import axes_of
 
 _MAX_DEALING = 64
 

@@ -20,8 +20,8 @@ from converter.graph.ops import (
     RESHAPES,
     ops,
 )
-from converter.structure.analysis import Analysis, whole
-from converter.structure.atoms import ONE, Atom, find, product, size_of
+from converter.structure.tensors.analysis import Analysis, whole
+from converter.structure.tensors.atoms import ONE, Atom, find, product, size_of
 
 _MAX_STEPS = 32
 _COMPUTES = (

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from converter.graph.node import Node
 from converter.graph.ops import ops
-from converter.structure.analysis import Analysis, Cell, Pairing, Rule, Tensor, for_ops
-from converter.structure.atoms import ONE, Atom, Clash, product
-from converter.structure.axis import Touch
-from converter.structure.rules.integers import axes_of
+from converter.structure.axes.axis import Touch
+from converter.structure.tensors.analysis import Analysis, Cell, Pairing, Rule, Tensor, for_ops
+from converter.structure.tensors.atoms import ONE, Atom, Clash, product
+from converter.structure.tensors.rules.integers import axes_of
 
 _FOLDS: dict[str, Callable[[list[int]], int]] = {
     "Sum": sum,

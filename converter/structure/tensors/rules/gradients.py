@@ -10,11 +10,11 @@ import itertools
 from collections.abc import Sequence
 
 from converter.graph.node import Node
-from converter.structure.analysis import Analysis, Cell, Element, Rule, Tensor, for_ops
-from converter.structure.atoms import Clash, find, leaf
-from converter.structure.rules.elementwise import all_alike
-from converter.structure.rules.integers import axes_of, sized_axes
-from converter.structure.rules.slicing import strided
+from converter.structure.tensors.analysis import Analysis, Cell, Element, Rule, Tensor, for_ops
+from converter.structure.tensors.atoms import Clash, find, leaf
+from converter.structure.tensors.rules.elementwise import all_alike
+from converter.structure.tensors.rules.integers import axes_of, sized_axes
+from converter.structure.tensors.rules.slicing import strided
 
 
 def bias(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from converter.graph.node import Node
 from converter.graph.ops import MERGES
-from converter.structure.analysis import (
+from converter.structure.tensors.analysis import (
     NO_ORIGIN,
     Analysis,
     Axes,
@@ -16,7 +16,16 @@ from converter.structure.analysis import (
     Tensor,
     for_ops,
 )
-from converter.structure.atoms import ONE, Atom, Clash, concat, leaf, product, size_of, unify
+from converter.structure.tensors.atoms import (
+    ONE,
+    Atom,
+    Clash,
+    concat,
+    leaf,
+    product,
+    size_of,
+    unify,
+)
 
 _GATES = 4
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from converter.graph.node import Node
 from converter.graph.ordered import OrderedGraph
-from converter.structure.analysis import Analysis, Origin, Tensor
-from converter.structure.atoms import Atom, Clash, Whole, leaf
-from converter.structure.flow import Flow
-from converter.structure.rules import RULES
-from converter.structure.variables import Binding, bind, parts
+from converter.structure.tensors.analysis import Analysis, Origin, Tensor
+from converter.structure.tensors.atoms import Atom, Clash, Whole, leaf
+from converter.structure.tensors.flow import Flow
+from converter.structure.tensors.rules import RULES
+from converter.structure.tensors.variables import Binding, bind, parts
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from converter.structure.axis import Axis, Factor, term_size
+from converter.structure.axes.axis import Axis, Factor, term_size
 from converter.variable import Array
 
 

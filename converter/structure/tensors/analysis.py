@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from converter.graph.node import Node, Output
 from converter.graph.ordered import OrderedGraph
-from converter.structure.atoms import ONE, Atom, Clash, Whole, find, leaf, size_of, unify
-from converter.structure.axis import Touch, Use
-from converter.structure.flow import Flow, Kind
+from converter.structure.axes.axis import Touch, Use
+from converter.structure.tensors.atoms import ONE, Atom, Clash, Whole, find, leaf, size_of, unify
+from converter.structure.tensors.flow import Flow, Kind
 
 Axes = tuple[Atom, ...]
 
