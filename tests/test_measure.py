@@ -170,3 +170,193 @@ def test_steps_behind_the_end_of_a_sequence_do_not_count() -> None:
     found = measure(checkpoint, [feeds], probes=probes)
     check(found[name, "produced"], np.concatenate(made_of))
     check(found[gate, "consumed"], np.concatenate(taken))
+
+
+@pytest.fixture(params=["frames", "functions"])
+def flow(request: pytest.FixtureRequest, tf: Any) -> Iterator[str]:
+    """Control flow of both kinds: with loop frames as in TensorFlow 1, and in functions."""
+    was = tf.control_flow_v2_enabled()
+    (tf.enable_control_flow_v2 if request.param == "functions" else tf.disable_control_flow_v2)()
+    yield request.param
+    (tf.enable_control_flow_v2 if was else tf.disable_control_flow_v2)()
+
+
+class Cell:
+    """A recurrent cell as TensorFlow takes it."""
+
+    output_size = state_size = 5
+
+    def __init__(self, tf: Any) -> None:
+        self.tf = tf
+
+    def zero_state(self, batch: Any, dtype: Any) -> Any:
+        return self.tf.zeros([batch, 5], dtype)
+
+    def get_initial_state(self, inputs: Any = None, batch_size: Any = None, dtype: Any = None) -> Any:
+        return self.zero_state(self.tf.shape(inputs)[0] if inputs is not None else batch_size, dtype)
+
+    def __call__(self, x: Any, h: Any, scope: Any = None) -> tuple[Any, Any]:
+        tf = self.tf
+        with tf.variable_scope("cell", reuse=tf.AUTO_REUSE):
+            w = tf.get_variable("w", [8, 5], initializer=tf.glorot_normal_initializer(1))
+        taken = tf.concat([x, h], 1, name="taken")
+        new = tf.tanh(tf.matmul(taken, w), name="made")
+        return new, new
+
+
+def rnn(x: Array, w: Array, lengths: Array | None = None) -> tuple[list[Array], list[Array]]:
+    """Return what the cell takes and makes at each step, of the sequences that go on."""
+    h = np.zeros((len(x), 5))
+    takes, makes = [], []
+    for step in range(x.shape[1]):
+        lives = np.full(len(x), True) if lengths is None else step < lengths
+        taken = np.concatenate([x[:, step], h], 1)
+        new = np.tanh(taken @ w)
+        takes.append(taken[lives])
+        makes.append(new[lives])
+        h = np.where(lives[:, None], new, h)
+    return takes, makes
+
+
+SEQUENCES = np.random.default_rng(1).standard_normal((6, 7, 3)).astype("f4")
+
+
+def names_of(path: Path, op: str, part: str = "") -> list[str]:
+    """Return the nodes of a graph by the names that the structure gives them."""
+    from converter.structure.graph import read_graph as flat
+
+    graph = flat(open_checkpoint(path))
+    assert graph is not None
+    found = [node.name for node in graph.nodes if node.op == op and part in node.name]
+    return [name for name in found if "gradients" not in name]
+
+
+def test_a_loop_of_its_own(tf: Any, tmp_path: Path, flow: str) -> None:
+    def build() -> None:
+        x = tf.placeholder(tf.float32, [None, 7, 3], "x")
+        steps = tf.transpose(x, [1, 0, 2])
+        cell = Cell(tf)
+
+        def body(i: Any, h: Any) -> tuple[Any, Any]:
+            return i + 1, cell(tf.gather(steps, i), h)[1]
+
+        first = cell.zero_state(tf.shape(x)[0], tf.float32)
+        tf.identity(tf.while_loop(lambda i, _: i < 7, body, [0, first])[1], "out")
+
+    made(tf, tmp_path, build, feeds={"x": SEQUENCES}, fetches=["out"])
+    checkpoint = open_checkpoint(tmp_path)
+    (taken,), (new,) = names_of(tmp_path, "ConcatV2", "taken"), names_of(tmp_path, "Tanh")
+    assert (taken.count("/") > 1) or flow == "frames"
+    probes = [probe(taken, 8, "cell/w", "consumed"), probe(new, 5, "cell/w")]
+    parts = [{"x": SEQUENCES[:2]}, {"x": SEQUENCES[2:]}]
+    found = measure(checkpoint, parts, probes=probes)
+    takes, makes = rnn(SEQUENCES, checkpoint["cell/w"].read().astype("f8"))
+    check(found["cell/w", "consumed"], np.concatenate(takes))
+    check(found["cell/w", "produced"], np.concatenate(makes))
+
+
+def test_loops_in_loops_and_units_that_are_not_last(tf: Any, tmp_path: Path, flow: str) -> None:
+    def build() -> None:
+        x = tf.placeholder(tf.float32, [None, 4], "x")
+        w = tf.get_variable("w", [4, 4], initializer=tf.glorot_normal_initializer(1))
+
+        def inner(j: Any, i: Any, h: Any) -> tuple[Any, Any, Any]:
+            # One more row in each turn, and the units come first.
+            grown = tf.pad(tf.matmul(w, h, transpose_a=True, transpose_b=True), [[0, 0], [0, i]])
+            return j + 1, i, tf.tanh(tf.transpose(tf.identity(grown, "grown")))
+
+        def outer(i: Any, h: Any) -> tuple[Any, Any]:
+            shapes = [tf.TensorShape([]), tf.TensorShape([]), tf.TensorShape([None, 4])]
+            return i + 1, tf.while_loop(lambda j, *_: j < 2, inner, [0, i, h], shapes)[2]
+
+        shapes = [tf.TensorShape([]), tf.TensorShape([None, 4])]
+        tf.identity(tf.while_loop(lambda i, _: i < 3, outer, [0, x], shapes)[1], "out")
+
+    x = SEQUENCES[:, 0, :1] + np.arange(4, dtype="f4")
+    made(tf, tmp_path, build, feeds={"x": x}, fetches=["out"])
+    checkpoint = open_checkpoint(tmp_path)
+    (name,) = names_of(tmp_path, "Identity", "grown")
+    found = measure(checkpoint, [{"x": x}], probes=[probe(name, 4, "w", axis=0)])
+    w, h, rows = checkpoint["w"].read().astype("f8"), x.astype("f8"), []
+    for turn in range(6):
+        rows.append(np.concatenate([h @ w, np.zeros((turn // 2, 4))]))
+        h = np.tanh(rows[-1])
+    check(found["w", "produced"], np.concatenate(rows))
+
+
+@pytest.mark.parametrize("is_positive", [True, False])
+def test_branches_that_are_not_taken(
+    tf: Any, tmp_path: Path, flow: str, is_positive: bool
+) -> None:
+    def build() -> None:
+        x = tf.placeholder(tf.float32, [None, 3], "x")
+        w = [tf.get_variable(n, [3, 3], initializer=tf.glorot_normal_initializer(1)) for n in "ab"]
+        said = tf.reduce_sum(x) > 0
+        chosen = tf.cond(
+            said,
+            lambda: tf.nn.relu(tf.matmul(x, w[0]), name="one"),
+            lambda: tf.cond(
+                said,
+                lambda: x,
+                lambda: tf.nn.relu(tf.matmul(x, w[1]), name="other"),
+            ),
+        )
+        tf.identity(tf.tanh(chosen), "out")
+
+    x = np.abs(SEQUENCES[:, 0]) * (1 if is_positive else -1)
+    wanted = made(tf, tmp_path, build, feeds={"x": x}, fetches=["out"])
+    assert np.abs(wanted["out"]).max() > 0
+    checkpoint = open_checkpoint(tmp_path)
+    (one,), (other,) = (names_of(tmp_path, "Relu", part) for part in ("one", "other"))
+    probes = [probe(one, 3, "a"), probe(other, 3, "b"), probe("out", 3, "b", "consumed")]
+    found = measure(checkpoint, [{"x": x}, {"x": x}], probes=probes)
+    name = "a" if is_positive else "b"
+    assert [key for key in found if key[1] == "produced"] == [(name, "produced")]
+    rows = np.maximum(x @ checkpoint[name].read(), 0)
+    check(found[name, "produced"], np.concatenate([rows, rows]))
+    assert found["b", "consumed"].count == 12
+    assert "not measured" in found.notes[-1]
+    assert f"{'b' if is_positive else 'a'} (produced)" in found.notes[-1]
+
+
+def test_an_unrolled_cell_and_lengths(tf: Any, tmp_path: Path, flow: str) -> None:
+    def build() -> None:
+        x = tf.placeholder(tf.float32, [6, 7, 3], "x")
+        lengths = tf.placeholder(tf.int32, [6], "lengths")
+        steps = tf.unstack(x, axis=1)
+        _, h = tf.nn.static_rnn(Cell(tf), steps, dtype=tf.float32, sequence_length=lengths)
+        tf.identity(h, "out")
+
+    lengths = np.array([2, 5, 3, 5, 2, 4], "i4")
+    feeds = {"x": SEQUENCES, "lengths": lengths}
+    before = made(tf, tmp_path, build, feeds=feeds, fetches=["out"])["out"]
+    checkpoint = open_checkpoint(tmp_path)
+    for name in names_of(tmp_path, "GreaterEqual") + names_of(tmp_path, "Tanh"):
+        print(name)
+    for op in ("Select", "SelectV2"):
+        print(op, names_of(tmp_path, op))
+    assert 0
+
+
+def test_a_raw_rnn(tf: Any, tmp_path: Path, flow: str) -> None:
+    def build() -> None:
+        x = tf.placeholder(tf.float32, [6, 7, 3], "x")
+        inputs = tf.TensorArray(tf.float32, 7).unstack(tf.transpose(x, [1, 0, 2]))
+        cell = Cell(tf)
+
+        def loop(time: Any, output: Any, state: Any, _: Any) -> Any:
+            state = cell.zero_state(6, tf.float32) if output is None else state
+            done = time >= tf.constant([7, 3, 5, 7, 1, 2])
+            following = tf.cond(
+                tf.reduce_all(done), lambda: tf.zeros([6, 3]), lambda: inputs.read(time)
+            )
+            return done, following, state, output, None
+
+        outputs, state, _ = tf.nn.raw_rnn(cell, loop)
+        tf.identity(state, "out")
+
+    made(tf, tmp_path, build, feeds={"x": SEQUENCES}, fetches=["out"])
+    checkpoint = open_checkpoint(tmp_path)
+    for op in ("Select", "SelectV2", "Tanh", "Merge", "Identity"):
+        print(op, names_of(tmp_path, op))
+    assert 0
