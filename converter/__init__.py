@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from converter.patterns import by_name, matching, select
     from converter.pipeline import Result, convert
     from converter.resize.coupled import Coupled
-    from converter.resize.resizer import Resizer
     from converter.resize.units import Matrix, Units, WidthMap
+    from converter.resizer import Resizer
     from converter.strategy import Beside, Strategy
     from converter.structure.axis import Width
     from converter.variable import Array, Region, Stored, Variable, shape_of
@@ -72,8 +72,8 @@ _HOMES = {
     "patterns": ("by_name", "matching", "select"),
     "pipeline": ("Result", "convert"),
     "resize.coupled": ("Coupled",),
-    "resize.resizer": ("Resizer",),
     "resize.units": ("Matrix", "Units", "WidthMap"),
+    "resizer": ("Resizer",),
     "strategy": ("Beside", "Strategy"),
     "structure.axis": ("Width",),
     "variable": ("Array", "Region", "Stored", "Variable", "shape_of"),

@@ -36,7 +36,7 @@ from converter.structure.atoms import Clash
 from converter.structure.axis import Axis, Width
 from converter.structure.entries import entries
 from converter.structure.graph import Output
-from converter.structure.infer import Structure
+from converter.structure.structure import Structure
 from converter.variable import Array
 
 if TYPE_CHECKING:

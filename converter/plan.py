@@ -18,7 +18,7 @@ from converter.variable import Stored, Variable
 if TYPE_CHECKING:
     from converter.regraph import Regraphed
     from converter.resize.exactness import Resizes
-    from converter.structure.infer import Structure
+    from converter.structure.structure import Structure
 
 
 @dataclass(frozen=True, slots=True)

@@ -190,6 +190,11 @@ def build(
     Raises:
         UsageError: an option is unknown, missing, or of another type; the strategy refuses them.
     """
+    if initializers is None:
+        # Imported where they are used: a command is to start at once.
+        from converter.initializers import BUILT_IN
+
+        initializers = BUILT_IN
     known = {option.name: option for option in options(strategy)}
     checked = {}
     for key, value in values.items():

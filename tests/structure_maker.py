@@ -10,7 +10,8 @@ from graph_maker import Maker
 
 from converter import Checkpoint, Variable
 from converter.structure.graph import Graph
-from converter.structure.infer import Structure, infer_from
+from converter.structure.infer import infer_from
+from converter.structure.structure import Structure
 
 N = 4
 """Every size of the models, so that sizes tell nothing."""

@@ -16,7 +16,8 @@ from converter.errors import PlanError
 from converter.structure.axis import Axis, Blocks
 from converter.structure.cells import by_name, labels_by_name
 from converter.structure.graph import Output, read_graph
-from converter.structure.infer import Structure, infer, infer_from
+from converter.structure.infer import infer, infer_from
+from converter.structure.structure import Structure
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -9,7 +9,7 @@ import pytest
 from converter.errors import PlanError, UsageError
 from converter.structure.axis import Width
 from converter.structure.choose import choose
-from converter.structure.infer import Structure
+from converter.structure.structure import Structure
 
 
 def structure(**widths: tuple[int, bool]) -> Structure:

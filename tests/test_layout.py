@@ -13,8 +13,9 @@ from structure_maker import told
 
 from converter import Checkpoint, Variable, open_checkpoint
 from converter.errors import PlanError, UsageError
-from converter.structure.infer import Structure, infer
+from converter.structure.infer import infer
 from converter.structure.layout import Layout, layout_text, read_layout
+from converter.structure.structure import Structure
 
 LSTM = "tf14_v2_charlm_lstm_ema"
 CELL = "charlm/rnn/lstm_cell"

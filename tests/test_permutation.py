@@ -24,7 +24,8 @@ from converter.proof import Question
 from converter.session import RunError
 from converter.structure.axis import Axis, Width
 from converter.structure.entries import entries
-from converter.structure.infer import Structure, infer
+from converter.structure.infer import infer
+from converter.structure.structure import Structure
 
 slow = pytest.mark.slow
 CELL = "charlm/rnn/lstm_cell"

@@ -17,6 +17,7 @@ from converter.cli import cli
 from converter.initializers import GlorotUniform
 from converter.plan import Plan, make_plan
 from converter.proof import Proof, Question, prove_plan
+from converter.structure.infer import structure_of
 
 CHARLM = case("tf14_v2_charlm_lstm_ema")
 WITH_GRAPHS = [c for c in VALID if c.record.get("io") and open_checkpoint(c.path).meta]
@@ -35,7 +36,7 @@ def proven(one: Case, strategy: Strategy) -> tuple[Plan, Proof]:
 @pytest.mark.parametrize("one", WITH_GRAPHS, ids=lambda one: one.name)
 def test_what_the_plan_calls_exact_is(one: Case) -> None:
     pytest.importorskip("tensorflow")
-    widths = open_checkpoint(one.path).structure().widths.values()
+    widths = structure_of(open_checkpoint(one.path)).widths.values()
     sizes = {w.name: -(-w.size * 3 // 2) for w in widths if w.resizable}
     jobs = [{name: size} for name, size in sizes.items()]
     exact = 0
@@ -105,7 +106,7 @@ def test_a_graph_of_other_sizes_and_names_is_written_and_proven(tmp_path: Path) 
     assert outcome.exit_code == 0, outcome.output
     graph = open_checkpoint(out)
     assert graph["lm/rnn/lstm_cell/kernel"].shape == (8 + 45, 4 * 45)
-    assert graph.structure().widths["lm/rnn/lstm_cell"].size == 45
+    assert structure_of(graph).widths["lm/rnn/lstm_cell"].size == 45
 
 
 @pytest.mark.slow

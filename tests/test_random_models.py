@@ -20,7 +20,8 @@ from converter.model import Model
 from converter.permutation import permute
 from converter.proof import Question
 from converter.structure.axis import Axis, Blocks
-from converter.structure.infer import Structure, infer
+from converter.structure.infer import infer
+from converter.structure.structure import Structure
 
 pytestmark = pytest.mark.slow
 

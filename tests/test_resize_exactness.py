@@ -28,7 +28,8 @@ from converter import (
     Width,
     WidthMap,
 )
-from converter.structure.infer import Structure
+from converter.structure.infer import structure_of
+from converter.structure.structure import Structure
 
 ZERO = "what consumes the new units is zero"
 SHARED = "the shares of the copies add up to 1"
@@ -117,7 +118,7 @@ def judged(model: str, make: Callable[[Width, int], WidthMap], size: int = 9) ->
     net = Net()
     MODELS[model](net)
     checkpoint = net.checkpoint()
-    name = the_width(checkpoint.structure())
+    name = the_width(structure_of(checkpoint))
     (plan,) = Anything(resize={name: size}).resizes(checkpoint).widths
     exact, why = plan.verdict
     return exact, re.sub(r"([a-z])_[0-9]+", r"\1", why)
@@ -243,7 +244,7 @@ def slots_after(
     slots |= {f"{n}/Adam_1": old[n] ** 2 for n in trained}
     powers = {"beta1_power": np.array(0.9), "beta2_power": np.array(0.999)}
     checkpoint = net.checkpoint(**slots, **powers)
-    structure = checkpoint.structure()
+    structure = structure_of(checkpoint)
     name = the_width(structure)
     resizer = STRATEGIES[strategy](resize={name: size})
     result = {v.name: v.read() for v in resizer.apply(checkpoint)}

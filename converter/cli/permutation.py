@@ -9,7 +9,7 @@ from typing import get_args
 from converter.cli.prove import input_entries, on_which, show_inputs
 from converter.cli.text import count, say
 from converter.permutation import Member, PermutationTest, Result, Trial
-from converter.structure.infer import Structure
+from converter.structure.structure import Structure
 
 _FEW = 3
 

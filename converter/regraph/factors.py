@@ -9,7 +9,7 @@ from typing import NamedTuple
 from converter.regraph.sizes import Sizes
 from converter.structure.analysis import Analysis
 from converter.structure.graph import Node, Output, ops
-from converter.structure.infer import SizeFactor, Structure
+from converter.structure.structure import SizeFactor, Structure
 
 _MAX_STEPS = 64
 _PASSES = ops("Identity Cast Enter RefEnter Switch Merge ExpandDims Reshape StopGradient")

@@ -27,7 +27,7 @@ from converter.structure.variables import Binding, bind, read_slice
 
 if TYPE_CHECKING:
     from converter.structure.axis import Axis
-    from converter.structure.infer import Structure
+    from converter.structure.structure import Structure
 
 _SHAPED = (b"shape", b"element_shape", b"element_shape_except0")
 _MAX_DIGITS = 5

@@ -10,11 +10,11 @@ import numpy as np
 
 from converter.initializer import Zeros
 from converter.resize.units import Units, WidthMap
-from converter.structure.axis import Width
-from converter.structure.infer import SizeFactor, Structure
+from converter.structure.axis import Touch, Width
+from converter.structure.structure import SizeFactor, Structure
 
 # What is not the same with some units twice, though their shares add up to one.
-_COUNTING = frozenset(
+_COUNTING: frozenset[Touch] = frozenset(
     [
         "choice",
         "constant",
@@ -35,7 +35,7 @@ _COUNTING = frozenset(
     ]
 )
 # What only asks that every unit stands there as often as any other.
-_AVERAGING = frozenset(["mean", "square mean", "variance"])
+_AVERAGING: frozenset[Touch] = frozenset(["mean", "square mean", "variance"])
 _SEEN = _COUNTING | _AVERAGING
 _TOLERANCE = 1e-9
 _SCALED = ("free", "scaling")

@@ -14,7 +14,7 @@ from converter.resize.units import Units
 from converter.structure.atoms import Clash
 from converter.structure.axis import Axis
 from converter.structure.graph import Output
-from converter.structure.infer import Structure
+from converter.structure.structure import Structure
 from converter.variable import Array, Variable
 
 

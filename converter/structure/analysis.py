@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from converter.structure.atoms import ONE, Atom, Clash, Whole, find, leaf, size_of, unify
-from converter.structure.axis import Use
+from converter.structure.axis import Touch, Use
 from converter.structure.flow import Flow, Kind
 from converter.structure.graph import Graph, Node, Output
 
@@ -90,9 +90,9 @@ class Tensor:
 
 
 class Event(NamedTuple):
-    """An op did something to an axis: `nonlinear`, `mean`, `input`, `opaque` ..."""
+    """An op did something to an axis."""
 
-    what: str
+    what: Touch
     atom: Atom
     node: Node
 
@@ -323,7 +323,7 @@ class Analysis:
                 self.tie(unknown, atom, node)
         self._maybe.clear()
 
-    def touch(self, what: str, atoms: Iterable[Atom], node: Node) -> None:
+    def touch(self, what: Touch, atoms: Iterable[Atom], node: Node) -> None:
         """Note what an op did to axes, where the outputs are sensitive to it."""
         if node in self.flow.telling:
             found = [Event(what, atom, node) for atom in atoms if atom is not ONE]
@@ -332,7 +332,7 @@ class Analysis:
     def opaque(self, atom: Atom, node: Node) -> None:
         """Note that what an op did to an axis cannot be told."""
         if atom is not ONE:
-            what = "opaque" if node in self.flow.inner else "unread"
+            what: Touch = "opaque" if node in self.flow.inner else "unread"
             self.events.setdefault(node, []).append(Event(what, atom, node))
 
     def use(self, origins: Iterable[Origin], atom: Atom, use: Use, node: Node) -> None:

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias, Union
+from typing import Literal, NamedTuple, TypeAlias, TypeVar, Union
 
 from converter.errors import PlanError, UsageError, printable
 
@@ -26,6 +26,49 @@ USES: tuple[Use, ...] = ("produce", "consume", "shift", "gain", "mean", "varianc
 
 Growth = Literal["any", "zero", "none"]
 """What makes new units may hold anything, has to be zero, or nothing keeps the outputs."""
+
+Touch = Literal[
+    # What leaves no change of basis: where it comes from, or what goes by its places.
+    "choice",
+    "constant",
+    "dynamic",
+    "index",
+    "input",
+    "label",
+    "lookup",
+    "opaque",
+    "output",
+    "rest",
+    "shown",
+    "softmax",
+    "unread",
+    # What sizes that are no widths are of: windows, groups.
+    "fixed",
+    "spatial",
+    # What goes unit by unit.
+    "affine",
+    "gain",
+    "gated",
+    "homogeneous",
+    "nonlinear",
+    "weight",
+    # What goes over all units.
+    "extreme",
+    "mean",
+    "norm",
+    "paired",
+    "self paired",
+    "square mean",
+    "square sum",
+    "sum",
+    "variance",
+    "weight norm",
+    # What moves with the size, and what new units that are zero would make infinite.
+    "constant pole",
+    "pole",
+    "scaled by size",
+]
+"""What an op between production and consumption does to a width."""
 
 _NAME = re.compile(r"(?!\d+\Z)[A-Za-z0-9_.][A-Za-z0-9_.\-/]*")
 _TOKEN = re.compile(
@@ -48,6 +91,7 @@ class Blocks:
 
 Factor: TypeAlias = Union[int, str, Blocks, "Axis"]
 Term = tuple[Factor, ...]
+_Number = TypeVar("_Number", int, float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +142,9 @@ class Axis:
                 elif isinstance(factor, Axis):
                     yield from factor._names()
 
-    def size(self, sizes: Mapping[str, int]) -> int:
-        """Return the length of the axis where the widths have these sizes."""
-        return sum(math.prod(_size(f, sizes) for f in term) for term in self.terms)
+    def size(self, sizes: Mapping[str, _Number]) -> _Number:
+        """Return the length of the axis where the widths have these sizes, which may be none."""
+        return sum(term_size(term, sizes) for term in self.terms)
 
     def rename(self, names: Mapping[str, str]) -> Axis:
         """Return the axis over other names; those that are not in `names` stay."""
@@ -156,7 +200,7 @@ class Width:
     consumed_by: tuple[str, ...] = ()
     followed_by: tuple[str, ...] = ()
     why: str = ""
-    touches: tuple[tuple[str, str], ...] = ()
+    touches: tuple[tuple[Touch, str], ...] = ()
     stays_zero: bool = False
     normalised: Normalised | None = None
 
@@ -258,7 +302,12 @@ def _written(factor: Factor, write: Callable[[str], str]) -> str:
     return write(factor) if isinstance(factor, str) else str(factor)
 
 
-def _size(factor: Factor, sizes: Mapping[str, int]) -> int:
+def term_size(term: Sequence[Factor], sizes: Mapping[str, _Number]) -> _Number:
+    """Return the length of a product of factors where the widths have these sizes."""
+    return math.prod(_size(factor, sizes) for factor in term)
+
+
+def _size(factor: Factor, sizes: Mapping[str, _Number]) -> _Number:
     if isinstance(factor, int):
         return factor
     if isinstance(factor, str):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from converter.errors import PlanError, UsageError, printable
 from converter.patterns import matching, nearest
 from converter.structure.axis import Width
-from converter.structure.infer import Structure
+from converter.structure.structure import Structure
 
 _FEW = 8
 

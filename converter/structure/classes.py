@@ -9,12 +9,12 @@ from typing import NamedTuple
 from converter.errors import printable
 from converter.structure.analysis import Analysis
 from converter.structure.atoms import Atom, find, leaves
-from converter.structure.axis import Symmetry
+from converter.structure.axis import Symmetry, Touch
 from converter.structure.facts import Facts
 from converter.structure.graph import Node, ops
 
 # What binds each entry to its place, and in which words; the first that applies is told.
-_BOUND = {
+_BOUND: Mapping[Touch, str] = {
     "input": "{op} {name} brings it in from outside",
     "constant": "{op} {name} adds or multiplies a constant that differs from entry to entry",
     "dynamic": "{op} {name} meets a size that is only known when the graph runs",
@@ -28,9 +28,9 @@ _BOUND = {
     "lookup": "{op} {name} looks up in it",
 }
 # Sizes that no width is: of windows, of images, of groups.
-FIXED = ("spatial", "fixed")
+FIXED: tuple[Touch, ...] = ("spatial", "fixed")
 
-_PERMUTATION = {
+_PERMUTATION: Mapping[Touch, str] = {
     "nonlinear": "{op} {name} is nonlinear",
     "gated": "{op} {name} multiplies it with other data, unit by unit",
     "affine": "{op} {name} adds a number to each unit",
@@ -41,22 +41,24 @@ _PERMUTATION = {
     "norm": "{op} {name} takes the norm over it",
     "weight": "{op} {name} changes the variable that holds it",
 }
-_ORTHOGONAL = {
+_ORTHOGONAL: Mapping[Touch, str] = {
     "square mean": "{op} {name} averages the squares over it",
     "square sum": "{op} {name} sums the squares over it",
     "weight norm": "{op} {name} sums a variable over it",
     "self paired": "{op} {name} contracts two tensors over it of which neither is made for that",
 }
-_SCALING = {
+_SCALING: Mapping[Touch, str] = {
     "homogeneous": "{op} {name} is positively homogeneous",
     "gain": "{op} {name} scales each unit by a variable",
 }
-_REDUCING = frozenset({"sum", "paired", "self paired", "square sum", "mean", "extreme"})
+_REDUCING: frozenset[Touch] = frozenset(
+    {"sum", "paired", "self paired", "square sum", "mean", "extreme"}
+)
 # What holds it at its size: what comes from outside, and what goes by its places.
-_HELD = ("input", "constant", "dynamic", "index", "rest", "unread")
+_HELD: tuple[Touch, ...] = ("input", "constant", "dynamic", "index", "rest", "unread")
 
 
-class Verdict(NamedTuple):
+class Classified(NamedTuple):
     """What a width allows."""
 
     symmetry: Symmetry
@@ -64,11 +66,11 @@ class Verdict(NamedTuple):
     why: str
 
 
-def judge(fact: Facts) -> Verdict:
+def classify(fact: Facts) -> Classified:
     """Tell the symmetry of a width from all that was done to it."""
     touches = fact.touches
     if "opaque" in touches:
-        return Verdict("opaque", False, f"what {_named(touches['opaque'])} does is not known")
+        return Classified("opaque", False, f"what {_named(touches['opaque'])} does is not known")
     if is_fed(fact):
         touches = {what: node for what, node in touches.items() if what != "input"}
     held = any(what in touches for what in _HELD)
@@ -83,8 +85,8 @@ def judge(fact: Facts) -> Verdict:
                 both = symmetry == "orthogonal" and "homogeneous" in touches
                 # What only rotations leave and what only positive factors leave, permutations do.
                 known = "permutation" if both else _symmetry(symmetry)
-                return Verdict(known, not held, _say(words, touches[what]))
-    return Verdict("free", True, "only linear ops touch it")
+                return Classified(known, not held, _say(words, touches[what]))
+    return Classified("free", True, "only linear ops touch it")
 
 
 def is_fed(fact: Facts) -> bool:

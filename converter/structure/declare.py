@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
     from converter.names import Role
     from converter.structure.atoms import Atom
-    from converter.structure.infer import Opaque, SizeFactor, Structure
     from converter.structure.layout import Layout
+    from converter.structure.structure import Opaque, SizeFactor, Structure
 
 _MAX_BLOCKS = 64
 # From what allows most to what allows least.

@@ -2,47 +2,45 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
 
-from converter.structure.axis import Axis, Blocks, Factor
+from converter.structure.axis import Axis, Factor, term_size
 from converter.variable import Array
 
 
-def entries(axis: Axis, orders: Mapping[str, Array], sizes: Mapping[str, int]) -> Array:
-    """Return for each entry of an axis the one that is put in its place.
+def entries(axis: Axis, units: Mapping[str, Array], sizes: Mapping[str, int]) -> Array:
+    """Return for each new entry of an axis the old one that is put in its place.
 
-    `[i,f]*units` of two units, which change places, is `[1, 0, 3, 2]`.
+    `[i,f]*units` of two units, which change places, is `[1, 0, 3, 2]`; of two units and a new one,
+    `[0, 1, -1, 2, 3, -1]`.
 
     Args:
         axis: the axis.
-        orders: by width, for each unit the one that is put in its place; others stay.
-        sizes: of all widths of the axis.
+        units: by width, for each new unit the old one that is put in its place, or -1 where there
+            is none; other widths stay.
+        sizes: the old sizes of all widths of the axis.
+
+    Returns:
+        int64 (new length), -1 where a new unit stands.
     """
-    pieces: list[Array] = []
+    pieces = [np.empty(0, np.int64)]
     start = 0
     for term in axis.terms:
-        found = np.zeros(1, np.int64)
+        found = np.zeros((1, 1), np.int64)
         for factor in term:
-            found = (found[:, None] * _size(factor, sizes) + _units(factor, orders, sizes)).ravel()
-        pieces.append(found + start)
-        start += math.prod(_size(factor, sizes) for factor in term)
+            inner = _inner(factor, units, sizes)
+            places = found * term_size((factor,), sizes) + inner
+            found = np.where((found < 0) | (inner < 0), -1, places).reshape(-1, 1)
+        pieces.append(np.where(found < 0, -1, found + start).ravel())
+        start += term_size(term, sizes)
     return np.concatenate(pieces)
 
 
-def _units(factor: Factor, orders: Mapping[str, Array], sizes: Mapping[str, int]) -> Array:
+def _inner(factor: Factor, units: Mapping[str, Array], sizes: Mapping[str, int]) -> Array:
     if isinstance(factor, Axis):
-        return entries(factor, orders, sizes)
-    if isinstance(factor, str) and factor in orders:
-        return orders[factor]
-    return np.arange(_size(factor, sizes))
-
-
-def _size(factor: Factor, sizes: Mapping[str, int]) -> int:
-    if isinstance(factor, Axis):
-        return factor.size(sizes)
-    if isinstance(factor, Blocks):
-        return len(factor.labels)
-    return sizes[factor] if isinstance(factor, str) else factor
+        return entries(factor, units, sizes)
+    if isinstance(factor, str) and factor in units:
+        return units[factor]
+    return np.arange(term_size((factor,), sizes))

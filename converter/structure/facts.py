@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from converter.structure.analysis import Analysis, Pairing, Role
 from converter.structure.atoms import Atom, Clash, Kind, Product, find, leaves, size_of, terms
-from converter.structure.axis import Use
+from converter.structure.axis import Touch, Use
 from converter.structure.flow import Kind as DataKind
 from converter.structure.graph import Node, Output, ops
 from converter.structure.run import Findings
@@ -42,7 +42,7 @@ class Facts:
     """
 
     atom: Atom
-    touches: dict[str, Node] = field(default_factory=dict)
+    touches: dict[Touch, Node] = field(default_factory=dict)
     uses: dict[Place, dict[Use, Node]] = field(default_factory=dict)
     places: dict[Place, None] = field(default_factory=dict)
 

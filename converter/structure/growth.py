@@ -12,12 +12,12 @@ from collections.abc import Collection, Iterable
 
 from converter.structure.analysis import Analysis, Tensor
 from converter.structure.atoms import Atom, leaves
-from converter.structure.axis import Growth
+from converter.structure.axis import Growth, Touch
 from converter.structure.facts import Facts, Place
 from converter.structure.flow import VARIABLES, Kind
 from converter.structure.graph import Node, Output, ops
 
-NEVER = frozenset(
+NEVER: frozenset[Touch] = frozenset(
     [
         "choice",
         "constant",
@@ -37,7 +37,7 @@ NEVER = frozenset(
 )
 """These see units that are zero, too."""
 
-_SUMS = ("sum", "square sum", "norm", "self paired")
+_SUMS: tuple[Touch, ...] = ("sum", "square sum", "norm", "self paired")
 
 _KEEPS = ops("""
     Identity RefIdentity ReadVariableOp Reshape Transpose ExpandDims Squeeze ConcatV2 Concat Split
@@ -107,7 +107,10 @@ def mark_poles(analysis: Analysis, fact: Facts) -> None:
     They are told apart by when: `pole` if what makes the units is zero, `constant pole` where it
     is not made, but follows, so that it is zero whatever makes the units.
     """
-    ways = (("pole", _Zeros(analysis, fact)), ("constant pole", _Zeros(analysis, fact, made=False)))
+    ways: tuple[tuple[Touch, _Zeros], ...] = (
+        ("pole", _Zeros(analysis, fact)),
+        ("constant pole", _Zeros(analysis, fact, made=False)),
+    )
     for node in analysis.events:
         place = _POLES.get(node.op)
         if place is None or place >= len(node.inputs):
@@ -117,7 +120,7 @@ def mark_poles(analysis: Analysis, fact: Facts) -> None:
                 fact.touches.setdefault(what, node)
 
 
-def _sums(analysis: Analysis, atom: Atom) -> Iterable[tuple[Node, str]]:
+def _sums(analysis: Analysis, atom: Atom) -> Iterable[tuple[Node, Touch]]:
     for node, events in analysis.events.items():
         for event in events:
             if event.what in _SUMS and atom in leaves(event.atom):

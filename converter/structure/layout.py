@@ -42,7 +42,7 @@ from converter.structure.axis import (
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
     from converter.structure.followers import Uses
-    from converter.structure.infer import Structure
+    from converter.structure.structure import Structure
 
 _CLASSES: tuple[str, ...] = get_args(Symmetry)
 _GROWTHS: tuple[str, ...] = get_args(Growth)

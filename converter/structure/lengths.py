@@ -12,7 +12,7 @@ from converter.structure.atoms import Atom, Clash, find, unify
 from converter.structure.axis import Axis
 from converter.structure.counts import counts, operands
 from converter.structure.graph import Node, Output
-from converter.structure.infer import Structure
+from converter.structure.structure import Structure
 
 _SHAPED = ("shape", "element_shape", "element_shape_except0")
 

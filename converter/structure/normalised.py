@@ -21,14 +21,14 @@ from dataclasses import dataclass, replace
 
 from converter.structure.analysis import Analysis
 from converter.structure.atoms import Atom, find, leaves
-from converter.structure.axis import Normalised
+from converter.structure.axis import Normalised, Touch
 from converter.structure.facts import Facts, Place
 from converter.structure.flow import Kind
 from converter.structure.graph import Node, Output, ops
 
-_SEES = frozenset(["mean", "variance", "square mean"])
+_SEES: frozenset[Touch] = frozenset(["mean", "variance", "square mean"])
 # What sees the places of units, or single ones, whatever stands before it.
-_HINDERS = frozenset(
+_HINDERS: frozenset[Touch] = frozenset(
     [
         "choice",
         "constant",

@@ -229,8 +229,10 @@ def _heads_of(checkpoint: Checkpoint) -> int | None:
     name = next(filter(fits, checkpoint), None)
     if name is None or checkpoint.meta is None:
         return None
+    from converter.structure.infer import structure_of
+
     try:
-        structure = checkpoint.structure()
+        structure = structure_of(checkpoint)
     except ConverterError:
         return None
     axes = structure.axes.get(name, ())

@@ -19,6 +19,7 @@ from converter.structure.analysis import (
     for_ops,
 )
 from converter.structure.atoms import ONE, Atom, Clash, find, leaf, product, size_of
+from converter.structure.axis import Touch, Use
 from converter.structure.graph import Node
 from converter.structure.rules.integers import sized_axes
 
@@ -65,7 +66,7 @@ def _axis(pair: tuple[Tensor, int]) -> Atom:
     return axes[pair[1]]
 
 
-def _use(an: Analysis, node: Node, tensor: Tensor, axis: int, what: str) -> None:
+def _use(an: Analysis, node: Node, tensor: Tensor, axis: int, what: Use) -> None:
     """Note the role; of a vector that scales the rows or columns of a matrix, its own."""
     if tensor.axes is None:
         return
@@ -324,7 +325,7 @@ def transposed(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
     return Tensor(tuple(axes))
 
 
-def pooling(what: str | None) -> Rule:
+def pooling(what: Touch | None) -> Rule:
     """Return the rule of a pooling, which does `what` to the channels."""
 
     def rule(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> list[Tensor]:

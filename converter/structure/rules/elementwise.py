@@ -16,7 +16,7 @@ from converter.structure.analysis import (
     for_ops,
 )
 from converter.structure.atoms import ONE, Atom, concat, find, product
-from converter.structure.axis import Use
+from converter.structure.axis import Touch, Use
 from converter.structure.flow import Kind
 from converter.structure.graph import Node
 
@@ -82,7 +82,7 @@ _MAX_CELLS = 64
 _LARGE = 1 << 62
 
 
-def unary(what: str | None) -> Rule:
+def unary(what: Touch | None) -> Rule:
     """Return the rule of a function of one tensor, which does `what` to each axis."""
 
     def rule(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:

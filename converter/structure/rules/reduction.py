@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from converter.structure.analysis import Analysis, Cell, Pairing, Rule, Tensor, for_ops
 from converter.structure.atoms import ONE, Atom, Clash, product
+from converter.structure.axis import Touch
 from converter.structure.graph import Node, ops
 from converter.structure.rules.integers import axes_of
 
@@ -17,7 +18,7 @@ _FOLDS: dict[str, Callable[[list[int]], int]] = {
     "Any": max,
 }
 _LINEAR = ops("Sum Mean")
-_KINDS = {"Sum": "sum", "Mean": "mean", "EuclideanNorm": "norm"}
+_KINDS: Mapping[str, Touch] = {"Sum": "sum", "Mean": "mean", "EuclideanNorm": "norm"}
 
 
 def reduce(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
@@ -56,8 +57,8 @@ def _tell(an: Analysis, node: Node, gone: Sequence[Atom]) -> None:
     if node.op in ("Sum", "Mean") and is_only_summed:
         if source.op in ("Square", "SquaredDifference"):
             an.retract(source, gone)
-            centred = source.op == "SquaredDifference"
-            an.touch("variance" if centred else f"square {node.op.lower()}", gone, node)
+            squares: Touch = "square sum" if node.op == "Sum" else "square mean"
+            an.touch("variance" if source.op == "SquaredDifference" else squares, gone, node)
             return
         if source.op == "Mul" and node.op == "Sum":
             _contract(an, node, source, gone)

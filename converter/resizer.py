@@ -106,6 +106,15 @@ class Resizer(Strategy, ABC):
 
     def _request(self, checkpoint: Checkpoint) -> Request:
         # Imported where something is resized: a command is to start at once.
-        from converter.resize.request import Request
+        from converter.resize.request import Request, Wanted
 
-        return Request(self, checkpoint)
+        # A plan asks for the variables, the widths and the notes. The request holds the strategy,
+        # so that no other one can have its id while the checkpoint knows it.
+        return checkpoint.once(
+            (Request, id(self)),
+            lambda: Request(
+                self,
+                Wanted(self.resize, self.like, self.shape, self.layout, self.seed),
+                checkpoint,
+            ),
+        )
