@@ -7,6 +7,7 @@ What is dead in a branch stays dead, and loops stay as they are.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,10 @@ from converter.forward.ops import CALLS
 
 BOOL = 10
 _MAX_DEPTH = 24
-_BRANCH = "_branch_"
+_BRANCH = re.compile(r"_branch_(\d{1,5})/")
+_OWN = re.compile(r"_(turn|loop|join)_(\d{1,5})")
+# The first thing that these take says which branch is taken.
+_BRANCHING = re.compile(rb"^(?:Stateless)?(?:If|Case)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,8 @@ def instrument(
 
     Args:
         definition: a serialized GraphDef.
-        taps: what is put into queues; what the graph lacks is passed over.
+        taps: what is put into queues; what the graph lacks is passed over, and so is what is masked
+            by something that cannot be seen where it is.
         op_definition: gives the OpDef of an op, None where there is none.
         subject: the subject of errors.
 
@@ -57,19 +62,12 @@ def instrument(
     root = _Scope(graph.node, None, graph.library, op_definition)
     dtypes: dict[str, int] = {}
     for tap in taps:
-        found = _located(root, tap.tensor.node)
-        if found is None:
-            continue
-        scope, name = found
-        mask = None
-        if tap.mask is not None:
-            beside = _located(root, tap.mask.node)
-            if beside is None or beside[0] is not scope:
-                raise InputError(
-                    f"{subject}: {tap.mask}, which masks {tap.tensor}, is not beside it"
-                )
-            mask = scope.reference(beside[1], tap.mask.port)[0]
-        dtypes[tap.queue] = scope.tap(tap.queue, name, tap.tensor.port, mask)
+        place = _located(root, tap.tensor)
+        mask = (
+            None if tap.mask is None or place is None else _seen_from(place.scope, root, tap.mask)
+        )
+        if place is not None and (tap.mask is None or mask is not None):
+            dtypes[tap.queue] = place.scope.tap(tap.queue, place, mask)
     for scope in root.all():
         scope.rewire()
     return graph.SerializeToString(), dtypes
@@ -80,11 +78,18 @@ class _Scope:
 
     Attributes:
         nodes: by name.
+        caller: the scope and the node in it that calls the function; None for a graph.
     """
 
     def __init__(
-        self, nodes: Any, function: Any, library: Any, op_definition: Callable[[str], Any]
+        self,
+        nodes: Any,
+        function: Any,
+        library: Any,
+        op_definition: Callable[[str], Any],
+        caller: tuple[_Scope, str] | None = None,
     ) -> None:
+        self.caller = caller
         self._list = nodes
         self._function = function
         self._library = library
@@ -125,7 +130,7 @@ class _Scope:
                 functions[number].name = new
             else:
                 node.op = new
-            scope = _Scope(copy.node_def, copy, self._library, self._op_definition)
+            scope = _Scope(copy.node_def, copy, self._library, self._op_definition, (self, name))
             self._inner[name, number] = scope
         return self._inner[name, number]
 
@@ -140,31 +145,39 @@ class _Scope:
                 return b":".join([node.name, argument.encode(), b"%d" % index]), dtype
         raise InputError(f"{name}: it has no output {port} that could be measured")
 
-    def tap(self, queue: str, name: str, port: int, mask: bytes | None) -> int:
+    def argument(self, number: int) -> tuple[bytes, int] | None:
+        """Return an argument of the function as `reference` does; None where it has none."""
+        arguments = self._function.signature.input_arg if self._function is not None else ()
+        if not 0 <= number < len(arguments):
+            return None
+        return arguments[number].name, arguments[number].type
+
+    def tap(self, queue: str, place: _Place, mask: bytes | None) -> int:
         """Put a tensor into a queue; return TensorFlow's number of its dtype."""
-        source, dtype = self.reference(name, port)
+        source, dtype = place.text, place.dtype
         types = [dtype] if mask is None else [dtype, BOOL]
         suffix = b"" if self._function is None else b":handle:0"
-        place = queue.encode()
-        held = self._add(place, b"FIFOQueueV2", [b"^" + self.nodes[name].name])
+        name = source.partition(b":")[0]
+        # In a function nothing has to tell it where it is.
+        after = [b"^" + name] if self._function is None else []
+        held = self._add(queue.encode(), b"FIFOQueueV2", after)
         _set(held, "component_types", types=types)
         _set(held, "shapes", types=[])
         _set(held, "capacity", i=-1)
         _set(held, "container", s=b"")
         _set(held, "shared_name", s=queue.encode())
         values = [source] if mask is None else [source, mask]
-        put = self._add(place + b"/put", b"QueueEnqueueV2", [held.name + suffix, *values])
+        put = self._add(held.name + b"/put", b"QueueEnqueueV2", [held.name + suffix, *values])
         _set(put, "Tcomponents", types=types)
         _set(put, "timeout_ms", i=-1)
-        passed = self._instead.get(source)
-        if passed is None:
-            identity = self._add(place + b"/passed", b"Identity", [source])
+        if source not in self._instead:
+            identity = self._add(held.name + b"/passed", b"Identity", [source])
             _set(identity, "T", type=dtype)
             out = b"" if self._function is None else b":output:0"
-            passed = self._instead[source] = identity.name + out
-        identity = self.nodes[_text(passed.partition(b":")[0])]
-        identity.input.append(b"^" + put.name)
-        self._awaited.setdefault(self.nodes[name].name, []).append(b"^" + put.name)
+            self._instead[source] = identity.name + out
+        passed = _text(self._instead[source].partition(b":")[0])
+        self.nodes[passed].input.append(b"^" + put.name)
+        self._awaited.setdefault(name, []).append(b"^" + put.name)
         return dtype
 
     def _add(self, name: bytes, op: bytes, inputs: Sequence[bytes]) -> Any:
@@ -192,24 +205,73 @@ class _Scope:
             entry.value = self._instead.get(entry.value, entry.value)
 
 
-def _located(root: _Scope, name: str) -> tuple[_Scope, str] | None:
-    """Return where a node is, whose name may begin with the calls that lead into functions."""
-    waiting = [(root, name, 0)]
+@dataclass(frozen=True, slots=True, eq=False)
+class _Place:
+    """Where a tensor is.
+
+    Attributes:
+        scope: the graph, or the function.
+        text: by which it is taken there.
+        dtype: TensorFlow's number of it.
+    """
+
+    scope: _Scope
+    text: bytes
+    dtype: int
+
+
+def _located(root: _Scope, source: Tensor) -> _Place | None:
+    """Return where a tensor is, whose name may begin with the calls that lead into functions.
+
+    What a loop or a condition gives has a node of its own in the structure: `_loop_0`, `_join_0`;
+    and so has what a loop takes: `_turn_0`.
+    """
+    waiting = [(root, source.node, 0)]
     while waiting:
         scope, rest, depth = waiting.pop()
         if rest in scope.nodes:
-            return scope, rest
+            return _Place(scope, *scope.reference(rest, source.port))
         parts = rest.split("/")
         for cut in range(1, len(parts)):
             call, inner = "/".join(parts[:cut]), "/".join(parts[cut:])
             functions = scope.called(call) if call in scope.nodes and depth < _MAX_DEPTH else []
+            if not functions:
+                continue
+            if (own := _OWN.fullmatch(inner)) is not None:
+                if own[1] != "turn":
+                    return _Place(scope, *scope.reference(call, int(own[2])))
+                argument = scope.inside(call, 0).argument(int(own[2]))
+                return None if argument is None else _Place(scope.inside(call, 0), *argument)
             number = 0
-            if len(functions) > 1 and inner.startswith(_BRANCH):
-                branch, _, inner = inner.removeprefix(_BRANCH).partition("/")
-                number = int(branch) if branch.isdecimal() and len(branch) < 6 else len(functions)
+            if (branch := _BRANCH.match(inner)) is not None:
+                number, inner = int(branch[1]), inner[branch.end() :]
             if number < len(functions):
                 waiting.append((scope.inside(call, number), inner, depth + 1))
     return None
+
+
+def _seen_from(scope: _Scope, root: _Scope, source: Tensor) -> bytes | None:
+    """Return how a tensor is taken in a scope: its own, or what a call hands to it."""
+    place = _located(root, source)
+    if place is None:
+        return None
+    way = []
+    while scope is not place.scope:
+        if scope.caller is None:
+            return None
+        way.append(scope)
+        scope = scope.caller[0]
+    text = place.text
+    for inner in reversed(way):
+        assert inner.caller is not None
+        node = inner.caller[0].nodes[inner.caller[1]]
+        # What a loop takes is another value in the next turn.
+        taken = [] if b"While" in node.op else list(node.input)[len(_BRANCHING.findall(node.op)) :]
+        argument = inner.argument(taken.index(text)) if text in taken else None
+        if argument is None:
+            return None
+        text = argument[0]
+    return text
 
 
 def _called(node: Any) -> list[Any]:

@@ -6,32 +6,21 @@ that memory does not grow with the data.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from converter.activations.file import Key, Measured
-from converter.activations.instrument import Tap, instrument
 from converter.activations.moments import Moments, NotFiniteError
 from converter.activations.probes import Probe
-from converter.activations.reach import Reach
+from converter.activations.run import Batch, Question, Run, Taken
 from converter.checkpoint import Checkpoint
-from converter.errors import ConverterError, InputError, UsageError
-from converter.forward.feeds import complete, given_values, parse_feed
-from converter.forward.find import Forward, find_forward
-from converter.forward.graph import Tensor, read_graph
+from converter.errors import ConverterError, UsageError
 from converter.patterns import matching
 from converter.variable import Array
-
-if TYPE_CHECKING:
-    from converter.session import Queue, Session
-
-Batch = Mapping[str, Array]
-"""Values of inputs by the names of placeholders."""
 
 MAX_COVARIANCE = 8192
 """Units of which a covariance can be had: it takes 8 bytes for each pair of them."""
@@ -46,9 +35,7 @@ def measure(
     probes: Sequence[Probe] | None = None,
     variables: Sequence[str] = (),
     covariance: Sequence[str] = (),
-    feeds: Sequence[str] = (),
-    fetches: Sequence[str] = (),
-    where: str = "the data",
+    question: Question | None = None,
 ) -> Measured:
     """Run a model on data and return the moments of its activations.
 
@@ -58,9 +45,7 @@ def measure(
         probes: what is measured; None for what the structure of the graph tells.
         variables: globs of the variables that are wanted; none for all.
         covariance: globs of the variables whose covariance is wanted.
-        feeds: `NAME=VALUE`, for tensors that are fed the same in every batch.
-        fetches: up to where the graph is run; none for what looks like its outputs.
-        where: the subject of errors about the data.
+        question: what is run.
 
     Raises:
         InputError: there is no graph, a variable is missing, or a file is damaged.
@@ -69,6 +54,7 @@ def measure(
         RunError: the graph does not run.
         ConverterError: an activation is NaN or infinite.
     """
+    question = question or Question()
     if probes is None:
         from converter.activations.probes import probes as told
 
@@ -83,44 +69,10 @@ def measure(
     iterator = iter(batches)
     first = next(iterator, None)
     if first is None:
-        raise UsageError(f"{where}: it holds no data")
-    with _Run(checkpoint, first, pools, feeds, fetches, where) as run:
+        raise UsageError(f"{question.where}: it holds no data")
+    with Run(checkpoint, first, probes, question) as run:
         count = _gather(run, pools, chain((first,), iterator))
         return _measured(pools, run.reached, covariant, count, run.forward.notes)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Taken:
-    """What one run gave for a probe.
-
-    Attributes:
-        probe: which.
-        values: of its tensor, or the rows (observations, units) that count of it.
-        mask: bools: which rows count; None for all.
-        axis: of the units.
-    """
-
-    probe: Probe
-    values: Array
-    mask: Array | None
-    axis: int
-
-    def rows(self) -> Array:
-        """Return the rows (observations, units) that count.
-
-        Raises:
-            InputError: the tensor has no axis of so many units.
-        """
-        shape, probe = self.values.shape, self.probe
-        if not -len(shape) <= self.axis < len(shape) or shape[self.axis] != probe.size:
-            raise InputError(
-                f"{probe.tensor}: it is {list(shape)}, and axis {self.axis} of it was to hold the "
-                f"{probe.size} units of {probe.for_[0][0]}"
-            )
-        rows = np.moveaxis(self.values, self.axis, -1)
-        if self.mask is not None:
-            rows = rows[self.mask.reshape(-1) if self.mask.size == len(rows) else self.mask]
-        return rows.reshape(-1, probe.size)
 
 
 @dataclass(slots=True, eq=False)
@@ -137,7 +89,7 @@ class _Pool:
     moments: Moments
     probes: list[Probe] = field(default_factory=list)
 
-    def add(self, taken: Sequence[_Taken]) -> None:
+    def add(self, taken: Sequence[Taken]) -> None:
         """Add what a run gave.
 
         Raises:
@@ -194,153 +146,12 @@ def _pools(probes: Sequence[Probe], covariance: Collection[str]) -> list[_Pool]:
     return list(pools.values())
 
 
-class _Run:
-    """A session, and what is taken from it.
-
-    It is a context manager, which frees what it holds.
-    """
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        first: Batch,
-        pools: Sequence[_Pool],
-        feeds: Sequence[str],
-        fetches: Sequence[str],
-        where: str,
-    ) -> None:
-        from converter.session import Session, can_run, dtypes_of
-
-        graph = read_graph(checkpoint)
-        if graph is None:
-            raise InputError(
-                f"{checkpoint.path}: it has no graph (.meta, .pb) in which it could be run"
-            )
-        self._graph = graph
-        self._where = where
-        self._names = frozenset(first)
-        self._constant = given_values(graph, dict(map(parse_feed, feeds)), "--feed")
-        given = self._given(first)
-        self.forward = find_forward(
-            graph, set(checkpoint), fetches=fetches, fed=list(map(str, given)), can_run=can_run()
-        )
-        self._decided = _decided(self.forward, given, where)
-        values = {**self._decided, **given}
-        self._probes = [probe for pool in pools for probe in pool.probes]
-        self._queues = {id(probe): f"measured/{n}" for n, probe in enumerate(self._probes)}
-        reach = Reach(graph)
-        self._caught = [p for p in self._probes if not self._can_fetch(reach, p)]
-        self.session: Session = Session(
-            self.forward, checkpoint, dtypes_of(self.forward, values), rewrite=self._rewrite
-        )
-        caught = set(map(id, self._caught))
-        self._fetched = [p for p in self._probes if self._is_run(p) and id(p) not in caught]
-        self.reached = [*self._fetched, *(p for p in self._caught if id(p) in self._filled)]
-
-    def __enter__(self) -> _Run:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.session.close()
-
-    def values_of(self, batch: Batch) -> dict[Tensor, Array]:
-        """Return what a batch feeds, with all that is fed beside it.
-
-        Raises:
-            UsageError: its names are others than those of the first batch; a value does not fit.
-        """
-        if self._names != frozenset(batch):
-            odd = sorted(self._names ^ frozenset(batch))[0]
-            raise UsageError(f"{self._where}: {odd} is in some batches, and not in all")
-        return {**self._decided, **self._given(batch)}
-
-    def run(self, values: Mapping[Tensor, Array]) -> list[_Taken]:
-        """Run a batch, and return what it gave for the probes that are reached."""
-        sources = [self._taken(probe.tensor) for probe in self._fetched]
-        sources += [self._taken(probe.mask) for probe in self._fetched if probe.mask is not None]
-        also = [source for source in dict.fromkeys(sources) if source not in values]
-        found = {**self.session.run(values, also, draw_again=False), **values}
-        queues = self.session.empty() if self._filled else {}
-        taken = []
-        for probe in self._fetched:
-            mask = None
-            if probe.mask is not None:
-                mask = found[self._taken(probe.mask)].astype(bool) == probe.keeps
-            taken.append(_Taken(probe, found[self._taken(probe.tensor)], mask, probe.axis))
-        caught = [probe for probe in self._caught if id(probe) in self._filled]
-        return taken + [_Taken(p, queues[self._queues[id(p)]], None, -1) for p in caught]
-
-    def _given(self, batch: Batch) -> dict[Tensor, Array]:
-        return {**given_values(self._graph, batch, self._where), **self._constant}
-
-    def _taken(self, source: Tensor) -> Tensor:
-        return self.forward.instead.get(source, source)
-
-    def _is_run(self, probe: Probe) -> bool:
-        nodes = self.session.nodes
-        sources = [probe.tensor] if probe.mask is None else [probe.tensor, probe.mask]
-        return all(self._taken(source).node in nodes for source in sources)
-
-    def _can_fetch(self, reach: Reach, probe: Probe) -> bool:
-        sources = [probe.tensor] if probe.mask is None else [probe.tensor, probe.mask]
-        return all(reach.can_fetch(self._taken(source)) for source in sources)
-
-    def _rewrite(self, definition: bytes) -> tuple[bytes, list[Queue]]:
-        from converter.session import Queue, op_definition
-
-        taps = [
-            Tap(
-                self._queues[id(probe)],
-                self._taken(probe.tensor),
-                None if probe.mask is None else self._taken(probe.mask),
-            )
-            for probe in self._caught
-        ]
-        subject = str(self._graph.path)
-        changed, dtypes = instrument(definition, taps, op_definition, subject)
-        filled = [probe for probe in self._caught if self._queues[id(probe)] in dtypes]
-        self._filled = {id(probe) for probe in filled}
-        queues = [
-            Queue(
-                name := self._queues[id(probe)],
-                dtypes[name],
-                probe.axis,
-                probe.size,
-                None if probe.mask is None else probe.keeps,
-            )
-            for probe in filled
-        ]
-        return changed, queues
-
-
-def _decided(forward: Forward, given: Mapping[Tensor, Array], where: str) -> dict[Tensor, Array]:
-    """Return what inference wants of the inputs that nobody gives.
-
-    Raises:
-        UsageError: an input is neither given nor decided: nothing is drawn to be measured.
-    """
-    missing = [
-        found
-        for found in forward.inputs
-        if found.tensor not in given and found.value is None and found.kind != "default"
-    ]
-    if missing:
-        names = ", ".join(str(found.tensor) for found in missing[:_FEW])
-        more = f" (and {len(missing) - _FEW} more)" if len(missing) > _FEW else ""
-        raise UsageError(
-            f"{where}: it has no values for {names}{more}, which the model needs; add them to the "
-            "data, or feed them (--feed NAME=VALUE)"
-        )
-    values = next(complete(forward, given, 0)).values
-    return {source: value for source, value in values.items() if source not in given}
-
-
-def _gather(run: _Run, pools: Sequence[_Pool], batches: Iterable[Batch]) -> int:
+def _gather(run: Run, pools: Sequence[_Pool], batches: Iterable[Batch]) -> int:
     """Run all batches, and add what they give while the next one runs; return how many."""
     of_probe = {id(probe): pool for pool in pools for probe in pool.probes}
 
-    def add(taken: Sequence[_Taken]) -> None:
-        by_pool: dict[int, list[_Taken]] = {}
+    def add(taken: Sequence[Taken]) -> None:
+        by_pool: dict[int, list[Taken]] = {}
         for one in taken:
             by_pool.setdefault(id(of_probe[id(one.probe)]), []).append(one)
         for parts in by_pool.values():
@@ -350,7 +161,7 @@ def _gather(run: _Run, pools: Sequence[_Pool], batches: Iterable[Batch]) -> int:
     with ThreadPoolExecutor(1) as adding:
         before: Future[None] | None = None
         for batch in batches:
-            taken = run.run(run.values_of(batch))
+            taken = run.take(batch)
             if before is not None:
                 before.result()
             before = adding.submit(add, taken)

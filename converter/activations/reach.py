@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from converter.forward.graph import Graph, Node, Tensor
 from converter.forward.ops import ENTERS, EXITS, MERGES, NEXT, SWITCHES
 
+_HANDING = SWITCHES | {"Identity"}
+_MAX_PASSED = 64
 # A condition: what decides a Switch, which output of it, and the loop that it is in.
 _Condition = tuple[Tensor, int, str]
 _Conditions = frozenset[_Condition]
@@ -37,6 +39,21 @@ class Reach:
         if node.op in EXITS:
             frame = self._outer.get(frame, "")
         return not frame and not self._of_tensor(source)
+
+    def beside(self, source: Tensor, other: Tensor) -> Tensor | None:
+        """Return what a tensor is before it was handed on to a branch, so that it can be had
+        wherever another one can; None where that is not to be found.
+        """
+        wanted = self._of_tensor(other)
+        for _ in range(_MAX_PASSED):
+            node = self._graph.nodes.get(source.node)
+            if node is None or self._of_tensor(source) <= wanted:
+                break
+            if node.op not in _HANDING or not node.inputs:
+                return None
+            source = node.inputs[0]
+        same = source.node not in self._graph.nodes or other.node not in self._graph.nodes
+        return source if same or self._frame(source.node) == self._frame(other.node) else None
 
     def _frame(self, name: str) -> str:
         return self._graph.frames.get(name, "")
