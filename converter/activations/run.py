@@ -16,7 +16,8 @@ from converter.checkpoint import Checkpoint
 from converter.errors import InputError, UsageError
 from converter.forward.feeds import given_values, parse_feed
 from converter.forward.find import Forward, find_forward
-from converter.forward.graph import Tensor, read_graph
+from converter.forward.graph import Graph, Tensor, read_graph
+from converter.forward.inputs import Input
 from converter.variable import Array
 
 if TYPE_CHECKING:
@@ -125,12 +126,7 @@ class Run:
         from converter.session import Session, can_run, dtypes_of
 
         runs = can_run()
-        graph = read_graph(checkpoint)
-        if graph is None:
-            raise InputError(
-                f"{checkpoint.path}: it has no graph (.meta, .pb) in which it could be run"
-            )
-        self._graph = graph
+        graph = self._graph = _graph_of(checkpoint)
         self._where = question.where
         self._names = frozenset(first)
         signed = signature_of(graph, question.signature)
@@ -214,6 +210,39 @@ class Run:
             keeps = None if source.mask is None else probe.keeps
             queues.append(Queue(source.queue, dtypes[source.queue], probe.axis, probe.size, keeps))
         return changed, queues
+
+
+def open_inputs(checkpoint: Checkpoint, question: Question) -> list[Input]:
+    """Return the inputs that data have to give: those that nothing decides.
+
+    Raises:
+        InputError: there is no graph, or it is damaged.
+        UsageError: TensorFlow is not installed; a feed or a fetch does not fit.
+    """
+    from converter.session import can_run
+
+    runs = can_run()
+    graph = _graph_of(checkpoint)
+    fed = given_values(graph, dict(map(parse_feed, question.feeds)), "--feed")
+    signed = signature_of(graph, question.signature)
+    fetches = question.fetches or (signed.outputs if signed is not None else ())
+    forward = find_forward(
+        graph, set(checkpoint), fetches=fetches, fed=list(map(str, fed)), can_run=runs
+    )
+    return [
+        found
+        for found in forward.inputs
+        if found.tensor not in fed and found.value is None and found.kind != "default"
+    ]
+
+
+def _graph_of(checkpoint: Checkpoint) -> Graph:
+    graph = read_graph(checkpoint)
+    if graph is None:
+        raise InputError(
+            f"{checkpoint.path}: it has no graph (.meta, .pb) in which it could be run"
+        )
+    return graph
 
 
 def _decided(forward: Forward, given: Collection[Tensor], where: str) -> dict[Tensor, Array]:
