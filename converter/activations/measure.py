@@ -72,7 +72,7 @@ def measure(
         raise UsageError(f"{question.where}: it holds no data")
     with Run(checkpoint, first, probes, question) as run:
         count = _gather(run, pools, chain((first,), iterator))
-        return _measured(pools, run.reached, covariant, count, run.forward.notes)
+        return _measured(checkpoint, pools, run.reached, covariant, count, run.forward.notes)
 
 
 @dataclass(slots=True, eq=False)
@@ -106,6 +106,11 @@ class _Pool:
                 f"{name}: its activations ({side}: {source}) are not finite: {error}; look at the "
                 "data, or measure other variables (--variable GLOB)"
             ) from None
+
+    def is_last(self, checkpoint: Checkpoint) -> bool:
+        """Whether these are the units of the last axis of a variable."""
+        shapes = [checkpoint[name].shape for name, _ in self.for_ if name in checkpoint]
+        return any(shape[-1:] == (self.moments.size,) for shape in shapes)
 
 
 def _is_odd(rows: Array) -> bool:
@@ -172,28 +177,36 @@ def _gather(run: Run, pools: Sequence[_Pool], batches: Iterable[Batch]) -> int:
 
 
 def _measured(
+    checkpoint: Checkpoint,
     pools: Sequence[_Pool],
     reached: Sequence[Probe],
     covariance: Collection[str],
     count: int,
     notes: Sequence[str],
 ) -> Measured:
-    """Join what was measured for the same side of a variable in several places."""
+    """Join what was measured for the same side of a variable in several places.
+
+    A table that looks up rows can be a kernel the other way round elsewhere, whose units are its
+    rows: its last axis goes first, and the rest is left out.
+    """
     found: dict[Key, Moments] = {}
     tensors: dict[Key, dict[str, None]] = {}
     is_reached = {id(probe) for probe in reached}
-    for pool in pools:
-        for key in pool.for_ if pool.moments.count else ():
+    run = [pool for pool in pools if pool.moments.count]
+    for pool in sorted(run, key=lambda pool: not pool.is_last(checkpoint)):
+        for key in pool.for_:
+            part = pool.moments
             total = found.get(key)
             if total is None:
                 wants = key[0] in covariance
-                total = found[key] = Moments.of(pool.moments.size, covariance=wants)
-            if total.size != pool.moments.size:
-                raise ConverterError(
-                    f"{key[0]}: its activations ({key[1]}) have {total.size} units in one place, "
-                    f"and {pool.moments.size} in another"
-                )
-            part = pool.moments
+                total = found[key] = Moments.of(part.size, covariance=wants)
+            if total.size != part.size:
+                places = ", ".join(str(probe.tensor) for probe in pool.probes[:_FEW])
+                notes = [
+                    *notes,
+                    f"{key[0]} ({key[1]}) has {part.size} units in {places}: left out",
+                ]
+                continue
             total.merge(part if total.products is not None else replace(part, products=None))
             names = [str(probe.tensor) for probe in pool.probes if id(probe) in is_reached]
             tensors.setdefault(key, {}).update(dict.fromkeys(names))
