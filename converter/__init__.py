@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from converter.resize.units import Matrix, Units, WidthMap
     from converter.resizer import Resizer
     from converter.strategy import Beside, Strategy
-    from converter.structure.axis import Width
+    from converter.structure.axes.axis import Width
     from converter.variable import Array, Region, Stored, Variable, shape_of
 
 __version__ = "0.1.0"
@@ -90,7 +90,7 @@ _HOMES = {
     "resize.units": ("Matrix", "Units", "WidthMap"),
     "resizer": ("Resizer",),
     "strategy": ("Beside", "Strategy"),
-    "structure.axis": ("Width",),
+    "structure.axes.axis": ("Width",),
     "variable": ("Array", "Region", "Stored", "Variable", "shape_of"),
 }
 

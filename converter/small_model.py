@@ -13,7 +13,7 @@ import numpy as np
 from converter.checkpoint import Checkpoint
 from converter.dtype import BY_NAME
 from converter.names import Role
-from converter.structure.axis import Axis, Symmetry, Use, Width
+from converter.structure.axes.axis import Axis, Symmetry, Use, Width
 from converter.structure.structure import Structure, as_known
 from converter.variable import Array, Region, Variable
 

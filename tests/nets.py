@@ -22,10 +22,12 @@ from converter import (
     Resizer,
     Variable,
 )
+from converter.graph.definition import Definition
+from converter.graph.node import Node
+from converter.graph.ordered import OrderedGraph
 from converter.initializer import parse_initializer
 from converter.initializers import BUILT_IN
 from converter.resize.exactness import Resized
-from converter.structure.graph import Graph, Node
 from converter.structure.infer import infer_from, structure_of
 from converter.structure.structure import Structure, as_known
 
@@ -67,7 +69,7 @@ class Net(Model):
         self.values: dict[str, Array] = {}
         self.held: dict[str, Array] = {}
         self.feeds: dict[str, Array] = {}
-        self._graph: Graph | None = None
+        self._graph: OrderedGraph | None = None
 
     def variable(self, name: str, *shape: int) -> str:
         self.values.setdefault(name, self.rng.normal(0, 0.6, shape))
@@ -92,12 +94,14 @@ class Net(Model):
         return Checkpoint(variables, path=Path("made"), known=known)
 
     def told(self, checkpoint: Checkpoint) -> Structure:
-        return infer_from(Graph(Path("made.meta"), self.definition), checkpoint)
+        return infer_from(OrderedGraph(Definition(Path("made.meta"), self.definition)), checkpoint)
 
     def run(self, values: Mapping[str, Array]) -> Array:
         """Return the output of the last node."""
         found: dict[Node, Any] = {}
-        graph = self._graph = self._graph or Graph(Path("made.meta"), self.definition)
+        graph = self._graph = self._graph or OrderedGraph(
+            Definition(Path("made.meta"), self.definition)
+        )
         known = {**values, **self.feeds, **self.held}
         for node in graph.nodes:
             if node.name in known:

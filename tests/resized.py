@@ -12,10 +12,10 @@ import numpy as np
 from converter import Checkpoint, Variable
 from converter.formats import bundle
 from converter.formats.stream import Output
+from converter.graph import node
 from converter.regraph import Regraphed
-from converter.structure import graph
-from converter.structure.axis import Axis
-from converter.structure.entries import entries
+from converter.structure.axes.axis import Axis
+from converter.structure.axes.entries import entries
 from converter.structure.structure import Structure
 from converter.variable import Array
 
@@ -74,7 +74,7 @@ class Resizing:
     def axes_of(self, tensor: str) -> list[Axis]:
         analysis, write = self.structure.graph.findings.analysis, self.structure.graph.write
         name, _, port = tensor.rpartition(":")
-        found = analysis.tensor(graph.Output(analysis.graph.by_name[name], int(port)))
+        found = analysis.tensor(node.Output(analysis.graph.by_name[name], int(port)))
         return [write(atom) for atom in found.axes or ()]
 
 

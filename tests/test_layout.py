@@ -213,6 +213,12 @@ def test_lengths_that_contradict_a_layout(tmp_path: Path, text: str, message: st
     assert str(error.value).startswith(f"{tmp_path / 'layout.toml'}: {message}")
 
 
+def test_what_is_no_toml_is_told_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as error:
+        layout(tmp_path, "[widths.units]\nsize = \n")
+    assert str(error.value) == f"{tmp_path / 'layout.toml'}:2: invalid value"
+
+
 def test_what_names_ask_for_is_answered(tmp_path: Path) -> None:
     bare = without_graph(tmp_path, "tf012_v2_lstm_peephole")
     cell = "encoder/RNN/LSTMCell"

@@ -15,7 +15,8 @@ from converter import Checkpoint, open_checkpoint
 from converter.activations.measure import measure
 from converter.activations.moments import Moments
 from converter.activations.probes import Probe, Side
-from converter.forward.graph import tensor
+from converter.graph.node import tensor
+from converter.graph.ordered import read_ordered
 from converter.variable import Array
 
 pytestmark = pytest.mark.slow
@@ -226,9 +227,7 @@ SEQUENCES = np.random.default_rng(1).standard_normal((6, 7, 3)).astype("f4")
 
 def names_of(path: Path, op: str, part: str = "") -> list[str]:
     """Return the nodes of a graph by the names that the structure gives them."""
-    from converter.structure.graph import read_graph as flat
-
-    graph = flat(open_checkpoint(path))
+    graph = read_ordered(open_checkpoint(path))
     assert graph is not None
     found = [node.name for node in graph.nodes if node.op == op and part in node.name]
     return [name for name in found if "gradients" not in name]
@@ -236,9 +235,7 @@ def names_of(path: Path, op: str, part: str = "") -> list[str]:
 
 def masks_of(path: Path, made_by: str) -> dict[str, str]:
     """Return what selects between each node of an op and an older state, by its name."""
-    from converter.structure.graph import read_graph as flat
-
-    graph = flat(open_checkpoint(path))
+    graph = read_ordered(open_checkpoint(path))
     assert graph is not None
     found = {}
     for node in graph.nodes:

@@ -17,8 +17,8 @@ from converter.resize.chosen import choose, new_entries
 from converter.resize.dense import multiply
 from converter.resize.maps import AxisMap, panels, places_of
 from converter.resize.units import MOST_RUNS, Matrix, Run, Taken
-from converter.structure import entries as of_axis
-from converter.structure.axis import Axis, Blocks, Factor
+from converter.structure.axes import entries as of_axis
+from converter.structure.axes.axis import Axis, Blocks, Factor
 
 NAMES = ("a", "b", "c")
 Entry = tuple[Any, ...]

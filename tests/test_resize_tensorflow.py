@@ -16,7 +16,7 @@ from converter import Array, Resizer, Units, convert, open_checkpoint
 from converter.initializer import parse_initializer
 from converter.initializers import BUILT_IN
 from converter.resize.maps import AxisMap
-from converter.structure.axis import Axis
+from converter.structure.axes.axis import Axis
 from converter.structure.infer import structure_of
 from converter.structure.structure import Structure
 

@@ -23,6 +23,8 @@ from converter import (
     WidthMap,
 )
 from converter.dtype import BY_NAME, VARIANT
+from converter.graph.definition import Definition
+from converter.graph.ordered import OrderedGraph
 from converter.initializer import parse_initializer
 from converter.initializers import BUILT_IN
 from converter.resize import dense
@@ -30,8 +32,7 @@ from converter.resize.chosen import choose
 from converter.resize.maps import AxisMap, panels
 from converter.resize.units import Matrix
 from converter.resize.variables import Resizing
-from converter.structure.axis import Axis, Use
-from converter.structure.graph import Graph
+from converter.structure.axes.axis import Axis, Use
 from converter.structure.infer import infer_from
 from converter.structure.structure import Structure
 
@@ -375,7 +376,7 @@ def test_a_factored_slot_whose_own_axis_stays_is_thinned_too() -> None:
     np.testing.assert_array_equal(found["out/vr"][:4], ones_and_up("out/vr", (4,)))
 
 
-def ftrl_graph(optimizer: str) -> Graph:
+def ftrl_graph(optimizer: str) -> OrderedGraph:
     graph = Maker()
     w = graph.variable("w", 3, 4)
     constants = [graph.constant(value) for value in (0.05, 0.01, 0.002)]
@@ -386,7 +387,7 @@ def ftrl_graph(optimizer: str) -> Graph:
     shrinkage = [graph.constant(0.0)] if optimizer.endswith("V2") else []
     power = graph.constant(-0.5)
     graph.op(optimizer, w, *state, gradient, *places, rate, *constants[1:], *shrinkage, power)
-    return Graph(Path("made.meta"), graph.definition)
+    return OrderedGraph(Definition(Path("made.meta"), graph.definition))
 
 
 @pytest.mark.parametrize("op", ["ApplyFtrl", "SparseApplyFtrl", "ApplyFtrlV2"])

@@ -11,7 +11,7 @@ from conftest import DATA, VALID, Case, case
 
 from converter import open_checkpoint
 from converter.errors import InputError
-from converter.structure.axis import Equation, check
+from converter.structure.axes.axis import Equation, check
 from converter.structure.infer import infer
 from converter.structure.structure import Structure
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from converter.errors import InputError
 from converter.formats.messages import parse
-from converter.forward.graph import Tensor
-from converter.forward.ops import CALLS
+from converter.graph.node import Tensor
+from converter.graph.ops import CALLS
 
 BOOL = 10
 _MAX_DEPTH = 24

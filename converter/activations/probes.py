@@ -8,11 +8,10 @@ from typing import Literal
 
 from converter.checkpoint import Checkpoint
 from converter.errors import InputError
-from converter.forward.graph import Graph, Tensor, read_graph
 from converter.forward.variables import variables_of
-from converter.structure.graph import Graph as FlatGraph
-from converter.structure.graph import Node, Output
-from converter.structure.graph import read_graph as flat_graph
+from converter.graph.node import Node, Output, Tensor
+from converter.graph.ordered import OrderedGraph, read_ordered
+from converter.graph.written import Graph, read_graph
 
 Side = Literal["produced", "consumed"]
 
@@ -67,7 +66,7 @@ def probes(checkpoint: Checkpoint) -> tuple[Probe, ...]:
     Raises:
         InputError: it has no graph, or that is damaged.
     """
-    graph, structure = read_graph(checkpoint), flat_graph(checkpoint)
+    graph, structure = read_graph(checkpoint), read_ordered(checkpoint)
     if graph is None or structure is None:
         raise InputError(
             f"{checkpoint.path}: it has no graph (.meta, .pb) in which it could be run"
@@ -76,7 +75,7 @@ def probes(checkpoint: Checkpoint) -> tuple[Probe, ...]:
 
 
 class _Finder:
-    def __init__(self, checkpoint: Checkpoint, graph: Graph, structure: FlatGraph) -> None:
+    def __init__(self, checkpoint: Checkpoint, graph: Graph, structure: OrderedGraph) -> None:
         self._checkpoint = checkpoint
         self._held = variables_of(graph, set(checkpoint))
         self._nodes = structure.nodes

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from converter.forward.graph import Graph, Node, Tensor
-from converter.forward.ops import ENTERS, EXITS, MERGES, NEXT, SWITCHES
+from converter.graph.node import Node, Tensor
+from converter.graph.ops import ENTERS, EXITS, MERGES, NEXT_ITERATION, SWITCHES
+from converter.graph.written import Graph
 
 _HANDING = SWITCHES | {"Identity"}
 _MAX_PASSED = 64
@@ -24,9 +25,9 @@ class Reach:
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self._outer = {
-            graph.frames[node.name]: self._frame(node.inputs[0].node)
+            graph.frames[node.name]: self._frame(node.sources[0].node)
             for node in graph.nodes.values()
-            if node.op in ENTERS and node.inputs
+            if node.op in ENTERS and node.sources
         }
         self._conditions: dict[str, _Conditions] = {}
 
@@ -49,9 +50,9 @@ class Reach:
             node = self._graph.nodes.get(source.node)
             if node is None or self._of_tensor(source) <= wanted:
                 break
-            if node.op not in _HANDING or not node.inputs:
+            if node.op not in _HANDING or not node.sources:
                 return None
-            source = node.inputs[0]
+            source = node.sources[0]
         same = source.node not in self._graph.nodes or other.node not in self._graph.nodes
         return source if same or self._frame(source.node) == self._frame(other.node) else None
 
@@ -63,8 +64,8 @@ class Reach:
             self._find(source.node)
         found = self._conditions.get(source.node, frozenset())
         node = self._graph.nodes.get(source.node)
-        if node is not None and node.op in SWITCHES and len(node.inputs) == 2:
-            decided = self._graph.origin(node.inputs[1])
+        if node is not None and node.op in SWITCHES and len(node.sources) == 2:
+            decided = self._graph.origin(node.sources[1])
             found |= {(decided, source.port, self._frame(source.node))}
         return found
 
@@ -87,7 +88,7 @@ class Reach:
             self._conditions[node.name] = self._of_node(node)
 
     def _of_node(self, node: Node) -> _Conditions:
-        taken = [self._known(source) for source in node.inputs if not self._turns(source)]
+        taken = [self._known(source) for source in node.sources if not self._turns(source)]
         if node.op in MERGES:
             # One of them comes: what all have in common holds.
             found = frozenset.intersection(*taken) if taken else frozenset()
@@ -105,12 +106,12 @@ class Reach:
 
     def _turns(self, source: Tensor) -> bool:
         node = self._graph.nodes.get(source.node)
-        return node is not None and node.op in NEXT
+        return node is not None and node.op in NEXT_ITERATION
 
 
 def _before(graph: Graph, node: Node) -> Iterator[str]:
-    for source in node.inputs:
+    for source in node.sources:
         before = graph.nodes.get(source.node)
-        if before is not None and before.op not in NEXT:
+        if before is not None and before.op not in NEXT_ITERATION:
             yield source.node
     yield from node.controls

@@ -13,11 +13,13 @@ from converter.activations.probes import Probe
 from converter.activations.reach import Reach
 from converter.activations.signature import signature_of
 from converter.checkpoint import Checkpoint
+from converter.closing import Closing
 from converter.errors import InputError, UsageError
 from converter.forward.feeds import given_values, parse_feed
 from converter.forward.find import Forward, find_forward
-from converter.forward.graph import Graph, Tensor, read_graph
 from converter.forward.inputs import Input
+from converter.graph.node import Tensor
+from converter.graph.written import Graph, read_graph
 from converter.variable import Array
 
 if TYPE_CHECKING:
@@ -100,7 +102,7 @@ class _Source:
         return (self.tensor,) if self.mask is None else (self.tensor, self.mask)
 
 
-class Run:
+class Run(Closing):
     """A model in one session, with probes in it.
 
     It is a context manager, which frees what it holds.
@@ -150,10 +152,8 @@ class Run:
         self._also = [tensor for tensor in wanted if tensor not in dtypes]
         self.reached = [source.probe for source in (*self._fetched, *self._queued)]
 
-    def __enter__(self) -> Run:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Free what it holds."""
         self._session.close()
 
     def take(self, batch: Batch) -> list[Taken]:

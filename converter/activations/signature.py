@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from converter.errors import UsageError, did_you_mean
-from converter.forward.graph import Graph, tensor, texts
+from converter.graph.node import tensor, texts
+from converter.graph.written import Graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,9 @@ def signature_of(graph: Graph, name: str | None) -> Signature | None:
 
 
 def _signatures(graph: Graph) -> dict[str, Signature]:
+    meta = graph.definition.meta
     found = {}
-    for entry in graph.meta.signature_def if graph.meta is not None else ():
+    for entry in meta.signature_def if meta is not None else ():
         outputs = list(_tensors(graph, entry.value.outputs).values())
         # What initialises an exported model has a signature too, of an operation.
         if outputs:

@@ -12,7 +12,7 @@ from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.cli.output import json_text, print_table
 from converter.cli.permutation import show_test, show_trial, test_json, trial_json
 from converter.cli.text import Progress, count, say
-from converter.structure.axis import Width
+from converter.structure.axes.axis import Width
 from converter.structure.infer import structure_of
 from converter.structure.layout import layout_text, read_layout, write_layout
 from converter.structure.structure import Structure

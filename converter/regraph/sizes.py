@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from converter.structure.axis import Axis
-from converter.structure.entries import entries
+from converter.structure.axes.axis import Axis
+from converter.structure.axes.entries import entries
 from converter.structure.lengths import Part
 from converter.variable import Array
 

@@ -16,7 +16,7 @@ from converter.initializers import Constant, Ones
 from converter.resize.chosen import in_dtype
 from converter.resize.maps import AxisMap
 from converter.resize.units import Units, WidthMap
-from converter.structure.axis import Axis, Blocks, Use
+from converter.structure.axes.axis import Axis, Blocks, Use
 from converter.values import Values
 from converter.variable import Region, Variable, regions, whole
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from converter.resize.units import MOST_RUNS, Matrix, Run, Units
-from converter.structure.axis import Axis, Factor, Term, term_size
+from converter.structure.axes.axis import Axis, Factor, Term, term_size
 from converter.variable import Array
 
 

@@ -13,14 +13,15 @@ from typing import NamedTuple
 import numpy as np
 
 from converter.errors import PlanError
+from converter.graph.node import Node
+from converter.graph.ordered import OrderedGraph
 from converter.names import Role
 from converter.names.fresh import COPIES, fresh_value
 from converter.names.gradient import FACTORED, gradient_power
 from converter.resize.taking import squares
 from converter.resize.units import UnitMap
 from converter.rounding import round_to
-from converter.structure.axis import Axis
-from converter.structure.graph import Graph, Node
+from converter.structure.axes.axis import Axis
 from converter.structure.structure import Structure
 from converter.variable import Array, Region, Variable
 
@@ -203,7 +204,7 @@ def _passed(node: Node) -> Iterator[Node]:
         node = node.inputs[0].node
 
 
-def _number(graph: Graph, node: Node) -> float | None:
+def _number(graph: OrderedGraph, node: Node) -> float | None:
     """Return the one number of a constant; None where it is computed."""
     for passed in _passed(node):
         if (constant := graph.constant(passed)) is not None:

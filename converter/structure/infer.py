@@ -9,25 +9,26 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from converter.errors import PlanError
+from converter.graph.node import Node
+from converter.graph.ops import READS
+from converter.graph.ordered import OrderedGraph, read_ordered
 from converter.names import Role
 from converter.names.optimizers import slots_of_op
-from converter.structure import classes, naming
-from converter.structure.analysis import Analysis
-from converter.structure.atoms import ONE, Atom, Kind, Product, find, size_of, terms
-from converter.structure.axis import Axis, Blocks, Factor, Term, Use, Width
+from converter.structure.axes.axis import Axis, Blocks, Factor, Term, Use, Width
+from converter.structure.axes.followers import Axes, Uses, follows, with_followers
 from converter.structure.cells import by_name, labels_by_name
-from converter.structure.counts import mark_averages
 from converter.structure.declare import declare
-from converter.structure.facts import Facts, Place, gather
-from converter.structure.flow import READS
 from converter.structure.follow import follow
-from converter.structure.followers import Axes, Uses, follows, with_followers
-from converter.structure.gates import labels_of
-from converter.structure.graph import Graph, Node, read_graph
-from converter.structure.growth import growth, mark_poles, stays_zero
-from converter.structure.normalised import normalised
-from converter.structure.run import Findings, analyse
+from converter.structure.properties import classes, naming
+from converter.structure.properties.counts import mark_averages
+from converter.structure.properties.facts import Facts, Place, gather
+from converter.structure.properties.gates import labels_of
+from converter.structure.properties.growth import growth, mark_poles, stays_zero
+from converter.structure.properties.normalised import normalised
 from converter.structure.structure import Opaque, SizeFactor, Structure
+from converter.structure.tensors.analysis import Analysis
+from converter.structure.tensors.atoms import ONE, Atom, Kind, Product, find, size_of, terms
+from converter.structure.tensors.run import Findings, analyse
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
@@ -67,7 +68,7 @@ def infer(checkpoint: Checkpoint, layout: Layout | None = None) -> Structure:
         PlanError: lengths contradict the layout, or graph and names contradict each other.
         UsageError: the layout is of another checkpoint, or leaves something open.
     """
-    graph = read_graph(checkpoint)
+    graph = read_ordered(checkpoint)
     if graph is not None:
         return infer_from(graph, checkpoint, layout)
     roles = checkpoint.roles()
@@ -77,7 +78,9 @@ def infer(checkpoint: Checkpoint, layout: Layout | None = None) -> Structure:
     return Structure(told.widths, axes, uses, (), {}, followers, (), None, None)
 
 
-def infer_from(graph: Graph, checkpoint: Checkpoint, layout: Layout | None = None) -> Structure:
+def infer_from(
+    graph: OrderedGraph, checkpoint: Checkpoint, layout: Layout | None = None
+) -> Structure:
     """Tell the structure of a checkpoint from a graph, and from a layout if there is one.
 
     Raises:
@@ -221,7 +224,7 @@ def _width(name: str, fact: Facts, found: classes.Classified, analysis: Analysis
         tuple(consumed),
         tuple(n for n in rest if n not in produced and n not in consumed),
         found.why,
-        tuple((what, f"{node.op} {node.name}") for what, node in fact.touches.items()),
+        tuple((what, classes.named(node)) for what, node in fact.touches.items()),
         grows != "none" and stays_zero(analysis, fact),
         normalised(analysis, fact) if found.resizable and grows == "none" else None,
     )

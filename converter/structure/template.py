@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from converter.errors import PlanError
-from converter.structure.axis import Axis, Equation, check, solve
+from converter.structure.axes.axis import Axis, Equation, check, solve
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
