@@ -87,6 +87,7 @@ class _Finder:
             and roles[name].kind in ("model", "batch_statistic")
         }
         self._why: dict[Key, str] = {}
+        self._axes: dict[Key, int] = {}
         self._found: dict[tuple[Tensor, int, int, Mask | None], dict[Key, None]] = {}
         self._masks: dict[Output, Mask | None] = {}
         self._loops = in_loops(self._analysis.graph)
@@ -120,7 +121,10 @@ class _Finder:
 
     def _take(self, chain: Chain, node: Node, part: Part, mask: Mask | None) -> None:
         is_kernel = node in chain.kernels
-        if part.use == "consume" or (is_kernel and part.use == "gain"):
+        if node.op in CELLS:
+            side: Side = "consumed" if part.use == "consume" else "produced"
+            self._why.setdefault((part.variable, side), chain.why)
+        elif part.use == "consume" or (is_kernel and part.use == "gain"):
             self._take_input(chain, node, part, mask)
         elif part.use in ("mean", "variance"):
             self._add(chain.normalised, part, "produced", mask, chain, node)
@@ -131,8 +135,6 @@ class _Finder:
         key: Key = (part.variable, "consumed")
         if node.op in TABLES:
             self._why.setdefault(key, "its rows are looked up by their numbers")
-        elif node.op in CELLS:
-            self._why.setdefault(key, chain.why)
         elif node in chain.kernels:
             given = chain.inputs[chain.kernels.index(node)]
             self._add(given, part, "consumed", mask, chain, node)
@@ -156,23 +158,27 @@ class _Finder:
         if length != units.size and not _is_spread(node, units, part):
             self._why.setdefault(key, f"{node.name} ({node.op}) takes {units.size} of {length}")
             return
+        if self._axes.setdefault(key, part.axis) != part.axis:
+            # A table that is tied to an output is a kernel the other way round there.
+            return
         place = tensor_of(units.output), units.axis, units.size, mask
         self._found.setdefault(place, {})[key] = None
 
     def _unmeasured(self, found: set[Key]) -> Iterator[tuple[Key, str]]:
         used = self._structure.uses
         for name in self._shapes:
-            uses = {use for axis in used.get(name, ()) for found in axis.values() for use in found}
-            sides: list[Side] = ["produced"] if uses - {"consume"} or not uses else []
-            if "consume" in uses:
-                sides.append("consumed")
+            uses = {use for axis in used.get(name, ()) for all_ in axis.values() for use in all_}
+            sides: tuple[Side, ...] = ("produced", "consumed")
             for side in sides:
-                key: Key = (name, side)
-                if key not in found:
-                    why = "nothing that the graph computes forward takes it"
-                    if uses:
-                        why = "it is not clear which tensor it makes"
-                    yield key, self._why.get(key, why)
+                if (name, side) not in found and (name, side) in self._why:
+                    yield (name, side), self._why[name, side]
+            if not any((name, side) in found or (name, side) in self._why for side in sides):
+                why = "nothing that the graph computes forward takes it"
+                if not self._shapes[name]:
+                    why = "it is one number, which is no unit's"
+                elif uses:
+                    why = "it is not clear which tensor it makes"
+                yield (name, "produced"), why
 
 
 def _is_spread(node: Node, units: Units, part: Part) -> bool:

@@ -269,17 +269,18 @@ class Chains:
 
     def _of_normalisations(self) -> Iterator[Chain]:
         """Yield what normalises something that no kernel made just before."""
-        for node in self._analysis.graph.nodes:
-            if node not in self._analysis.flow.telling or not self._analysis.is_data(
-                Output(node, 0)
-            ):
+        analysis = self._analysis
+        for node in analysis.graph.nodes:
+            if node not in analysis.flow.telling or not analysis.is_data(Output(node, 0)):
                 continue
-            for after in takers(self._analysis, Output(node, 0)):
-                if after not in self._taken and _begins(after):
-                    chain = self._normalising(Output(node, 0), after)
-                    if chain is not None:
-                        yield chain
-                    break
+            for output in dict.fromkeys(
+                o for c in analysis.graph.consumers[node] for o in c.inputs if o.node is node
+            ):
+                after = [c for c in takers(analysis, output) if c not in self._taken]
+                first = next((c for c in after if _begins(c)), None)
+                chain = None if first is None else self._normalising(output, first)
+                if chain is not None:
+                    yield chain
 
     def _normalising(self, before: Output, first: Node) -> Chain | None:
         axes = self._analysis.tensor(before).axes
@@ -303,13 +304,13 @@ class Chains:
                 continue
             output = Output(node, 0)
             axes = self._analysis.tensor(output).axes
-            for role in self._analysis.roles[node]:
+            # What has several axes gives each unit a number by the last of them.
+            for role in sorted(self._analysis.roles[node], key=lambda r: r.use != "produce"):
                 axis = place_of(role.atom, axes)
                 if axis is not None:
-                    chain = Chain([node], [None], Units(output, axis, role.atom))
-                    # What it is given before its activation is what it was.
-                    self._follow(chain, Units(output, axis, role.atom))
-                    chain.kernels.clear()
+                    units = Units(output, axis, role.atom)
+                    chain = Chain([], [], units)
+                    self._follow(chain, units)
                     chain.steps.insert(0, Step("bias", (node,), output, output, axis))
                     yield self._closed(chain)
                     break
@@ -354,6 +355,8 @@ def _data_of(analysis: Analysis, node: Node) -> Output | None:
     if node.op == "Sum":
         source = node.inputs[0].node
     found = [o for o in source.inputs if analysis.is_data(o)]
+    # What a recurrence begins with may be a constant.
+    found = found or [o for o in source.inputs[:2] if not analysis.is_weight(o)]
     if source.op in TRANSPOSED:
         found = [source.inputs[2]]
     elif source.op in CONVOLUTIONS:

@@ -39,7 +39,7 @@ def mask_of(analysis: Analysis, begin: Output) -> Mask | None:
         analysis: of the graph.
         begin: a tensor that a loop makes in each turn.
     """
-    found: set[Mask] = set()
+    found: dict[object, Mask] = {}
     waiting, seen = [begin], {begin}
     while waiting and len(seen) < _MAX_NODES:
         output = waiting.pop()
@@ -49,12 +49,15 @@ def mask_of(analysis: Analysis, begin: Output) -> Mask | None:
                 return None
             mask = _chosen_by(analysis, node, output)
             if mask is not None:
-                found.add(mask)
+                condition = mask.output.node
+                # Old cells compare the lengths anew for each tensor.
+                said = (condition.op, condition.inputs, mask.output.port, mask.keeps)
+                found.setdefault(said, mask)
                 continue
             given = {Output(node, port) for port in range(_ports(analysis, node))} - seen
             seen |= given
             waiting += given
-    return found.pop() if len(found) == 1 and not waiting else None
+    return next(iter(found.values())) if len(found) == 1 and not waiting else None
 
 
 def _ports(analysis: Analysis, node: Node) -> int:

@@ -20,6 +20,7 @@ from converter.structure.layers.layer import (
     Rows,
     Units,
 )
+from converter.structure.layers.masks import in_loops
 from converter.structure.layers.steps import Step
 from converter.structure.structure import Structure
 from converter.structure.tensors.analysis import Analysis
@@ -61,12 +62,15 @@ def chains_of(structure: Structure) -> list[Chain]:
 
 
 def _read(structure: Structure) -> tuple[Layer, ...]:
-    by_kernels: dict[tuple[str, ...], list[Chain]] = {}
+    groups: dict[tuple[object, ...], list[Chain]] = {}
     for chain in chains_of(structure):
         names = kernels_of(chain) or _normalising(chain)
         if names:
-            by_kernels.setdefault(names, []).append(chain)
-    return _Layers(structure, list(by_kernels.values())).read()
+            # A table that is tied to an output is a kernel the other way round there.
+            made = (part.axis for node, part in chain.parts if part.use == "produce")
+            way = next(made, None) if chain.kernels else None
+            groups.setdefault((*names, way), []).append(chain)
+    return _Layers(structure, list(groups.values())).read()
 
 
 def kernels_of(chain: Chain) -> tuple[str, ...]:
@@ -91,6 +95,7 @@ class _Layers:
         self._structure = structure
         self._analysis: Analysis = structure.graph.findings.analysis
         self._groups = groups
+        self._loops = in_loops(self._analysis.graph)
         self._of_node = {
             node: index
             for index, chains in enumerate(groups)
@@ -126,45 +131,49 @@ class _Layers:
     def _layer(self, index: int, chains: Sequence[Chain]) -> Layer:
         chain = chains[0]
         kernels = kernels_of(chain)
-        kind = self._kind(index, chain, kernels)
-        steps = chain.steps
         norm = normalisation_of(self._analysis, chain)
         taken = {norm.gamma, norm.beta, norm.mean, norm.variance} if norm else set()
-        biases = [p.variable for n, p in chain.parts if n not in chain.kernels or n.op in CELLS]
         biases = [
             part.variable
-            for node, part in chain.parts
-            if (node not in chain.kernels or (node.op in CELLS and part.use == "shift"))
-            and part.use in ("shift", "produce", "mean")
+            for one in chains
+            for node, part in one.parts
+            if part.use in ("shift", "produce", "mean")
             and part.variable not in taken
+            and (part.use == "shift" or node not in one.kernels)
         ]
-        last = next((s for s in reversed(steps) if s.what == "activate"), None)
-        activation = None
-        if last is not None:
-            first = next(s for s in steps if s.what == "activate")
-            acts = [s for s in steps if s.what == "activate"]
-            activation = Activation(first.op, all(s.is_homogeneous for s in acts))
+        acts = [step for step in chain.steps if step.what == "activate"]
+        is_homogeneous = all(step.is_homogeneous for step in acts)
         produced = self._produced(chain)
+        state = tuple(dict.fromkeys(r for c in chains for r in self._state(index, c)))
+        kind = self._kind(index, chains, kernels, state)
         return Layer(
             kind,
             kernels,
             tuple(dict.fromkeys(biases)),
             norm,
-            activation,
+            Activation(acts[0].op, is_homogeneous) if acts else None,
             produced,
             tuple(produced.widths()),
-            tuple(self._state(index, chain)) if kind == "recurrent" else (),
+            state if kind == "recurrent" else (),
             self._sources[index],
             tuple(_place(chain) for chain in chains),
         )
 
-    def _kind(self, index: int, chain: Chain, kernels: Sequence[str]) -> LayerKind:
+    def _kind(
+        self, index: int, chains: Sequence[Chain], kernels: Sequence[str], state: Sequence[Rows]
+    ) -> LayerKind:
+        chain = chains[0]
         if not chain.kernels:
             return "normalisation"
         op = chain.kernels[0].op
         if op in TABLES or _is_one_hot(chain):
             return "embedding"
-        if op in CELLS or index in self._sources[index] or self._has_gates(kernels):
+        if op in CELLS or self._has_gates(kernels):
+            return "recurrent"
+        # Unlike a cell, one that is applied again to what it made takes nothing else.
+        has_more = len(kernels) > len(state) or any(row.start for row in state)
+        is_loop = any(node in self._loops for c in chains for node in c.kernels)
+        if state and index in self._sources[index] and (is_loop or has_more):
             return "recurrent"
         return "convolution" if op in CONVOLUTIONS else "dense"
 
@@ -184,27 +193,42 @@ class _Layers:
                 if part.axis < len(axes):
                     return axes[part.axis]
         units = chain.linear
-        return Axis(((0,),)) if units is None else self._structure.graph.write(units.atom)
+        # A vector that is summed with what it takes makes one number.
+        return Axis(((1,),)) if units is None else self._structure.graph.write(units.atom)
 
     def _state(self, index: int, chain: Chain) -> Iterator[Rows]:
+        if not chain.kernels:
+            return
         for node, given in zip(chain.kernels, chain.inputs, strict=True):
-            name = next(
-                (p.variable for n, p in chain.parts if n is node and p.use == "consume"), None
-            )
-            if given is None or name is None or given.size is None:
+            taken = next((p for n, p in chain.parts if n is node and p.use == "consume"), None)
+            if taken is None:
                 continue
-            if self._is_state(index, given.output):
-                yield Rows(name, 0, given.size)
-            elif given.output.node.op in JOINS:
-                start = 0
-                for output in given.output.node.inputs:
-                    axes = self._analysis.tensor(output).axes
-                    size = size_of(axes[given.axis]) if axes and self._analysis.is_data(output) else None
-                    if size is None:
-                        continue
-                    if self._is_state(index, output):
-                        yield Rows(name, start, start + size)
-                    start += size
+            if given is None and node.op in CELLS:
+                yield from self._state_of_cell(node, taken)
+            elif given is not None and given.size is not None:
+                yield from self._state_in(index, taken.variable, given)
+
+    def _state_of_cell(self, node: Node, taken: Part) -> Iterator[Rows]:
+        """What is one op takes its state behind all else."""
+        rows = size_of(taken.atom)
+        made = self._analysis.tensor(Output(node, 0)).axes
+        units = size_of(made[-1]) if made else None
+        if rows is not None and units is not None:
+            yield Rows(taken.variable, rows - units, rows)
+
+    def _state_in(self, index: int, name: str, given: of_chains.Units) -> Iterator[Rows]:
+        if self._is_state(index, given.output):
+            yield Rows(name, 0, given.size or 0)
+        elif given.output.node.op in JOINS:
+            start = 0
+            for output in given.output.node.inputs:
+                axes = self._analysis.tensor(output).axes
+                size = size_of(axes[given.axis]) if axes and len(axes) >= -given.axis else None
+                if size is None:
+                    continue
+                if self._is_state(index, output):
+                    yield Rows(name, start, start + size)
+                start += size
 
     def _is_state(self, index: int, output: Output) -> bool:
         if output.node.op in JOINS:

@@ -43,9 +43,9 @@ _MEANS = ops("Mean Sum")
 _NORMALISES = _ROOTS | _MEANS | RECIPROCALS | ops("Square SquaredDifference Maximum Neg")
 _HOMOGENEOUS = ops("Relu LeakyRelu Abs")
 _EXTREMES = ops("Maximum Minimum")
-_FUNCTIONS = ACTIVATIONS.keys() | SELECTS | _HOMOGENEOUS | ops("Gelu Swish Mish Atan")
+_FUNCTIONS = ACTIVATIONS.keys() | SELECTS | _HOMOGENEOUS | ops("Gelu Swish Mish Atan Erfc")
 _ENTRYWISE = _FUNCTIONS | _ROOTS | RECIPROCALS | BOOLS | ops("""
-    Square Neg Log Log1p Expm1 Sign Erfc Cosh Sinh Cos ClipByValue
+    Square Neg Log Log1p Expm1 Sign Cosh Sinh Cos ClipByValue
     """)
 _ALLOWED = _MOVES | _SUMS | _PRODUCTS | _NORMALISES | _ENTRYWISE | BATCH_NORMS
 _DROPS = _MOVES | _PRODUCTS | SELECTS
