@@ -3,9 +3,9 @@
     python benchmarks/bench.py --disk DIR --tmpfs DIR [--rounds 5] [--gib 2] [--only PART]
 
 DIR are empty directories on a real disk and in a tmpfs; 20 GB on the disk, 8 GB in the tmpfs.
-`--gib` is the size of the checkpoint that is converted; PART is starts, disk, tmpfs, memory or stats.
-Needs the test dependencies (TensorFlow and safetensors are contenders). Every contender is a
-process of its own and ends with an fsync of its output; ratios are of medians.
+`--gib` is the size of the checkpoint that is converted; PART is starts, disk, tmpfs,
+memory or stats. Needs the test dependencies (TensorFlow and safetensors are contenders). Every
+contender is a process of its own and ends with an fsync of its output; ratios are of medians.
 """
 
 from __future__ import annotations
