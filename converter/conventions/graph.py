@@ -125,6 +125,20 @@ class Seen:
         }
         return Told(kinds, frozenset(others), biases, tuple(norms.values()), epsilons)
 
+    def ops_of(self, name: str) -> frozenset[str]:
+        """Return the ops that take a variable, and those that pass it on to them."""
+        waiting = list(self._nodes.get(name, ()))
+        seen = set(waiting)
+        found = set()
+        while waiting and len(seen) < _MAX_NODES:
+            for consumer in self._graph.consumers[waiting.pop()]:
+                if consumer in self._forward and consumer not in seen:
+                    seen.add(consumer)
+                    found.add(consumer.op)
+                    if self._passes(consumer):
+                        waiting.append(consumer)
+        return frozenset(found)
+
     def cell(self, cell: Cell) -> OfCell:
         """Return what is seen of a cell."""
         return replace(self._cell(cell), is_skipped=self._is_skipped(cell))
