@@ -134,7 +134,9 @@ def test_dropped_variables_leave_with_what_led_to_them_alone(tmp_path: Any) -> N
 
 
 def test_what_is_kept_has_the_save_counter_that_restore_asks_for(tmp_path: Any) -> None:
-    root = Object({"model": Object({"kernel": var("kernel")}), "save_counter": count()})
+    root = Object(
+        {"model": Object({"kernel": var("kernel")}), "save_counter": count("save_counter")}
+    )
     found, plan, _ = rewritten(root, [Keep(("model",))], tmp_path)
     assert found.edges() == {"model", "save_counter"}
     assert plan.notes == ()
