@@ -8,25 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from converter import (
-    Checkpoint,
-    PlanError,
-    Strategy,
-    UsageError,
-    Variable,
-    by_name,
-    hookimpl,
-    matching,
-    option,
-)
-from converter.blocks import block, concatenated, even_sizes
+from converter import PlanError, Strategy, UsageError, by_name, hookimpl, matching, option
 from converter.names.cells import Era
-from converter.names.eras import EraNames, Sharded, era_of, names_in
-from converter.names.evidence import MAX_DEPTH
 from converter.names.follow import followers, following, root_of
 
 if TYPE_CHECKING:
+    from converter import Checkpoint, Variable
     from converter.conventions.layers import Cell
+    from converter.names.eras import EraNames, Sharded
 
 Kind = Literal[
     "BasicRNNCell",
@@ -45,8 +34,7 @@ _BLOCK = re.compile(r"(?P<scope>(?:.*/)?lstm_cell(?:_\d+)?)/(?:kernel|weights)",
 _STACK = re.compile(
     r"(?P<scope>(?:.*/)?StackRNN)/Layer\d+/BiRNN/[FB]W/.*(?:Matrix|W_0|W)", re.DOTALL
 )
-_FUSED = frozenset(["BlockLSTM", "BlockLSTMV2"])
-_LOOPS = frozenset(["Enter", "RefEnter", "While", "StatelessWhile"])
+_BLOCK_OP = "LSTMBlockCell"
 
 
 @dataclass(frozen=True)
@@ -82,6 +70,7 @@ class Eras(Strategy):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for glob, count in self.shards.items():
             if count < 1:
                 raise UsageError(f"{glob!r} cannot be in {count} shards; give at least 1")
@@ -108,6 +97,8 @@ class Eras(Strategy):
         return result
 
     def notes(self, checkpoint: Checkpoint) -> Iterable[str]:
+        from converter.names.eras import era_of
+
         names = _of_model(checkpoint)
         era = era_of(checkpoint, names)
         found = self._names(checkpoint)
@@ -129,6 +120,8 @@ class Eras(Strategy):
             yield from _changed(checkpoint, found, era.eras[0])
 
     def _names(self, checkpoint: Checkpoint) -> EraNames:
+        from converter.names.eras import names_in
+
         names = _of_model(checkpoint)
         scopes = _scopes(names)
         classes: dict[str, str] = {}
@@ -162,21 +155,22 @@ def _told(checkpoint: Checkpoint, names: Sequence[str], era: Era) -> dict[str, K
         return {}
     # Imported where a graph is read: a command is to start at once.
     from converter.conventions.graph import look
+    from converter.graph.ops import ENTERS, INLINED, LSTM_BLOCKS, WHILES
 
     seen, _ = look(checkpoint)
     if seen is None:
         return {}
     kinds: dict[str, Kind] = {}
     for name, scope in blocks.items():
-        if "LSTMBlockCell" in seen.ops_of(name):
+        if _BLOCK_OP in seen.ops_of(name):
             kinds[scope] = "LSTMBlockCell"
     for name, scope in stacks.items():
         taken = seen.ops_of(name)
-        if taken and taken.isdisjoint(_LOOPS):
+        if taken and taken.isdisjoint(ENTERS | WHILES | INLINED):
             kinds[scope] = "static"
     for name, cell in own.items():
         if seen.is_lstm(cell):
-            is_fused = not _FUSED.isdisjoint(seen.ops_of(name))
+            is_fused = bool(seen.ops_of(name) & LSTM_BLOCKS - {_BLOCK_OP})
             is_other = cell.projection is not None or cell.peepholes or name.endswith("/W_0")
             other: Kind = "LSTMCell" if is_other else "BasicLSTMCell"
             kinds[cell.scope] = "LSTMBlockFusedCell" if is_fused else other
@@ -210,6 +204,8 @@ def _of_model(checkpoint: Checkpoint) -> list[str]:
 
 def _scopes(names: Iterable[str]) -> list[str]:
     """Return all scopes that names stand in."""
+    from converter.names.evidence import MAX_DEPTH
+
     found: dict[str, None] = {}
     for name in names:
         parts = name.split("/", MAX_DEPTH)
@@ -257,6 +253,8 @@ def _scoped(checkpoint: Checkpoint) -> Iterable[str]:
 
 def _changed(checkpoint: Checkpoint, found: EraNames, era: Era) -> Iterable[str]:
     """Say which names would be others if the new ones were brought back."""
+    from converter.names.eras import names_in
+
     joined = {shard.name for shard in found.joined}
     split = {shard.name for shard in found.split}
     before = {
@@ -284,6 +282,8 @@ def _joined(
     shards: Mapping[str, tuple[str, ...]],
 ) -> Variable:
     """Return what all the `olds` become that would have one name: shards are joined."""
+    from converter.blocks import concatenated
+
     roots = {root_of(checkpoint.roles(), old): old for old in olds}
     order = next((shards[root] for root in roots if root in shards), ())
     if sorted(order) != sorted(roots) or len(roots) != len(olds):
@@ -303,6 +303,8 @@ def _split(
     checkpoint: Checkpoint, variable: Variable, sharded: Sharded, renamed: Mapping[str, str]
 ) -> list[Variable]:
     """Return the shards of a variable, or of a slot of it."""
+    from converter.blocks import block, even_sizes
+
     whole = checkpoint[sharded.name]
     if variable.shape != whole.shape:
         raise PlanError(
