@@ -21,7 +21,7 @@ from structure_maker import Model
 from converter import Checkpoint, PlanError, Role, UsageError, Variable, open_checkpoint
 from converter.cli import cli
 from converter.formats.messages import message
-from converter.names.cells import ERAS, Era
+from converter.names.cells import BY_PLAIN_NAME, ERAS, GATE_KERNELS, Era, plain, spelt
 from converter.names.eras import era_of
 from converter.testing import check_strategy
 
@@ -415,6 +415,14 @@ def test_cells_that_came_later_are_known(name: str, eras: tuple[Era, ...]) -> No
     assert found is not None
     assert found.eras == eras
     assert list(named(Eras("1.0"), source)) == list(source)
+
+
+def test_spellings_of_every_release_come_from_one_table() -> None:
+    assert set(spelt("projection/kernel")) == {"projection/kernel", "projection/weights", "w_p_0"}
+    assert {"gates/linear/matrix", "w_ru", "w_r"} <= set(GATE_KERNELS)
+    assert BY_PLAIN_NAME[plain("LSTMFusedCell_2")].columns == ("i", "j", "f", "o")
+    assert BY_PLAIN_NAME[plain("lstm_block_wrapper")].adds_forget_bias
+    assert not BY_PLAIN_NAME[plain("cudnn_compatible_lstm_cell")].adds_forget_bias
 
 
 class TestGraph:
