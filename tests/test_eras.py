@@ -443,6 +443,7 @@ class TestGraph:
             m.op(op, *(m.input(2, 4, name=n) for n in "xyz"), kernel, name="out")
             source = self.with_graph(m, tmp_path)
             assert list(named(Eras("0.12"), source)) == [f"RNN/{wanted}"]
+            assert not any("is taken for" in note for note in notes(Eras("0.12"), source))
 
     @pytest.mark.parametrize("leaves", [("weights", "biases"), ("W_0", "B")])
     def test_an_lstm_in_a_scope_of_its_own_is_seen(
@@ -482,7 +483,9 @@ class TestGraph:
             for name in names:
                 kernel = m.op(op, m.variable(name, 4, 8))
                 m.op("MatMul", m.input(2, 4, name=f"x_{name[-16:-14]}"), kernel)
-            assert list(named(Eras("1.2"), self.with_graph(m, tmp_path))) == [
+            source = self.with_graph(m, tmp_path)
+            assert not any("is taken for" in note for note in notes(Eras("1.2"), source))
+            assert list(named(Eras("1.2"), source)) == [
                 f"stack_bidirectional_rnn/cell_0/{between}{way}/lstm_cell/kernel"
                 for way in ("fw", "bw")
             ]
