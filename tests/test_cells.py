@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def fates(shapes: Shapes) -> dict[str, str]:
     }
 
 
-def units_of(axis: Axis, sizes: dict[str, int]) -> list[tuple[tuple[str, int], ...]]:
+def units_of(axis: Axis, sizes: Mapping[str, int]) -> list[tuple[tuple[str, int], ...]]:
     """Return of each entry of an axis the units that it is about, without the blocks."""
     found: list[tuple[tuple[str, int], ...]] = []
     for term in axis.terms:
