@@ -381,8 +381,10 @@ class _Rewriter:
 
 def _keep_shape(node: Any) -> None:
     """Give a placeholder the shape that it noted nowhere else, as was usual before 1.4."""
+    if node.op != b"Placeholder":
+        return
     attributes = {entry.key: entry.value for entry in node.attr}
-    if node.op == b"Placeholder" and {b"shape", b"_output_shapes"} <= attributes.keys():
+    if {b"shape", b"_output_shapes"} <= attributes.keys():
         noted = attributes[b"_output_shapes"].list.shape
         told = attributes[b"shape"].shape
         if not told.dim and len(noted) == 1 and not noted[0].unknown_rank:

@@ -78,9 +78,16 @@ class Flow:
 
     def __init__(self, graph: Graph, variables: Iterable[Node]) -> None:
         self._graph = graph
+        # There are far fewer ops than nodes.
+        names = {node.op for node in graph.nodes}
+        self._noise = {name for name in names if _NOISE.fullmatch(name)}
+        effects = {name for name in names if _is_effect(name)}
+        # What takes a tensor, and of which nothing is made of its values.
+        self._ends = effects | {name for name in names if _SHAPES.fullmatch(name)}
+        assignments = {name for name in names if _ASSIGNMENT.fullmatch(name)}
         backward = self._backward()
         self.forward = {
-            node for node in graph.nodes if node not in backward and not is_effect(node)
+            node for node in graph.nodes if node not in backward and node.op not in effects
         }
         self.settings = {
             node for node in graph.nodes if node.op in PLACEHOLDERS and self._is_setting(node)
@@ -96,7 +103,7 @@ class Flow:
         self.updates = [
             node
             for node in graph.nodes
-            if _ASSIGNMENT.fullmatch(node.op)
+            if node.op in assignments
             and node not in backward
             and len(node.inputs) > 1
             and self.kinds[node.inputs[1].node] >= Kind.WEIGHT
@@ -143,10 +150,12 @@ class Flow:
 
     def _backward(self) -> set[Node]:
         """Return the gradients, and all that is made of them."""
+        names = {node.op for node in self._graph.nodes}
+        gradients = {name for name in names if _GRADIENT_OP.fullmatch(name)}
         begin = [
             node
             for node in self._graph.nodes
-            if _BACKWARD.search(node.name) or _GRADIENT_OP.fullmatch(node.op)
+            if node.op in gradients or _BACKWARD.search(node.name)
         ]
         return _reached(begin, lambda node: self._graph.consumers[node])
 
@@ -185,15 +194,14 @@ class Flow:
 
     def _kinds(self, variables: set[Node]) -> dict[Node, Kind]:
         kinds = dict.fromkeys(self._graph.nodes, Kind.CONSTANT)
+        sources = {name for name in {n.op for n in self._graph.nodes} if _SOURCES.fullmatch(name)}
         waiting: list[tuple[Node, Kind]] = []
         for node in self._graph.nodes:
             if node in variables or node.op in VARIABLES:
                 waiting.append((node, Kind.WEIGHT))
-            elif (node.op in PLACEHOLDERS and node not in self.settings) or _SOURCES.fullmatch(
-                node.op
-            ):
+            elif (node.op in PLACEHOLDERS and node not in self.settings) or node.op in sources:
                 waiting.append((node, Kind.DATA))
-            elif _NOISE.fullmatch(node.op):
+            elif node.op in self._noise:
                 waiting.append((node, Kind.NOISE))
         while waiting:
             self._spread(waiting, kinds)
@@ -214,17 +222,13 @@ class Flow:
                 continue
             kinds[node] = kind
             for consumer in self._graph.consumers[node]:
-                is_noise = _NOISE.fullmatch(consumer.op) and kind is not Kind.NOISE
-                if _is_condition(node, consumer):
-                    continue
-                if self._averaged.get(consumer) is node:
-                    continue
                 if (
                     kinds[consumer] < kind
-                    and not is_noise
-                    and not _SHAPES.fullmatch(consumer.op)
+                    and consumer.op not in self._ends
+                    and (kind is Kind.NOISE or consumer.op not in self._noise)
                     and consumer not in self.settings
-                    and not is_effect(consumer)
+                    and not _is_condition(node, consumer)
+                    and self._averaged.get(consumer) is not node
                 ):
                     waiting.append((consumer, kind))
 
@@ -331,7 +335,11 @@ _TAKES_NUMBERS = ops("""
 
 def is_effect(node: Node) -> bool:
     """Whether a node changes a state or writes something, rather than to compute."""
-    return node.op not in _NO_EFFECT and _EFFECT.fullmatch(node.op) is not None
+    return _is_effect(node.op)
+
+
+def _is_effect(op: str) -> bool:
+    return op not in _NO_EFFECT and _EFFECT.fullmatch(op) is not None
 
 
 def _reached(begin: Iterable[Node], following: Callable[[Node], Iterable[Node]]) -> set[Node]:

@@ -8,7 +8,8 @@ is left out where something takes these, which then takes them from where they c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from converter.errors import InputError
@@ -69,7 +70,9 @@ def inline(definition: Any, subject: str) -> list[Raw]:
     functions = {function.signature.name: function for function in definition.library.function}
     found: list[Raw] = []
     names: set[str] = set()
-    waiting = [_raw(node) for node in definition.node]
+    # A graph names the same few attributes and ops in every node.
+    text = functools.cache(_text)
+    waiting = [_raw(node, text) for node in definition.node]
     waiting.reverse()
     while waiting:
         raw = waiting.pop()
@@ -113,17 +116,17 @@ def _without_returns(raws: list[Raw]) -> list[Raw]:
     return [raw for raw in found if raw.name not in taken]
 
 
-def _raw(node: Any) -> Raw:
-    return Raw(
-        _text(node.name),
-        _text(node.op),
-        tuple(_text(i) for i in node.input if not i.startswith(b"^")),
-        {_text(entry.key): entry.value for entry in node.attr},
-    )
-
-
 def _text(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
+
+
+def _raw(node: Any, text: Callable[[bytes], str] = _text) -> Raw:
+    return Raw(
+        _text(node.name),
+        text(node.op),
+        tuple([_text(i) for i in node.input if not i.startswith(b"^")]),
+        {text(entry.key): entry.value for entry in node.attr},
+    )
 
 
 def _bodies(raw: Raw, functions: Mapping[bytes, Any]) -> list[Any]:

@@ -9,9 +9,10 @@ if what stands between keeps a zero a zero.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from collections.abc import Set as AbstractSet
 
-from converter.structure.analysis import Analysis, Tensor
-from converter.structure.atoms import Atom, leaves
+from converter.structure.analysis import Analysis
+from converter.structure.atoms import Atom, find, leaves
 from converter.structure.axis import Growth
 from converter.structure.facts import Facts, Place
 from converter.structure.flow import VARIABLES, Kind
@@ -65,7 +66,27 @@ _ADDS = ops("Add AddV2 Sub BiasAdd")
 _CONTRACTS = ops("MatMul BatchMatMul BatchMatMulV2 BatchMatMulV3 Einsum")
 
 
-def growth(analysis: Analysis, fact: Facts) -> Growth:
+class Carriers:
+    """Which nodes give out tensors that have a width, once nothing is tied any more."""
+
+    def __init__(self, analysis: Analysis) -> None:
+        self._by_atom: dict[Atom, set[Node]] = {}
+        known: dict[Atom, list[Atom]] = {}
+        for node, tensors in analysis.tensors.items():
+            for tensor in tensors:
+                axes = tensor.element.axes if tensor.element is not None else tensor.axes
+                for root in map(find, axes or ()):
+                    if root not in known:
+                        known[root] = leaves(root)
+                    for atom in known[root]:
+                        self._by_atom.setdefault(atom, set()).add(node)
+
+    def of(self, atom: Atom) -> AbstractSet[Node]:
+        """Return the nodes of a width."""
+        return self._by_atom.get(atom, frozenset())
+
+
+def growth(analysis: Analysis, fact: Facts, carriers: Carriers) -> Growth:
     """Tell how a width can be grown."""
     touches = fact.touches
     if not NEVER.isdisjoint(touches):
@@ -73,7 +94,7 @@ def growth(analysis: Analysis, fact: Facts) -> Growth:
     normed = "weight norm" in touches and not _is_only_consumed(analysis, fact)
     if not normed and all(what not in touches for what in _SUMS):
         return "any"
-    zeros = _Zeros(analysis, fact)
+    zeros = _Zeros(analysis, fact, carriers)
     for node, what in _sums(analysis, fact.atom):
         operands = node.inputs if what == "self paired" else node.inputs[:1]
         found = [zeros.is_zero(output) for output in operands]
@@ -82,7 +103,7 @@ def growth(analysis: Analysis, fact: Facts) -> Growth:
     return "zero"
 
 
-def stays_zero(analysis: Analysis, fact: Facts) -> bool:
+def stays_zero(analysis: Analysis, fact: Facts, carriers: Carriers) -> bool:
     """Tell whether units that are made of zeros reach all that consumes them as zeros.
 
     Then neither side gets a gradient if both are zero: a unit that is zero in what makes it and in
@@ -90,7 +111,7 @@ def stays_zero(analysis: Analysis, fact: Facts) -> bool:
     """
     if "lookup" in fact.touches or "sum" in fact.touches or not fact.by_use("consume"):
         return False
-    zeros = _Zeros(analysis, fact)
+    zeros = _Zeros(analysis, fact, carriers)
     for found in fact.uses.values():
         if (node := found.get("consume")) is None:
             continue
@@ -101,13 +122,16 @@ def stays_zero(analysis: Analysis, fact: Facts) -> bool:
     return True
 
 
-def mark_poles(analysis: Analysis, fact: Facts) -> None:
+def mark_poles(analysis: Analysis, fact: Facts, carriers: Carriers) -> None:
     """Mark what gives infinities for units that are zero: nothing takes these off again.
 
     They are told apart by when: `pole` if what makes the units is zero, `constant pole` where it
     is not made, but follows, so that it is zero whatever makes the units.
     """
-    ways = (("pole", _Zeros(analysis, fact)), ("constant pole", _Zeros(analysis, fact, made=False)))
+    ways = (
+        ("pole", _Zeros(analysis, fact, carriers)),
+        ("constant pole", _Zeros(analysis, fact, carriers, made=False)),
+    )
     for node in analysis.events:
         place = _POLES.get(node.op)
         if place is None or place >= len(node.inputs):
@@ -147,15 +171,13 @@ class _Zeros:
         made: whether it is; if not, what is zero then is so by itself.
     """
 
-    def __init__(self, analysis: Analysis, fact: Facts, *, made: bool = True) -> None:
+    def __init__(
+        self, analysis: Analysis, fact: Facts, carriers: Carriers, *, made: bool = True
+    ) -> None:
         self._analysis = analysis
         self._fact = fact
         self._made = made
-        self._carriers = {
-            node
-            for node, tensors in analysis.tensors.items()
-            if any(self._carries(tensor) for tensor in tensors)
-        }
+        self._carriers = carriers.of(fact.atom)
         # All are taken to be zero until one is seen not to be: so a loop's state may be.
         self._others: set[Node] = set()
         waiting = list(self._carriers)
@@ -171,10 +193,6 @@ class _Zeros:
 
     def is_zero(self, output: Output) -> bool:
         return output.node in self._carriers and output.node not in self._others
-
-    def _carries(self, tensor: Tensor) -> bool:
-        axes = tensor.element.axes if tensor.element is not None else tensor.axes
-        return any(self._fact.atom in leaves(atom) for atom in axes or ())
 
     def _stays_zero(self, node: Node) -> bool:
         if node.op in VARIABLES or node in self._analysis.variables:

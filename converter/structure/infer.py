@@ -25,7 +25,7 @@ from converter.structure.flow import READS
 from converter.structure.followers import Axes, Uses, follows, with_followers
 from converter.structure.gates import labels_of
 from converter.structure.graph import Graph, Node, read_graph
-from converter.structure.growth import growth, mark_poles, stays_zero
+from converter.structure.growth import Carriers, growth, mark_poles, stays_zero
 from converter.structure.normalised import normalised
 from converter.structure.run import Findings, analyse
 
@@ -176,9 +176,10 @@ def infer_from(graph: Graph, checkpoint: Checkpoint, layout: Layout | None = Non
     factors = classes.scale_factors(findings.analysis, facts, moving)
     writer = _Writer(names, labels_of(findings.analysis, facts.values(), products))
     axes, uses = _axes(checkpoint, roles, products, facts, names, writer)
+    carriers = Carriers(findings.analysis)
     structure = Structure(
         {
-            names[atom]: _width(names[atom], fact, verdicts[atom], findings.analysis)
+            names[atom]: _width(names[atom], fact, verdicts[atom], findings.analysis, carriers)
             for atom, fact in widths.items()
         },
         axes,
@@ -279,13 +280,15 @@ def _is_fixed(fact: Facts, products: Mapping[Place, Sequence[Product]]) -> bool:
     return not alone or not fact.by_use("produce", "consume")
 
 
-def _width(name: str, fact: Facts, verdict: classes.Verdict, analysis: Analysis) -> Width:
+def _width(
+    name: str, fact: Facts, verdict: classes.Verdict, analysis: Analysis, carriers: Carriers
+) -> Width:
     produced = fact.by_use("produce")
     consumed = fact.by_use("consume")
     rest = list(dict.fromkeys(place.variable for place in fact.places))
-    grows = growth(analysis, fact) if verdict.resizable else "none"
+    grows = growth(analysis, fact, carriers) if verdict.resizable else "none"
     if grows != "none":
-        mark_poles(analysis, fact)
+        mark_poles(analysis, fact, carriers)
     return Width(
         name,
         size_of(fact.atom) or 0,
@@ -297,7 +300,7 @@ def _width(name: str, fact: Facts, verdict: classes.Verdict, analysis: Analysis)
         tuple(n for n in rest if n not in produced and n not in consumed),
         verdict.why,
         tuple((what, f"{node.op} {node.name}") for what, node in fact.touches.items()),
-        grows != "none" and stays_zero(analysis, fact),
+        grows != "none" and stays_zero(analysis, fact, carriers),
         normalised(analysis, fact) if verdict.resizable and grows == "none" else None,
     )
 
