@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from converter.patterns import by_name, matching, select
     from converter.pipeline import Result, convert
     from converter.resize.coupled import Coupled
-    from converter.resize.resizer import Resizer
     from converter.resize.units import Matrix, Units, WidthMap
+    from converter.resizer import Resizer
     from converter.strategy import Beside, Strategy
-    from converter.structure.axis import Width
+    from converter.structure.axes.axis import Width
     from converter.variable import Array, Region, Stored, Variable, shape_of
 
 __version__ = "0.1.0"
@@ -72,10 +72,10 @@ _HOMES = {
     "patterns": ("by_name", "matching", "select"),
     "pipeline": ("Result", "convert"),
     "resize.coupled": ("Coupled",),
-    "resize.resizer": ("Resizer",),
     "resize.units": ("Matrix", "Units", "WidthMap"),
+    "resizer": ("Resizer",),
     "strategy": ("Beside", "Strategy"),
-    "structure.axis": ("Width",),
+    "structure.axes.axis": ("Width",),
     "variable": ("Array", "Region", "Stored", "Variable", "shape_of"),
 }
 

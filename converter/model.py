@@ -5,17 +5,18 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from types import TracebackType
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from converter.checkpoint import Checkpoint
+from converter.closing import Closing
 from converter.errors import InputError
 from converter.forward.find import find_forward
-from converter.forward.graph import Tensor, read_graph
 from converter.forward.variables import Held
+from converter.graph.node import Tensor
+from converter.graph.written import read_graph
 from converter.proof import Question, compare, given_by, start
 from converter.variable import Array
 
@@ -41,7 +42,7 @@ _NOISE = frozenset(
 )
 
 
-class Model:
+class Model(Closing):
     """The forward part of a checkpoint's graph, with inputs that are given or drawn.
 
     Noise that the graph adds is drawn once, and fed from then on.
@@ -104,15 +105,7 @@ class Model:
         self.values: Values = {key: checkpoint[key].read() for key in keys}
         self._assigned = dict(self.values)
 
-    def __enter__(self) -> Model:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._session.close()
 
     def precision(self) -> float:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
+from converter.closing import Closing
 from converter.dtype import BY_TENSORFLOW, DType
 from converter.errors import ConverterError, InputError, UsageError
 from converter.forward.find import Forward
-from converter.forward.graph import Tensor
 from converter.forward.prune import prune
 from converter.forward.variables import Held, check_shape
+from converter.graph.node import Tensor
 from converter.variable import Array, Variable
 
 _MAX_THREADS = 4
@@ -57,7 +57,7 @@ def can_run() -> Callable[[str], bool]:
     return lambda op: op_def_registry.get(op) is not None
 
 
-class Session:
+class Session(Closing):
     """A graph with the values of a checkpoint's variables, ready to be run.
 
     It is a context manager, which frees what it holds.
@@ -99,17 +99,6 @@ class Session:
         self._assigned: dict[str, Array] = {}
         self._initialize()
         self._is_fresh = True
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free what it holds."""
@@ -180,7 +169,7 @@ class Session:
 
     def _import(self, tf: Any) -> None:
         definition = tf.compat.v1.GraphDef.FromString(self._pruned.definition)
-        meta = self._forward.graph.meta
+        meta = self._forward.graph.definition.meta
         producer = None
         if meta is not None and meta.meta_info_def.stripped_op_list:
             from tensorflow.core.framework import op_def_pb2

@@ -14,10 +14,12 @@ from structure_maker import told
 
 from converter import Checkpoint, Variable, open_checkpoint
 from converter.errors import PlanError
-from converter.structure.axis import Axis, Blocks
+from converter.graph.node import Output
+from converter.graph.ordered import read_ordered
+from converter.structure.axes.axis import Axis, Blocks
 from converter.structure.cells import by_name, labels_by_name
-from converter.structure.graph import Output, read_graph
-from converter.structure.infer import Structure, infer, infer_from
+from converter.structure.infer import infer, infer_from
+from converter.structure.structure import Structure
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -65,7 +67,7 @@ def units_of(axis: Axis, sizes: Mapping[str, int]) -> list[tuple[tuple[str, int]
 @pytest.mark.parametrize("one", VALID, ids=lambda one: one.name)
 def test_names_claim_nothing_that_the_graph_denies(one: Case) -> None:
     source = open_checkpoint(one.path)
-    if read_graph(source) is None:
+    if read_ordered(source) is None:
         return
     graph = infer(source)
     names = by_name(source, source.roles())
@@ -502,7 +504,7 @@ def test_bert_with_another_shape_is_none() -> None:
 def test_gates_that_names_and_graph_tell_differently_are_refused() -> None:
     """A cell whose new input stands where its name promises the forget gate."""
     source = open_checkpoint(case("tf14_v2_charlm_lstm_ema").path)
-    graph = read_graph(source)
+    graph = read_ordered(source)
     assert graph is not None
     split = graph.by_name["charlm/rnn/while/rnn/lstm_cell/split"]
     swapped = {1: 2, 2: 1}

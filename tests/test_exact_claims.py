@@ -14,12 +14,14 @@ from model_maker import Maker, N, asked, save
 
 from converter import Checkpoint, PlanError, Resizer, open_checkpoint
 from converter.initializer import parse_initializer
+from converter.initializers import BUILT_IN
 from converter.plan import make_plan
 from converter.proof import Question, prove_plan
+from converter.structure.infer import structure_of
 
 pytestmark = pytest.mark.slow
 
-LIVE = parse_initializer("glorot_uniform")
+LIVE = parse_initializer("glorot_uniform", BUILT_IN)
 Build = Callable[[Maker], list[Any]]
 
 
@@ -127,7 +129,7 @@ EXACT: dict[str, dict[str, set[str]]] = {
 def exact_ones(checkpoint: Checkpoint, question: Question) -> dict[str, set[str]]:
     """Return how each width can be resized exactly, by the plan, after running every one."""
     found: dict[str, set[str]] = {}
-    for name, width in checkpoint.structure().widths.items():
+    for name, width in structure_of(checkpoint).widths.items():
         for label, make in RESIZERS.items() if width.resizable else ():
             try:
                 plan = make_plan(checkpoint, [make(name, width.size)])

@@ -12,7 +12,7 @@ from conftest import CASES, VALID, Case, case
 from converter import open_checkpoint
 from converter.cli import cli
 from converter.errors import PlanError, UsageError
-from converter.structure.graph import read_graph
+from converter.graph.ordered import read_ordered
 from converter.structure.infer import infer
 from converter.structure.layout import layout_text, read_layout, write_layout
 
@@ -161,7 +161,7 @@ def test_a_layout_is_written_once(lstm: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("one", VALID, ids=lambda one: one.name)
 def test_a_layout_is_read_as_it_was_written(one: Case, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(one.path)
-    if read_graph(checkpoint) is None:
+    if read_ordered(checkpoint) is None:
         return
     structure = infer(checkpoint)
     names = [name for name in checkpoint if checkpoint[name].shape]

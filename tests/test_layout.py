@@ -13,8 +13,9 @@ from structure_maker import told
 
 from converter import Checkpoint, Variable, open_checkpoint
 from converter.errors import PlanError, UsageError
-from converter.structure.infer import Structure, infer
+from converter.structure.infer import infer
 from converter.structure.layout import Layout, layout_text, read_layout
+from converter.structure.structure import Structure
 
 LSTM = "tf14_v2_charlm_lstm_ema"
 CELL = "charlm/rnn/lstm_cell"
@@ -210,6 +211,12 @@ def test_lengths_that_contradict_a_layout(tmp_path: Path, text: str, message: st
     with pytest.raises(PlanError) as error:
         inferred(tmp_path, text)
     assert str(error.value).startswith(f"{tmp_path / 'layout.toml'}: {message}")
+
+
+def test_what_is_no_toml_is_told_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as error:
+        layout(tmp_path, "[widths.units]\nsize = \n")
+    assert str(error.value) == f"{tmp_path / 'layout.toml'}:2: invalid value"
 
 
 def test_what_names_ask_for_is_answered(tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ from converter import Checkpoint, open_checkpoint
 from converter.model import Model
 from converter.permutation import permute
 from converter.proof import Question
-from converter.structure.axis import Axis, Blocks
-from converter.structure.infer import Structure, infer
+from converter.structure.axes.axis import Axis, Blocks
+from converter.structure.infer import infer
+from converter.structure.structure import Structure
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,9 @@ from conftest import DATA, VALID, Case, case
 
 from converter import open_checkpoint
 from converter.errors import InputError
-from converter.structure.axis import Equation, check
-from converter.structure.infer import Structure, infer
+from converter.structure.axes.axis import Equation, check
+from converter.structure.infer import infer
+from converter.structure.structure import Structure
 
 # Written down by reading the models: expressions and uses of each axis, and what widths allow.
 KNOWN = json.loads((DATA / "structure.json").read_text())

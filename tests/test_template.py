@@ -12,8 +12,9 @@ from conftest import case
 
 from converter import Checkpoint, Variable, open_checkpoint
 from converter.errors import PlanError
-from converter.structure.axis import Axis, Width
-from converter.structure.infer import Structure, infer
+from converter.structure.axes.axis import Axis, Width
+from converter.structure.infer import infer
+from converter.structure.structure import Structure
 from converter.structure.template import sizes_like
 
 LSTM = {

@@ -20,8 +20,8 @@ from converter.resize.maps import AxisMap, panels
 from converter.resize.noise import Noise, add_noise, copies
 from converter.resize.taking import of_both, of_gradients, of_values, plain
 from converter.resize.units import Matrix, UnitMap, Units, WidthMap
-from converter.structure.axis import Axis, Use
-from converter.structure.infer import Structure
+from converter.structure.axes.axis import Axis, Use
+from converter.structure.structure import Structure
 from converter.variable import Variable
 
 _AxisUses = Mapping[str, tuple[Use, ...]]

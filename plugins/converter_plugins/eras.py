@@ -5,24 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from converter import (
-    Checkpoint,
-    PlanError,
-    Strategy,
-    UsageError,
-    Variable,
-    by_name,
-    hookimpl,
-    matching,
-    option,
-)
-from converter.blocks import block, concatenated, even_sizes
+from converter import PlanError, Strategy, UsageError, by_name, hookimpl, matching, option
 from converter.names.cells import Era
-from converter.names.eras import EraNames, Sharded, era_of, names_in
-from converter.names.evidence import MAX_DEPTH
 from converter.names.follow import followers, following, root_of
+
+if TYPE_CHECKING:
+    from converter import Checkpoint, Variable
+    from converter.names.eras import EraNames, Sharded
 
 Kind = Literal["LSTMBlockCell", "GRUBlockCellV2", "ConvLSTMCell", "static", "own"]
 
@@ -60,6 +51,7 @@ class Eras(Strategy):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for glob, count in self.shards.items():
             if count < 1:
                 raise UsageError(f"{glob!r} cannot be in {count} shards; give at least 1")
@@ -86,6 +78,8 @@ class Eras(Strategy):
         return result
 
     def notes(self, checkpoint: Checkpoint) -> Iterable[str]:
+        from converter.names.eras import era_of
+
         names = _of_model(checkpoint)
         era = era_of(checkpoint, names)
         if era is None:
@@ -105,6 +99,8 @@ class Eras(Strategy):
             yield from _changed(checkpoint, found, era.eras[0])
 
     def _names(self, checkpoint: Checkpoint) -> EraNames:
+        from converter.names.eras import names_in
+
         names = _of_model(checkpoint)
         scopes = _scopes(names)
         classes: dict[str, str] = {}
@@ -133,6 +129,8 @@ def _of_model(checkpoint: Checkpoint) -> list[str]:
 
 def _scopes(names: Iterable[str]) -> list[str]:
     """Return all scopes that names stand in."""
+    from converter.names.evidence import MAX_DEPTH
+
     found: dict[str, None] = {}
     for name in names:
         parts = name.split("/", MAX_DEPTH)
@@ -180,6 +178,8 @@ def _scoped(checkpoint: Checkpoint) -> Iterable[str]:
 
 def _changed(checkpoint: Checkpoint, found: EraNames, era: Era) -> Iterable[str]:
     """Say which names would be others if the new ones were brought back."""
+    from converter.names.eras import names_in
+
     joined = {shard.name for shard in found.joined}
     split = {shard.name for shard in found.split}
     before = {
@@ -207,6 +207,8 @@ def _joined(
     shards: Mapping[str, tuple[str, ...]],
 ) -> Variable:
     """Return what all the `olds` become that would have one name: shards are joined."""
+    from converter.blocks import concatenated
+
     roots = {root_of(checkpoint.roles(), old): old for old in olds}
     order = next((shards[root] for root in roots if root in shards), ())
     if sorted(order) != sorted(roots) or len(roots) != len(olds):
@@ -226,6 +228,8 @@ def _split(
     checkpoint: Checkpoint, variable: Variable, sharded: Sharded, renamed: Mapping[str, str]
 ) -> list[Variable]:
     """Return the shards of a variable, or of a slot of it."""
+    from converter.blocks import block, even_sizes
+
     whole = checkpoint[sharded.name]
     if variable.shape != whole.shape:
         raise PlanError(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from converter import Checkpoint, Strategy, UsageError, Variable, hookimpl, option, select
-from converter.formats import OBJECT_GRAPH_KEY
+from converter import Strategy, UsageError, hookimpl, option, select
+
+if TYPE_CHECKING:
+    from converter import Checkpoint, Variable
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,13 @@ class Keep(Strategy):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.keep:
             raise UsageError("at least one glob or word is needed")
 
     def apply(self, checkpoint: Checkpoint) -> Iterable[Variable]:
+        from converter.formats import OBJECT_GRAPH_KEY
+
         chosen = {name for pattern in self.keep for name in select(pattern, checkpoint)}
         return [v for name, v in checkpoint.items() if name in chosen or name == OBJECT_GRAPH_KEY]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+from converter.structure.axes.scopes import scope_of
 from converter.structure.cells.layer import (
     Known,
     Layer,
@@ -17,7 +18,6 @@ from converter.structure.cells.layer import (
     shifted,
     still,
 )
-from converter.structure.naming import scope_of
 
 # What bears the one name has the other for its bias.
 _PAIRS: Mapping[str, str] = {
