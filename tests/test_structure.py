@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
+import traceback
 from pathlib import Path
 
 import pytest
 from conftest import DATA, VALID, Case, case
 
 from converter import open_checkpoint
-from converter.errors import InputError
+from converter.errors import InputError, PlanError
+from converter.regraph import regraph
 from converter.structure.axes.axis import Equation, check
 from converter.structure.infer import infer
 from converter.structure.structure import Structure
@@ -165,3 +168,35 @@ def test_it_takes_no_time() -> None:
     # 4,068 nodes take a tenth of a second; TensorFlow imports them in half a second.
     assert time.perf_counter() - began < 3
     assert len(structure.graph.findings.analysis.graph.nodes) == 4068
+
+
+def test_no_garbage_is_looked_for_while_graphs_are_read_and_written() -> None:
+    checkpoint = open_checkpoint(case("tf14_v2_rotation").path)
+    found: list[str] = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            # Both are asked from here.
+            frames = {frame.name for frame in traceback.extract_stack()}
+            found.extend(frames & {"infer", "regraph"})
+
+    gc.callbacks.append(note)
+    before = gc.get_threshold()
+    gc.set_threshold(1, 1, 1)
+    try:
+        structure = infer(checkpoint)
+        width = next(name for name, width in structure.widths.items() if width.resizable)
+        with pytest.raises(PlanError, match="a width cannot be 0"):
+            regraph(checkpoint, structure, {width: 0})
+        assert regraph(checkpoint, structure, {width: 7}).meta
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(note)
+    assert not found
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        infer(checkpoint)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from converter.allocation import without_collections
 from converter.checkpoint import Checkpoint
 from converter.errors import InputError, PlanError, UsageError, did_you_mean, printable
 from converter.formats.messages import message
@@ -56,6 +57,7 @@ class Regraphed:
     rescaled: tuple[Rescaled, ...]
 
 
+@without_collections()
 def regraph(source: Checkpoint, structure: Structure, sizes: Mapping[str, int]) -> Regraphed:
     """Return the graph of a checkpoint as its own code would build it at other sizes.
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from converter.allocation import without_collections
 from converter.errors import PlanError
 from converter.graph.node import Node
 from converter.graph.ops import READS
@@ -56,6 +57,7 @@ def structure_of(checkpoint: Checkpoint, layout: Layout | None = None) -> Struct
     return checkpoint.once(key, lambda: follow(before, origin, checkpoint))
 
 
+@without_collections()
 def infer(checkpoint: Checkpoint, layout: Layout | None = None) -> Structure:
     """Tell the structure of a checkpoint from its graph; where there is none, from its names.
 
