@@ -16,6 +16,7 @@ from converter.errors import InputError
 from converter.forward.find import find_forward
 from converter.forward.variables import Held
 from converter.graph.node import Tensor
+from converter.graph.ops import DRAWS
 from converter.graph.written import read_graph
 from converter.proof import Question, compare, given_by, start
 from converter.variable import Array
@@ -28,18 +29,6 @@ _ALIKE = 0.01
 # Values that are nowhere larger are as good as zeros.
 _TINY = 1e-3
 _JITTER = 0.1
-# These draw numbers that depend on nothing.
-_NOISE = frozenset(
-    {
-        "ParameterizedTruncatedNormal",
-        "RandomStandardNormal",
-        "RandomUniform",
-        "StatelessRandomNormal",
-        "StatelessRandomUniform",
-        "StatelessTruncatedNormal",
-        "TruncatedNormal",
-    }
-)
 
 
 class Model(Closing):
@@ -78,7 +67,7 @@ class Model(Closing):
         noise = [
             Tensor(name)
             for name in self.forward.random
-            if graph.nodes[name].op in _NOISE and name not in graph.frames
+            if graph.nodes[name].op in DRAWS and name not in graph.frames
         ]
         wanted = self.forward
         if noise:

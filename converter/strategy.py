@@ -88,7 +88,7 @@ class Strategy:
             if value is option_.default or value == option_.default:
                 continue
             try:
-                checked = option_.check(_plain_numbers(value))
+                checked = option_.check(_plain_numbers(value), classes=_built_in(option_))
             except UsageError as error:
                 raise UsageError(f"{self.name}: {option_.name} {error}") from None
             object.__setattr__(self, option_.name, checked)
@@ -164,6 +164,15 @@ def _options_of(strategy: type[Strategy]) -> tuple[Option, ...]:
         return options(strategy)
     except ConverterError:
         return ()
+
+
+def _built_in(option_: Option) -> Mapping[str, type[Initializer]] | None:
+    """Return the initializers that a text can name; None for an option that takes none."""
+    if option_.kind.read is None:
+        return None
+    from converter.initializers import BUILT_IN
+
+    return BUILT_IN
 
 
 def _plain_numbers(value: object) -> object:

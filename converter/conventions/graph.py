@@ -258,7 +258,7 @@ class Seen:
             for product in self._consumers(Output(forget, 0))
             if product.op == "Mul"
             for total in self._consumers(Output(product, 0))
-            if total.op in ("Add", "AddV2")
+            if total.op in ADDS
         ]
         if cell.projection is not None:
             uses = self._uses(cell.projection.sources[0])

@@ -27,6 +27,7 @@ from converter.graph.ops import (
     VARIABLES,
     is_effect,
 )
+from converter.graph.slices import read_slice
 from converter.graph.written import Graph
 from converter.variable import Array, Region, Variable, whole
 
@@ -215,20 +216,12 @@ def _variable(graph: Graph, source: Tensor) -> str | None:
 
 
 def _region(spec: str) -> Region | None:
-    """Return the region that `"48 20 0,48:0,10"` says: the full shape, then a slice for each axis.
-
-    None where it is empty, or cannot be read: then the shape decides.
-    """
-    sizes, _, slices = spec.rpartition(" ")
-    if not sizes:
-        return None
-    region = []
+    """Return the region that a saver takes; None for all of it, or where the shape decides."""
     try:
-        for size, part in zip(map(int, sizes.split()), slices.split(":"), strict=True):
-            start, length = (0, size) if part == "-" else map(int, part.split(","))
-            if not 0 <= start <= start + length <= size:
-                return None
-            region.append(slice(start, start + length))
-    except ValueError:
+        part = read_slice(spec)
+    except InputError:
         return None
-    return tuple(region)
+    if part is None:
+        return None
+    pairs = zip(part.offset, part.shape, strict=True)
+    return tuple(slice(begin, begin + size) for begin, size in pairs)

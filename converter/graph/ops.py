@@ -42,12 +42,16 @@ TABLES = re.compile(r"(Mutable)?(Dense)?HashTable(OfTensors)?(V[234])?|Anonymous
 FILLS = re.compile(r"InitializeTable(FromTextFile)?(V2)?|LookupTableImport(V2)?")
 """What gives a lookup table its contents."""
 
-NOISE = ops("""
-    RandomUniform RandomUniformInt RandomStandardNormal RandomGamma RandomPoisson RandomPoissonV2
-    TruncatedNormal ParameterizedTruncatedNormal StatelessRandomUniform StatelessRandomUniformV2
-    StatelessRandomUniformInt StatelessRandomUniformIntV2 StatelessRandomUniformFullInt
-    StatelessRandomUniformFullIntV2 StatelessRandomNormal StatelessRandomNormalV2
+DRAWS = ops("""
+    RandomUniform RandomStandardNormal TruncatedNormal ParameterizedTruncatedNormal
+    StatelessRandomUniform StatelessRandomUniformV2 StatelessRandomNormal StatelessRandomNormalV2
     StatelessTruncatedNormal StatelessTruncatedNormalV2 StatelessParameterizedTruncatedNormal
+    """)
+"""What draws floats that depend on no data, of the shape that its first input says."""
+
+NOISE = DRAWS | ops("""
+    RandomUniformInt RandomGamma RandomPoisson RandomPoissonV2 StatelessRandomUniformInt
+    StatelessRandomUniformIntV2 StatelessRandomUniformFullInt StatelessRandomUniformFullIntV2
     StatelessRandomGammaV2 StatelessRandomGammaV3 StatelessRandomPoisson
     """)
 """What draws a tensor of the shape that its first input says."""
@@ -125,7 +129,10 @@ ARRAY_MOVES = ARRAY_READS | ops("""
 
 ADDS = ops("Add AddV2")
 BIAS_ADDS = ops("BiasAdd BiasAddV1")
-DIVISIONS = ops("RealDiv Div DivNoNan")
+QUOTIENTS = ops("RealDiv Div")
+"""What divides, with a pole where the divisor is zero."""
+
+DIVISIONS = QUOTIENTS | ops("DivNoNan")
 RECIPROCALS = ops("Reciprocal Inv")
 COMPARING = ops("Less LessEqual Greater GreaterEqual")
 MATMULS = ops("MatMul BatchMatMul BatchMatMulV2 BatchMatMulV3")

@@ -6,47 +6,24 @@ Calls of functions are replaced by what the function does, so that a graph has n
 from __future__ import annotations
 
 import heapq
-import math
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from converter.dtype import BY_TENSORFLOW
 from converter.errors import InputError
-from converter.formats.messages import parse
+from converter.graph.constants import Constant, read_constant, read_strings
 from converter.graph.definition import Definition, read_definition
 from converter.graph.functions import inline
-from converter.graph.node import Node, Output, Shape, shape_of, texts
+from converter.graph.node import Node, Output, Shape
 from converter.graph.ops import ENTERS, EXITS, IDENTITIES, MERGES, NEXT_ITERATION, SWITCHES, ops
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
 
-_MAX_VALUES = 4096
-_FIELDS = {
-    "float32": "float_val",
-    "float64": "double_val",
-    "int64": "int64_val",
-    "bool": "bool_val",
-}
 _PUSHES = ops("StackPush StackPushV2")
 _POPS = ops("StackPop StackPopV2")
 # What the handle of a stack goes through.
 _HANDS_ON = IDENTITIES | ENTERS | SWITCHES
 _MAX_PASSED = 64
-
-
-class Constant(NamedTuple):
-    """A constant: its shape, and its values in the order of memory where they are few.
-
-    Attributes:
-        is_whole: whether its values are integers or truths.
-    """
-
-    shape: tuple[int, ...]
-    values: tuple[float, ...] | None
-    is_whole: bool = False
 
 
 class OrderedGraph:
@@ -105,60 +82,14 @@ class OrderedGraph:
 
     def constant(self, node: Node) -> Constant | None:
         """Return a constant; None where the node holds none that numbers can stand for."""
-        value = node.attributes.get("value")
-        if node.op != "Const" or value is None:
-            return None
-        return _constant(value.tensor, f"{self.path}: the constant {node.name}")
+        return read_constant(node, self.path)
 
     def strings(self, node: Node) -> list[str]:
         """Return the texts that a constant holds; none where it is no such constant."""
         # Every variable of a large model is looked up in one list of all names.
         if node not in self._strings:
-            self._strings[node] = self._read_strings(node)
+            self._strings[node] = read_strings(node, self.path)
         return self._strings[node]
-
-    def _read_strings(self, node: Node) -> list[str]:
-        value = node.attributes.get("value")
-        if node.op != "Const" or value is None:
-            return []
-        proto = parse("TensorProto", value.tensor, f"{self.path}: the constant {node.name}")
-        return list(texts(proto.string_val))
-
-
-def _constant(data: bytes, subject: str) -> Constant | None:
-    """Decode a TensorProto of which the values are wanted only where they are few."""
-    if len(data) > 16 * _MAX_VALUES:
-        head = parse("TensorHead", data, subject)
-        shape = shape_of(head.tensor_shape)
-        return None if shape is None or None in shape else Constant(_known(shape), None)
-    proto = parse("TensorProto", data, subject)
-    shape = shape_of(proto.tensor_shape)
-    dtype = BY_TENSORFLOW.get(proto.dtype)
-    if shape is None or None in shape:
-        return None
-    sizes = _known(shape)
-    count = math.prod(sizes)
-    if dtype is None or not dtype.is_number or count > _MAX_VALUES or "complex" in dtype.name:
-        return Constant(sizes, None)
-    if proto.tensor_content:
-        if dtype.numpy is None or len(proto.tensor_content) != count * dtype.itemsize:
-            return Constant(sizes, None)
-        values = np.frombuffer(proto.tensor_content, dtype.numpy).astype(dtype.wide).tolist()
-    elif proto.half_val:
-        values = (
-            np.array(proto.half_val, "<u2").view(dtype.numpy or "<f2").astype(dtype.wide).tolist()
-        )
-    else:
-        values = list(getattr(proto, _FIELDS.get(dtype.name, "int_val")))
-    if len(values) > count:
-        return Constant(sizes, None)
-    # TensorFlow leaves out what repeats the last value, and zeros altogether.
-    values = (*values, *(values[-1:] or [0]) * (count - len(values)))
-    return Constant(sizes, values, "int" in dtype.name or dtype.name == "bool")
-
-
-def _known(shape: Sequence[int | None]) -> tuple[int, ...]:
-    return tuple(size or 0 for size in shape)
 
 
 def _sorted(nodes: list[Node]) -> list[Node]:

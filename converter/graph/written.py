@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.dtype import BOOL, INT32, DType
 from converter.errors import InputError, UsageError, did_you_mean
-from converter.formats.tensor_proto import Values, walk
-from converter.formats.wire import BYTES, Field, Source
+from converter.graph.constants import read_array, read_shape
 from converter.graph.definition import Definition, definition_of, read_definition
 from converter.graph.node import Node, Shape, Tensor, dtype_of, read_node, tensor, text_of
 from converter.graph.ops import (
@@ -24,12 +21,11 @@ from converter.graph.ops import (
     VARIABLES,
     is_effect,
 )
-from converter.variable import Array, whole
+from converter.variable import Array
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
 
-_MAX_CONSTANT = 1 << 16
 _MAX_PASSED = 64
 # Where an op has no attribute that says its dtype, or has several: the attribute or the dtype.
 _DTYPE_OF = {
@@ -136,8 +132,8 @@ class Graph:
             said = node.shape("shape")
             is_unsaid = said == () and not self.definition.has_scalar_placeholders
             return None if node.op == "Placeholder" and is_unsaid else said
-        if node.op == "Const" and (value := node.attributes.get("value")) is not None:
-            return walk(_field(value.tensor, self.path, node.name)).shape
+        if node.op == "Const" and (shape := read_shape(node, self.path)) is not None:
+            return shape
         if node.op not in DEQUEUES:
             return None
         listed = (node.shape(key, port) for key in ("output_shapes", "shapes"))
@@ -164,15 +160,7 @@ class Graph:
     def constant(self, source: Tensor) -> Array | None:
         """Return the value of a constant of moderate size, or None for everything else."""
         node = self.nodes.get(self.origin(source).node)
-        value = node.attributes.get("value") if node is not None and node.op == "Const" else None
-        if node is None or value is None:
-            return None
-        proto = walk(_field(value.tensor, self.path, node.name))
-        if proto.dtype is None or proto.dtype.numpy is None:
-            return None
-        if math.prod(proto.shape) > _MAX_CONSTANT:
-            return None
-        return Values(proto, proto.dtype, proto.shape, repeat=True).load(whole(proto.shape))
+        return None if node is None else read_array(node, self.path)
 
     def origin(self, source: Tensor) -> Tensor:
         """Follow a tensor back through what passes it on unchanged."""
@@ -255,10 +243,3 @@ def _names(checkpoint: Checkpoint) -> dict[str, str]:
 
 def _sizes(shape: Shape | None) -> tuple[int, ...] | None:
     return None if shape is None else tuple(-1 if size is None else size for size in shape)
-
-
-def _field(data: bytes, path: Path, name: str) -> Field:
-    source = Source(
-        lambda start, size: data[start : start + size], len(data), f"{path}: constant {name}"
-    )
-    return Field(source, 0, BYTES, 0, 0, len(data))

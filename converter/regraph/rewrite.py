@@ -20,6 +20,7 @@ from converter.graph.definition import Definition, read_definition
 from converter.graph.node import Node, tensor, text_of
 from converter.graph.ops import RESTORES, SAVES, UNSLICED
 from converter.graph.ordered import OrderedGraph
+from converter.graph.slices import read_slice
 from converter.regraph.factors import Rescaled, changes
 from converter.regraph.matrices import turned
 from converter.regraph.sizes import Sizes
@@ -27,7 +28,7 @@ from converter.regraph.slices import Slices, specification
 from converter.regraph.tensors import MAX_ENTRIES, Constant
 from converter.structure.lengths import Lengths, lengths
 from converter.structure.tensors.run import analyse
-from converter.structure.tensors.variables import Binding, bind, read_slice
+from converter.structure.tensors.variables import Binding, bind
 
 if TYPE_CHECKING:
     from converter.structure.axes.axis import Axis

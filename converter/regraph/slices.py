@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from converter.graph.node import Node
+from converter.graph.slices import Slice
 from converter.regraph.sizes import Sizes
 from converter.structure.axes.axis import Axis
-from converter.structure.tensors.variables import Binding, Slice
+from converter.structure.tensors.variables import Binding
 
 if TYPE_CHECKING:
     from converter.structure.lengths import Lengths

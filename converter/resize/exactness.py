@@ -10,33 +10,19 @@ import numpy as np
 
 from converter.initializer import Zeros
 from converter.resize.units import Units, WidthMap
-from converter.structure.axes.axis import Touch, Width
+from converter.structure.axes.axis import AVERAGING, SINGLING, Touch, Width
 from converter.structure.structure import SizeFactor, Structure
 
 # What is not the same with some units twice, though their shares add up to one.
-_COUNTING: frozenset[Touch] = frozenset(
-    [
-        "choice",
-        "constant",
-        "dynamic",
-        "index",
-        "input",
-        "label",
-        "norm",
-        "opaque",
-        "output",
-        "rest",
-        "self paired",
-        "softmax",
-        "square sum",
-        "sum",
-        "unread",
-        "weight norm",
-    ]
-)
-# What only asks that every unit stands there as often as any other.
-_AVERAGING: frozenset[Touch] = frozenset(["mean", "square mean", "variance"])
-_SEEN = _COUNTING | _AVERAGING
+_COUNTING: frozenset[Touch] = SINGLING | {
+    "input",
+    "norm",
+    "self paired",
+    "square sum",
+    "sum",
+    "weight norm",
+}
+_SEEN = _COUNTING | AVERAGING
 _TOLERANCE = 1e-9
 _SCALED = ("free", "scaling")
 
@@ -187,7 +173,7 @@ def _judge_units(
         counting = _COUNTING - {"input"} if width.produced_by else _COUNTING
         if what := next((t for t in touches if t in counting), None):
             return Verdict(False, f"{touches[what]} sees each of the copies")
-        averaged = next((t for t in touches if t in _AVERAGING), None)
+        averaged = next((t for t in touches if t in AVERAGING), None)
         if averaged and not taken.even:
             return Verdict(False, f"{touches[averaged]} averages over it; copy every unit as often")
         if averaged and taken.new:
@@ -207,7 +193,7 @@ def _judge_units(
         return Verdict(False, f"{pole} gives infinities for new units that are zero")
     if width.growth == "any" or (width.growth == "zero" and zero):
         return Verdict(True, "what consumes the new units is zero")
-    if averaged := next((t for t in touches if t in _AVERAGING), None):
+    if averaged := next((t for t in touches if t in AVERAGING), None):
         return Verdict(False, f"{touches[averaged]} averages over it, new units included")
     if width.growth == "zero":
         return Verdict(False, f"new units would have to be zero: {width.why}")

@@ -70,6 +70,25 @@ Touch = Literal[
 ]
 """What an op between production and consumption does to a width."""
 
+SINGLING: frozenset[Touch] = frozenset(
+    [
+        "choice",
+        "constant",
+        "dynamic",
+        "index",
+        "label",
+        "opaque",
+        "output",
+        "rest",
+        "softmax",
+        "unread",
+    ]
+)
+"""What asks which units there are, or may: units more change it, be they zero or copies."""
+
+AVERAGING: frozenset[Touch] = frozenset(["mean", "square mean", "variance"])
+"""What asks how units are on average: it stays as it is if each stands there as often."""
+
 _NAME = re.compile(r"(?!\d+\Z)[A-Za-z0-9_.][A-Za-z0-9_.\-/]*")
 _TOKEN = re.compile(
     r"\s*(?:([0-9]+)(?![A-Za-z0-9_.\-/])|([A-Za-z0-9_.][A-Za-z0-9_.\-/]*)|"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from converter.errors import printable
 from converter.graph.node import Node
-from converter.graph.ops import ops
+from converter.graph.ops import ADDS, BIAS_ADDS, JOINS, LOOKUPS, MOVES, SLICES, SPLITS, STACKS, ops
 from converter.structure.axes.axis import Symmetry, Touch
 from converter.structure.properties.facts import Facts
 from converter.structure.tensors.analysis import Analysis
@@ -201,11 +201,9 @@ def _reached(atom: Atom, leads: Mapping[Atom, set[Atom | None]]) -> set[Atom | N
 
 
 _MAX_MET = 64
-_LOOKUPS = ops("Gather GatherV2 ResourceGather DynamicStitch ParallelDynamicStitch")
-_MOVES = ops("""
-    Identity Reshape Transpose ExpandDims Squeeze Cast Split SplitV Unpack StridedSlice Slice
-    Concat ConcatV2 Pack Tile Enter Exit Switch Merge StopGradient BiasAdd Add AddV2
-    """)
+# A partitioned table is looked up in part by part.
+_LOOKUPS = LOOKUPS | ops("DynamicStitch ParallelDynamicStitch")
+_MOVES = MOVES | SPLITS | SLICES | JOINS | STACKS | ADDS | BIAS_ADDS | ops("Tile")
 
 
 class Factor(NamedTuple):

@@ -13,30 +13,13 @@ from collections.abc import Set as AbstractSet
 
 from converter.graph.node import Node, Output
 from converter.graph.ops import VARIABLES, ops
-from converter.structure.axes.axis import Growth, Touch
+from converter.structure.axes.axis import AVERAGING, SINGLING, Growth, Touch
 from converter.structure.properties.facts import Facts, Place
 from converter.structure.tensors.analysis import Analysis
 from converter.structure.tensors.atoms import Atom, find, leaves
 from converter.structure.tensors.flow import Kind
 
-NEVER: frozenset[Touch] = frozenset(
-    [
-        "choice",
-        "constant",
-        "dynamic",
-        "extreme",
-        "index",
-        "label",
-        "mean",
-        "opaque",
-        "output",
-        "rest",
-        "softmax",
-        "square mean",
-        "unread",
-        "variance",
-    ]
-)
+NEVER: frozenset[Touch] = SINGLING | AVERAGING | {"extreme"}
 """These see units that are zero, too."""
 
 _SUMS: tuple[Touch, ...] = ("sum", "square sum", "norm", "self paired")

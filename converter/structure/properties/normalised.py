@@ -20,51 +20,44 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from converter.graph.node import Node, Output
-from converter.graph.ops import ops
-from converter.structure.axes.axis import Normalised, Touch
+from converter.graph.ops import (
+    ADDS,
+    BIAS_ADDS,
+    COMPARING,
+    CONTRACTIONS,
+    JOINS,
+    LOOKUPS,
+    MERGES,
+    MOVES,
+    QUOTIENTS,
+    SLICES,
+    SPLITS,
+    ops,
+)
+from converter.structure.axes.axis import AVERAGING, SINGLING, Normalised, Touch
 from converter.structure.properties.facts import Facts, Place
 from converter.structure.tensors.analysis import Analysis
 from converter.structure.tensors.atoms import Atom, find, leaves
 from converter.structure.tensors.flow import Kind
 
-_SEES: frozenset[Touch] = frozenset(["mean", "variance", "square mean"])
 # What sees the places of units, or single ones, whatever stands before it.
-_HINDERS: frozenset[Touch] = frozenset(
-    [
-        "choice",
-        "constant",
-        "dynamic",
-        "extreme",
-        "index",
-        "input",
-        "label",
-        "norm",
-        "opaque",
-        "output",
-        "paired",
-        "rest",
-        "self paired",
-        "softmax",
-        "sum",
-        "unread",
-        "weight norm",
-    ]
-)
+_HINDERS: frozenset[Touch] = SINGLING | {
+    "extreme",
+    "input",
+    "norm",
+    "paired",
+    "self paired",
+    "sum",
+    "weight norm",
+}
 
-_MERGES = ops("Merge RefMerge _Loop _Join")
-_PASSES = _MERGES | ops("""
-    Identity RefIdentity Reshape Transpose ExpandDims Squeeze Cast Enter RefEnter Exit RefExit
-    Switch RefSwitch NextIteration RefNextIteration StopGradient EnsureShape Snapshot _Return
-    PreventGradient CheckNumerics
-    """)
-_TAKES = ops("Slice StridedSlice Gather GatherV2 GatherNd Tile Unpack Split SplitV")
-_JOINS = ops("Concat ConcatV2 Pack")
-_SUMS = ops("Add AddV2 BiasAdd AddN Sub")
+_MERGES = MERGES | ops("_Loop _Join")
+_TAKES = SLICES | SPLITS | LOOKUPS | ops("GatherNd Tile Unpack")
+_JOINS = JOINS | ops("Pack")
+_SUMS = ADDS | BIAS_ADDS | ops("AddN Sub")
 _DIFFERENCES = ops("Sub SquaredDifference")
-_QUOTIENTS = ops("RealDiv Div")
-_CONTRACTS = ops("MatMul BatchMatMul BatchMatMulV2 BatchMatMulV3 Conv2D Einsum")
-_LOOKUPS = ops("Gather GatherV2 ResourceGather")
-_CUTS = ops("Floor GreaterEqual Greater Less LessEqual")
+_CONTRACTS = CONTRACTIONS | ops("Conv2D")
+_CUTS = COMPARING | ops("Floor")
 _MAX_SOURCES = 256
 # Of a power of the ratio they make another one: twice it, half of it, minus it.
 _POWERS = {"Square": 2.0, "Sqrt": 0.5, "Rsqrt": -0.5, "Reciprocal": -1.0, "Inv": -1.0}
@@ -106,7 +99,7 @@ _SAME = _State()
 def normalised(analysis: Analysis, fact: Facts) -> Normalised | None:
     """Tell how a normalised width can grow; None where it cannot, or where that is not clear."""
     touches = fact.touches
-    if _SEES.isdisjoint(touches) or not _HINDERS.isdisjoint(touches):
+    if AVERAGING.isdisjoint(touches) or not _HINDERS.isdisjoint(touches):
         return None
     for is_centred in (False, True):
         following = _Following(analysis, fact, is_centred=is_centred)
@@ -162,11 +155,11 @@ class _Following:
         followed = [o for o in node.inputs if o.node in self._states]
         if not (uses or followed or self._carries(Output(node, 0))):
             return None
-        if node.op in _CONTRACTS or (node.op in _LOOKUPS and uses):
+        if node.op in _CONTRACTS or (node.op in LOOKUPS and uses):
             return self._contracted(node, uses)
         if node.op in _SUMS or node.op == "SquaredDifference":
             return self._sum(node)
-        if node.op == "Mul" or node.op in _QUOTIENTS:
+        if node.op == "Mul" or node.op in QUOTIENTS:
             return self._product(node)
         if node.op in ("Mean", "Sum", "Max", "Min"):
             return self._reduced(node)
@@ -174,7 +167,7 @@ class _Following:
             return _raised(self._of(node.inputs[0]), _POWERS[node.op])
         if node.op in ("Select", "SelectV2"):
             return self._selected(node)
-        if node.op in _PASSES:
+        if node.op in MOVES:
             return self._passed(node)
         if node.op in _TAKES or node.op in _JOINS:
             return self._taken(node)
@@ -267,7 +260,7 @@ class _Following:
     def _product(self, node: Node) -> _State:
         first, second = node.inputs[:2]
         a, b = self._of(first), self._of(second)
-        divides = node.op in _QUOTIENTS
+        divides = node.op in QUOTIENTS
         for mask, kept in ((first, second), (second, first)):
             if self._is_mask(mask):
                 return self._masked(mask, kept, node)
@@ -401,7 +394,7 @@ class _Following:
 
     def _canonical(self, output: Output) -> Output:
         node = output.node
-        while node.op in _PASSES and len(node.inputs) == 1:
+        while node.op in MOVES and len(node.inputs) == 1:
             output = node.inputs[0]
             node = output.node
         return output

@@ -13,19 +13,12 @@ from converter.errors import InputError
 from converter.graph.node import Node, Output, tensor, text_of
 from converter.graph.ops import ASSIGNS, READS, RESTORED, RESTORES, SAVES, UNSLICED, VARIABLES
 from converter.graph.ordered import OrderedGraph
+from converter.graph.slices import Slice, read_slice
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
 
 _MAX_PASSED = 64
-
-
-class Slice(NamedTuple):
-    """Where a node's part of a partitioned variable lies."""
-
-    full: tuple[int, ...]
-    offset: tuple[int, ...]
-    shape: tuple[int, ...]
 
 
 class Binding(NamedTuple):
@@ -167,26 +160,6 @@ def _variable(output: Output) -> Node | None:
             return None
         node = node.inputs[0].node
     return None
-
-
-def read_slice(spec: str) -> Slice | None:
-    """Read `48 20 0,48:0,10`: the full shape, and start and length for each axis."""
-    *full, extents = spec.split(" ") if spec else [""]
-    if not full:
-        return None
-    try:
-        shape = tuple(map(int, full))
-        pairs = [
-            (0, size) if extent == "-" else tuple(map(int, extent.split(",")))
-            for size, extent in zip(shape, extents.split(":"), strict=True)
-        ]
-        offset = tuple(pair[0] for pair in pairs)
-        sizes = tuple(pair[1] for pair in pairs)
-    except (ValueError, IndexError):
-        raise InputError(
-            f"the graph saves a slice {spec!r}, which is none; it is damaged"
-        ) from None
-    return None if sizes == shape else Slice(shape, offset, sizes)
 
 
 def parts(bound: Mapping[Node, Binding]) -> dict[str, list[Node]]:
