@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint import Checkpoint
 from converter.errors import ConverterError, InputError, PlanError, UsageError
@@ -36,7 +36,7 @@ class Change:
     steps: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """What would be written.
 
@@ -73,6 +73,11 @@ class Plan:
     metadata: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        # The variables, and the structure of a model, would fill screens.
+        to = "" if self.target is None else f" -> {self.target.path}"
+        return f"<Plan: {self.source.path}{to}, {len(self.changes)} variables>"
+
     @property
     def nbytes(self) -> int:
         """Bytes of the values to be written, strings not counted."""
@@ -82,6 +87,27 @@ class Plan:
     def is_exact(self) -> bool:
         """Whether no width changes in a way that changes the outputs."""
         return all(width.verdict.exact for resizes in self.resized for width in resizes.widths)
+
+    @property
+    def resized_variables(self) -> int:
+        """How many variables of the result have another size because a width changed."""
+        shapes = {s for resizes in self.resized for r in resizes.shapes.values() for s in r.sources}
+        return sum(not shapes.isdisjoint(v.sources) for v in self.result.values())
+
+    def width_entries(self) -> list[dict[str, Any]]:
+        """Return the widths that change as plain data, as `--json` has them."""
+        return [
+            {
+                "name": width.name,
+                "old": width.old,
+                "new": width.new,
+                "exact": width.verdict.exact,
+                "why": width.verdict.why,
+                "dead": width.dead,
+            }
+            for resizes in self.resized
+            for width in resizes.widths
+        ]
 
     def resized_graph(self) -> bytes | None:
         """Return the graph of the source at the sizes of the result: a MetaGraphDef.

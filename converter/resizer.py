@@ -68,6 +68,7 @@ class Resizer(Strategy, ABC):
     seed: int = option(0, help="of what is drawn; another one gives other values", shared=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.like is None and not self.shape and not self.resize:
             raise UsageError(
                 "no sizes are given; use --resize WIDTH=SIZE, --like TEMPLATE or "
@@ -102,7 +103,10 @@ class Resizer(Strategy, ABC):
         return self._request(checkpoint).resizes()
 
     def notes(self, checkpoint: Checkpoint) -> Iterable[str]:
-        return self._request(checkpoint).notes
+        from converter.resize.exactness import renumbered
+
+        request = self._request(checkpoint)
+        return (*request.notes, *renumbered(request.resizes()))
 
     def _request(self, checkpoint: Checkpoint) -> Request:
         # Imported where something is resized: a command is to start at once.

@@ -90,8 +90,8 @@ def test_help_imports_what_strategies_declare_and_nothing_that_works() -> None:
     )
     assert {m for m in imported if m.startswith(tuple(f"converter.{p}" for p in packages))} == {
         # What strategies are derived from.
-        *("converter.conventions", "converter.conventions.convention"),
-        *("converter.resize", "converter.resize.resizer"),
+        *("converter.conventions", "converter.conventions.converted"),
+        *("converter.conventions.convention", "converter.resizer"),
         # Types and checks of options, without numpy or long tables of patterns.
         *("converter.names", "converter.names.cells", "converter.names.follow"),
         *("converter.names.gates", "converter.names.role"),

@@ -48,10 +48,12 @@ ENDED = "--- ended with "
 BY_SOME_NAME = {
     "era.spelt",
     "dropped",
+    "held",
     "undecided",
     "left_out",
     "metadata",
     "result.counts",
+    "result.units",
     "checkpoints[].counts",
     "totals.dtypes",
     "variables",

@@ -160,7 +160,7 @@ def test_what_a_third_party_gets_wrong_is_not_called_exact() -> None:
     assert judged("tanh", lost) == (False, "5 of its units are removed")
     assert judged("tanh", noisy) == (False, "noise is added to the copies")
     assert judged("tanh", plain, 4) == (False, "2 of its units are removed")
-    assert judged("embedding", kept, 5) == (False, "1 of its units are removed")
+    assert judged("embedding", kept, 5) == (False, "1 of its units is removed")
     assert judged("embedding", half) == (False, "it is mixed on one side only")
     undone = (False, "what consumes it does not undo what produces it")
     assert judged("embedding", mixed(wide, wide.T)) == undone

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -95,12 +95,15 @@ class Resizes(NamedTuple):
         shapes: of each variable that changes.
         maps: what becomes of each width that changes.
         structure: that they are widths of; None where the shape of a variable was given.
+        held: the widths that a request fits and that stay, as they cannot be resized, with the
+            reason.
     """
 
     widths: tuple[Resized, ...]
     shapes: Mapping[str, Reshaped]
     maps: Mapping[str, WidthMap]
     structure: Structure | None
+    held: Mapping[str, str] = {}
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -111,6 +114,26 @@ class Resizes(NamedTuple):
 def is_looked_up(width: Width) -> bool:
     """Whether a width is only looked up in, so that nothing sums over it: an input vocabulary."""
     return "lookup" in dict(width.touches) and not width.produced_by
+
+
+def renumbered(resizes: Resizes) -> Iterator[str]:
+    """Tell of entries that get other numbers, or none: of words that are looked up, of classes."""
+    known = {} if resizes.structure is None else resizes.structure.widths
+    for changed in resizes.widths:
+        width = known.get(changed.name)
+        produce = resizes.maps[changed.name].produce
+        if width is None or changed.new >= changed.old or not isinstance(produce, Units):
+            continue
+        if dict(width.touches).keys().isdisjoint(("lookup", "softmax", "output")):
+            continue
+        if produce.kept is not None:
+            yield f"{changed.name}: the entries from {changed.new} on are gone; the others stay"
+        else:
+            yield (
+                f"{changed.name}: the entries that stay are numbered anew, 0 to "
+                f"{changed.new - 1}; what is written with --json tells in result.units which they "
+                "were"
+            )
 
 
 def judge(
@@ -125,7 +148,7 @@ def judge(
         tied: whether one axis produces and consumes it.
     """
     if width_map.size < width.size:
-        return Verdict(False, f"{width.size - width_map.size} of its units are removed")
+        return Verdict(False, _removed(width.size - width_map.size))
     produce, consume = width_map.produce, width_map.consume
     if not isinstance(produce, Units) or not isinstance(consume, Units):
         verdict = _judge_matrices(width, width_map, tied=tied)
@@ -141,7 +164,7 @@ def _judge_units(
 ) -> Verdict:
     taken = produce.taken(width.size)
     if taken.removed:
-        return Verdict(False, f"{taken.removed} of its units are removed")
+        return Verdict(False, _removed(taken.removed))
     if width_map.noise:
         return Verdict(False, "noise is added to the copies")
     touches = dict(width.touches)
@@ -189,6 +212,10 @@ def _judge_units(
     if width.growth == "zero":
         return Verdict(False, f"new units would have to be zero: {width.why}")
     return Verdict(False, width.why)
+
+
+def _removed(number: int) -> str:
+    return f"{number} of its units {'is' if number == 1 else 'are'} removed"
 
 
 def _is_made_up(width: Width, width_map: WidthMap) -> bool:

@@ -26,7 +26,7 @@ from converter.resize.units import Units, WidthMap
 from converter.resize.variables import Resizing
 from converter.structure.axes.axis import Axis, Use, Width
 from converter.structure.axes.followers import kept_axes
-from converter.structure.choose import choose
+from converter.structure.choose import choose, held
 from converter.structure.infer import structure_of
 from converter.structure.layout import read_layout
 from converter.structure.structure import Structure
@@ -93,6 +93,7 @@ class Request:
         self._template = None if wanted.like is None else open_checkpoint(wanted.like)
         self._shapes = by_name(wanted.shape, checkpoint)
         self.structure = _with_shapes(self._known_structure(), checkpoint, self._shapes)
+        self._held: Mapping[str, str] = {}
         sizes, self.notes = self._sizes()
         self.maps = {name: self._map(name, size) for name, size in sizes.items()}
 
@@ -146,7 +147,7 @@ class Request:
             if any(not self.maps.keys().isdisjoint(axis.widths()) for axis in axes)
         }
         structure = None if self._shapes else self.structure
-        return Resizes(tuple(found), shapes, self.maps, structure)
+        return Resizes(tuple(found), shapes, self.maps, structure, self._held)
 
     def _known_structure(self) -> Structure:
         if self._template is None and not self._wanted.resize:
@@ -164,6 +165,7 @@ class Request:
             chosen = choose(self.structure, self._wanted.resize)
             sizes |= chosen.sizes
             notes = chosen.notes
+            self._held = held(self.structure, self._wanted.resize)
         for name, shape in self._shapes.items():
             old = self._checkpoint[name].shape
             if len(shape) != len(old):

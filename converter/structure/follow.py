@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from converter.structure.axes.axis import Axis
+from converter.structure.axes.axis import Axis, Width
+from converter.structure.axes.scopes import scope_of
 from converter.structure.structure import Structure
 
 if TYPE_CHECKING:
@@ -65,9 +67,39 @@ def follow(structure: Structure, origin: Origin, derived: Checkpoint) -> Structu
         axes=axes,
         uses=uses,
         root=structure.root or structure,
+        called={name: _called(name, width, structure, names) for name, width in widths.items()},
         follows={
             names[name]: replace(role, of=names[role.of])
             for name, role in structure.follows.items()
             if name in names and role.of in names and names[name] != names[role.of]
         },
     )
+
+
+def _called(name: str, width: Width, structure: Structure, names: Mapping[str, str]) -> str:
+    """Return what a width would be called by the new names of its variables.
+
+    Args:
+        name: of the width.
+        width: with the old names of its variables.
+        structure: with the name that it has by these.
+        names: the new name of each variable, by the old one.
+    """
+    known = structure.called.get(name, name)
+    for old in (*width.produced_by, *width.consumed_by, *width.followed_by):
+        new = names.get(old, old)
+        if new == old:
+            continue
+        for before, after in ((scope_of(old), scope_of(new)), _apart(old, new)):
+            if before and f"{known}/".startswith(f"{before}/"):
+                return after + known[len(before) :]
+    return known
+
+
+def _apart(old: str, new: str) -> tuple[str, str]:
+    """Return two names without the words at their ends that are the same."""
+    first, second = old.split("/"), new.split("/")
+    while len(first) > 1 and len(second) > 1 and first[-1] == second[-1]:
+        first.pop()
+        second.pop()
+    return "/".join(first), "/".join(second)

@@ -224,7 +224,7 @@ def _width(name: str, fact: Facts, found: classes.Classified, analysis: Analysis
         tuple(consumed),
         tuple(n for n in rest if n not in produced and n not in consumed),
         found.why,
-        tuple((what, f"{node.op} {node.name}") for what, node in fact.touches.items()),
+        tuple((what, classes.named(node)) for what, node in fact.touches.items()),
         grows != "none" and stays_zero(analysis, fact),
         normalised(analysis, fact) if found.resizable and grows == "none" else None,
     )

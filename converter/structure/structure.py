@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from converter.errors import InputError
@@ -73,6 +73,8 @@ class Structure:
             None where there are no findings.
         root: what this was made from: the structure of the checkpoint as it was opened, where
             strategies renamed or left out variables since. None where this is it.
+        called: by the name of a width, the one that it would have by the names that its variables
+            have now, where strategies renamed them.
     """
 
     widths: Mapping[str, Width]
@@ -85,6 +87,7 @@ class Structure:
     findings: Findings | None
     write: Callable[[Atom], Axis] | None
     root: Structure | None = None
+    called: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def graph(self) -> OfGraph:

@@ -72,6 +72,7 @@ class Bert(Strategy):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.heads is not None and self.heads < 1:
             raise UsageError(f"heads must be at least 1, got {self.heads}")
 

@@ -45,6 +45,7 @@ class Cast(Strategy):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.cast in _INTEGERS and not self.only:
             raise UsageError(f"{self.cast} is for integers; say which ones (--cast-only GLOB)")
 

@@ -31,6 +31,7 @@ class Drop(Strategy):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.drop:
             raise UsageError("at least one glob or word is needed")
 

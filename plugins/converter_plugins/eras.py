@@ -51,6 +51,7 @@ class Eras(Strategy):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for glob, count in self.shards.items():
             if count < 1:
                 raise UsageError(f"{glob!r} cannot be in {count} shards; give at least 1")

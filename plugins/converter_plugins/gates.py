@@ -70,6 +70,7 @@ class Gates(Strategy):
     bias_rows: bool = option(False, help="split biases into [1, units] and not [units]")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         read_order(self.order)
         if self.old is not None:
             read_order(self.old)

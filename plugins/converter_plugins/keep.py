@@ -32,6 +32,7 @@ class Keep(Strategy):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.keep:
             raise UsageError("at least one glob or word is needed")
 

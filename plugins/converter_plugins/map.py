@@ -42,6 +42,7 @@ class Map(Strategy):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         expressions.check({**self.map, **self.transpose}, "drop leaves variables out")
         if twice := self.map.keys() & self.transpose.keys():
             raise UsageError(f"{min(twice)!r} is a rule of both map and transpose")

@@ -62,10 +62,13 @@ class Pad(Resizer):
                 and resized.name in known
                 and _is_output(known[resized.name])
             ):
+                is_told = "softmax" in dict(known[resized.name].touches)
+                what = (
+                    "count in a softmax" if is_told else "would count in a softmax, if one follows"
+                )
                 yield (
-                    f"{resized.name}: new outputs count in a softmax, zeros too; "
-                    f"--pad-output-bias -1e4 keeps them out, --pad-fill match makes them like the "
-                    f"old ones"
+                    f"{resized.name}: new outputs {what}, zeros too; --pad-output-bias -1e4 keeps "
+                    f"them out, --pad-fill match makes them like the old ones"
                 )
 
     def refusal(self, width: Width, size: int) -> str | None:

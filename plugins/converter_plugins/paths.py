@@ -30,6 +30,7 @@ class Paths(Strategy):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         expressions.check(self.paths, "drop leaves variables out")
 
     def apply(self, checkpoint: Checkpoint) -> Iterable[Variable]:

@@ -55,6 +55,7 @@ class Reinit(Strategy):
     seed: int = option(0, help="another one gives other values")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         given = (*self.reinit.values(), *self.input.values(), *self.hidden.values())
         if not given:
             raise UsageError("nothing is to be drawn; give --reinit 'GLOB=INITIALIZER'")

@@ -36,6 +36,7 @@ class Rename(Strategy):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         expressions.check(self.rename, "drop leaves variables out")
 
     def apply(self, checkpoint: Checkpoint) -> Iterable[Variable]:

@@ -40,6 +40,7 @@ class Scale(Strategy):
     floor: float = option(1e-6, help="what smaller statistics count as, so that none divides by 0")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.scale and self.statistics is None:
             raise UsageError(
                 "factors or statistics are needed; give --scale 'GLOB=FACTOR' or "

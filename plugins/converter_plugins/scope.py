@@ -41,6 +41,7 @@ class Scope(Strategy):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.scope:
             raise UsageError("at least one scope is needed")
         given: set[str] = set()

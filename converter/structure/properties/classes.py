@@ -16,41 +16,41 @@ from converter.structure.tensors.atoms import Atom, find, leaves
 
 # What binds each entry to its place, and in which words; the first that applies is told.
 _BOUND: Mapping[Touch, str] = {
-    "input": "{op} {name} brings it in from outside",
-    "constant": "{op} {name} adds or multiplies a constant that differs from entry to entry",
-    "dynamic": "{op} {name} meets a size that is only known when the graph runs",
-    "index": "{op} {name} goes by the place of each entry",
+    "input": "{node} brings it in from outside",
+    "constant": "{node} adds or multiplies a constant that differs from entry to entry",
+    "dynamic": "{node} meets a size that is only known when the graph runs",
+    "index": "{node} goes by the place of each entry",
     "rest": "no op reads these entries of {name}",
-    "unread": "{op} {name} is not known, and stands behind the outputs",
-    "choice": "{op} {name} chooses one of its entries",
-    "softmax": "{op} {name} normalises over it",
-    "output": "{op} {name} is an output",
-    "label": "{op} {name} is what it is compared with",
-    "lookup": "{op} {name} looks up in it",
+    "unread": "{node} is not known, and stands behind the outputs",
+    "choice": "{node} chooses one of its entries",
+    "softmax": "{node} normalises over it",
+    "output": "{node} is an output",
+    "label": "{node} is what it is compared with",
+    "lookup": "{node} looks up in it",
 }
 # Sizes that no width is: of windows, of images, of groups.
 FIXED: tuple[Touch, ...] = ("spatial", "fixed")
 
 _PERMUTATION: Mapping[Touch, str] = {
-    "nonlinear": "{op} {name} is nonlinear",
-    "gated": "{op} {name} multiplies it with other data, unit by unit",
-    "affine": "{op} {name} adds a number to each unit",
-    "variance": "{op} {name} normalises by mean and variance over it",
-    "mean": "{op} {name} averages over it",
-    "extreme": "{op} {name} takes the largest over it",
-    "sum": "{op} {name} sums over it",
-    "norm": "{op} {name} takes the norm over it",
-    "weight": "{op} {name} changes the variable that holds it",
+    "nonlinear": "{node} is nonlinear",
+    "gated": "{node} multiplies it with other data, unit by unit",
+    "affine": "{node} adds a number to each unit",
+    "variance": "{node} normalises by mean and variance over it",
+    "mean": "{node} averages over it",
+    "extreme": "{node} takes the largest over it",
+    "sum": "{node} sums over it",
+    "norm": "{node} takes the norm over it",
+    "weight": "{node} changes the variable that holds it",
 }
 _ORTHOGONAL: Mapping[Touch, str] = {
-    "square mean": "{op} {name} averages the squares over it",
-    "square sum": "{op} {name} sums the squares over it",
-    "weight norm": "{op} {name} sums a variable over it",
-    "self paired": "{op} {name} contracts two tensors over it of which neither is made for that",
+    "square mean": "{node} averages the squares over it",
+    "square sum": "{node} sums the squares over it",
+    "weight norm": "{node} sums a variable over it",
+    "self paired": "{node} contracts two tensors over it of which neither is made for that",
 }
 _SCALING: Mapping[Touch, str] = {
-    "homogeneous": "{op} {name} is positively homogeneous",
-    "gain": "{op} {name} scales each unit by a variable",
+    "homogeneous": "{node} is positively homogeneous",
+    "gain": "{node} scales each unit by a variable",
 }
 _REDUCING: frozenset[Touch] = frozenset(
     {"sum", "paired", "self paired", "square sum", "mean", "extreme"}
@@ -71,7 +71,7 @@ def classify(fact: Facts) -> Classified:
     """Tell the symmetry of a width from all that was done to it."""
     touches = fact.touches
     if "opaque" in touches:
-        return Classified("opaque", False, f"what {_named(touches['opaque'])} does is not known")
+        return Classified("opaque", False, f"what {named(touches['opaque'])} does is not known")
     if is_fed(fact):
         touches = {what: node for what, node in touches.items() if what != "input"}
     held = any(what in touches for what in _HELD)
@@ -108,12 +108,14 @@ def _symmetry(name: str) -> Symmetry:
     return found[name]
 
 
-def _named(node: Node) -> str:
-    return f"{node.op} {printable(node.name)}"
+def named(node: Node) -> str:
+    """Return the op and the name of a node; the name alone where its scope is called as the op."""
+    name = printable(node.name)
+    return name if "/" in name and name.startswith(node.op) else f"{node.op} {name}"
 
 
 def _say(words: str, node: Node) -> str:
-    return words.format(op=node.op, name=printable(node.name))
+    return words.format(op=node.op, name=printable(node.name), node=named(node))
 
 
 def mark_outputs(analysis: Analysis, facts: Mapping[Atom, Facts]) -> None:
