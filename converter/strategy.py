@@ -170,6 +170,7 @@ def _built_in(option_: Option) -> Mapping[str, type[Initializer]] | None:
     """Return the initializers that a text can name; None for an option that takes none."""
     if option_.kind.read is None:
         return None
+    # Imported where they are used: a command is to start at once.
     from converter.initializers import BUILT_IN
 
     return BUILT_IN
@@ -239,10 +240,7 @@ def build(
         UsageError: an option is unknown, missing, or of another type; the strategy refuses them.
     """
     if initializers is None:
-        # Imported where they are used: a command is to start at once.
-        from converter.initializers import BUILT_IN
-
-        initializers = BUILT_IN
+        initializers = _built_in()
     known = {option.name: option for option in options(strategy)}
     checked = {}
     for key, value in values.items():
