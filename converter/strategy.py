@@ -239,8 +239,6 @@ def build(
     Raises:
         UsageError: an option is unknown, missing, or of another type; the strategy refuses them.
     """
-    if initializers is None:
-        initializers = _built_in()
     known = {option.name: option for option in options(strategy)}
     checked = {}
     for key, value in values.items():
@@ -248,7 +246,8 @@ def build(
             near = did_you_mean(key, known) or f"; it has {', '.join(known) or 'no options'}"
             raise UsageError(f"{where}: {strategy.name} has no option {key!r}{near}")
         try:
-            checked[key] = known[key].check(value, directory, initializers)
+            classes = _built_in(known[key]) if initializers is None else initializers
+            checked[key] = known[key].check(value, directory, classes)
         except UsageError as error:
             raise UsageError(f"{where}: {key} {error}") from None
     for option_ in known.values():
