@@ -9,7 +9,8 @@ References:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 from converter.conventions.layers import GATES, Cell, Gates, Recurrence, Unmapped
@@ -79,6 +80,12 @@ FAMILIES: Mapping[str, Family] = {
 }
 # What else is in the name of a cell, whichever cell it is.
 _OTHER_CELLS = ("lstm", "gru", "rnn", "sru", "nas", "grid")
+_NO_CELLS = ("multirnncell",)
+# What a wrapper of one of these names, or a decoder with such a variable, gives to its cell depends
+# on what the cell gave the step before.
+_ATTENTIONS = ("attentionwrapper", "attentioncellwrapper", "dynamicattentionwrapper")
+_ATTENTION = "AttnW_0"
+_WRAPPERS = ("inputprojectionwrapper", "outputprojectionwrapper", "embeddingwrapper")
 TF_GATES: Mapping[Recurrence, tuple[str, ...]] = {
     "lstm": ("i", "g", "f", "o"),
     "rnn": ("h",),
@@ -105,15 +112,25 @@ _GATE_LEAVES: Mapping[str, str] = {
     **dict.fromkeys(["wt", "wh", "w_t", "w_h", "u"], "h"),
     **dict.fromkeys(["bi", "b", "bias", "biases"], "bias"),
 }
+_GRU_LEAF = re.compile(
+    r"(?P<scope>.+)/(?P<leaf>(gates|candidate)/([^/]+|(linear|input_projection|hidden_projection)/"
+    r"[^/]+))",
+    re.DOTALL | re.IGNORECASE,
+)
 _KERAS = re.compile(r"(?P<scope>(?:.*/)?)recurrent_kernel(?P<number>(_\d+)?)", re.DOTALL)
 _KERAS_KINDS: Mapping[int, Recurrence] = {1: "rnn", 3: "gru", 4: "lstm"}
 
 
 def family_of(component: str) -> str | None:
     """Return which cell a component of a scope is called after, or None."""
-    plain = re.sub(r"_\d+$", "", component).lower().replace("_", "")
+    plain = _plain(component)
     is_other = plain.endswith(("cell", "cellv2")) and any(kind in plain for kind in _OTHER_CELLS)
-    return plain if plain in FAMILIES or is_other else None
+    is_cell = plain in FAMILIES or (is_other and plain not in _NO_CELLS)
+    return plain if is_cell else None
+
+
+def _plain(component: str) -> str:
+    return re.sub(r"_\d+$", "", component).lower().replace("_", "")
 
 
 def cells(shapes: Shapes, declared: Mapping[str, str]) -> Iterator[Cell | Unmapped]:
@@ -124,6 +141,52 @@ def cells(shapes: Shapes, declared: Mapping[str, str]) -> Iterator[Cell | Unmapp
         declared: the kind of some variables, which are kernels: `lstm`, `gru`, `rnn`,
             `gru_reset_after`.
     """
+    decoders = {n.rpartition("/")[0] for n in shapes if n.rpartition("/")[2] == _ATTENTION}
+    wrappers = dict(_wrappers(shapes))
+    for found in _cells(shapes, declared):
+        if isinstance(found, Cell):
+            wrapper = wrappers.get(found.scope.rpartition("/")[0], "")
+            is_stepped = _is_stepped(found.scope, decoders)
+            yield replace(found, wrapper=wrapper, is_stepped=is_stepped)
+        else:
+            yield found
+
+
+def _wrappers(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield the wrappers of cells that have variables, by the scope that they stand in."""
+    for name in names:
+        components = name.split("/")
+        for i, component in enumerate(components[:-1]):
+            if _plain(component) in _WRAPPERS:
+                yield "/".join(components[:i]), component
+
+
+def unnamed(shapes: Shapes, declared: Mapping[str, str]) -> Iterator[tuple[str, Cell]]:
+    """Yield what may be the kernels of LSTMs in scopes that are called after no cell.
+
+    Yields:
+        The name of the kernel, and the cell that it would be of.
+    """
+    for name, shape in shapes.items():
+        *scopes, leaf = name.split("/")
+        is_told = name in declared or any(family_of(scope) for scope in scopes)
+        if is_told or leaf.lower() not in (*_KERNELS, "matrix") or len(shape) != 2 or shape[1] < 4:
+            continue
+        for found in _declared_cells(shapes, {name: "lstm"}):
+            if isinstance(found, Cell) and found.biases:
+                yield name, found
+
+
+def _is_stepped(scope: str, decoders: Container[str]) -> bool:
+    """Return whether an attention goes between the steps of the cell of a scope."""
+    while scope:
+        scope, _, last = scope.rpartition("/")
+        if scope in decoders or _plain(last) in _ATTENTIONS:
+            return True
+    return False
+
+
+def _cells(shapes: Shapes, declared: Mapping[str, str]) -> Iterator[Cell | Unmapped]:
     taken: set[str] = set()
     for found in (
         *_keras_cells(shapes, declared),
@@ -142,6 +205,21 @@ def cells(shapes: Shapes, declared: Mapping[str, str]) -> Iterator[Cell | Unmapp
             scopes.setdefault(scope, {})[leaf] = name
     for scope, leaves in scopes.items():
         yield _cell(scope, leaves, shapes)
+    taken.update(name for leaves in scopes.values() for name in leaves.values())
+    yield from _unnamed_grus({n: shape for n, shape in shapes.items() if n not in taken})
+
+
+def _unnamed_grus(shapes: Shapes) -> Iterator[Cell]:
+    """Yield GRUs in scopes that are called after no cell: `enc/gates/kernel`, `enc/candidate/`."""
+    scopes: dict[str, dict[str, str]] = {}
+    for name in shapes:
+        match = _GRU_LEAF.fullmatch(name)
+        if match is not None:
+            scopes.setdefault(match["scope"], {})[match["leaf"].lower()] = name
+    for scope, leaves in scopes.items():
+        found = _Reader(scope, leaves, shapes).gru()
+        if isinstance(found, Cell):
+            yield found
 
 
 def _gatewise_cells(shapes: Shapes) -> Iterator[Cell]:
@@ -189,7 +267,7 @@ def _declared_cells(shapes: Shapes, declared: Mapping[str, str]) -> Iterator[Cel
         members = {leaf.lower(): name}
         beside = (bias for leaf in _BIASES for bias in (leaf, leaf.title()))
         members |= {bias.lower(): start + bias for bias in beside if start + bias in shapes}
-        reader = _Reader(scope, members, shapes)
+        reader = _Reader(scope.removesuffix("/Linear"), members, shapes)
         yield reader.fused(Family("lstm" if kind == "lstm" else "rnn"), first=leaf.lower())
 
 
@@ -336,7 +414,7 @@ def _keras_cells(shapes: Shapes, declared: Mapping[str, str]) -> Iterator[Cell |
     """Yield the recurrent layers of Keras: a kernel, and a `recurrent_kernel` beside it."""
     for name in shapes:
         match = _KERAS.fullmatch(name)
-        if match is None:
+        if match is None or _plain(match["scope"].rstrip("/").rpartition("/")[2]) == "nascell":
             continue
         start, number = match["scope"], match["number"]
         members = {

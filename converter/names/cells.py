@@ -32,7 +32,7 @@ class Cell:
 
     Attributes:
         name: of the class.
-        scopes: what the class called its scope in each era.
+        scopes: what the class called its scope in each era; empty where the code names it.
         leaves: the names of its variables in each era, below the scope. Empty: they never changed,
             and the scope alone tells the cell.
         place: `around` another cell, in whose scope that lies (in newer eras, for a projection or
@@ -86,6 +86,12 @@ _FUSED_LSTM = (
 _GRU = (*_linear("gates", "Gates"), *_linear("candidate", "Candidate"))
 _BLOCK_GRU = (_names("w_ru"), _names("b_ru"), _names("w_c"), _names("b_c"))
 _CONV = (_names("kernel"), _names("biases"))
+_CUDNN_GRU = tuple(
+    _names(None, None, f"{scope}/{leaf}")
+    for scope in ("gates", "candidate/input_projection", "candidate/hidden_projection")
+    for leaf in ("kernel", "bias")
+)
+_INDEPENDENT = ("kernel_w", "kernel_u", "bias")
 _NORMS = ("input", "transform", "forget", "output", "state")
 
 CELLS: tuple[Cell, ...] = (
@@ -163,6 +169,33 @@ CELLS: tuple[Cell, ...] = (
         )
         for rank in (1, 2, 3)
     ),
+    Cell(
+        "CudnnCompatibleLSTMCell",
+        _names(None, None, "cudnn_compatible_lstm_cell"),
+        (_names(None, None, "kernel"), _names(None, None, "bias")),
+    ),
+    Cell("CudnnCompatibleGRUCell", _names(None, None, "cudnn_compatible_gru_cell"), _CUDNN_GRU),
+    Cell(
+        "SRUCell",
+        _names(None, None, None, "sru_cell"),
+        (_names(None, None, None, "kernel"), _names(None, None, None, "bias")),
+    ),
+    *(
+        Cell(
+            name,
+            _names(None, None, None, scope),
+            tuple(
+                _names(None, None, None, f"{start}{leaf}")
+                for start in starts
+                for leaf in _INDEPENDENT
+            ),
+        )
+        for name, scope, starts in (
+            ("IndRNNCell", "ind_rnn_cell", ("",)),
+            ("IndyLSTMCell", "indy_lstm_cell", ("",)),
+            ("IndyGRUCell", "indy_gru_cell", ("gates/", "candidate/")),
+        )
+    ),
     Cell("ConvLSTMCell", (None, None, "conv_lstm_cell", "conv_lstm_cell"), _CONV),
     Cell(
         "OutputProjectionWrapper",
@@ -199,7 +232,7 @@ CELLS: tuple[Cell, ...] = (
 
 DECODER = Cell(
     "attention_decoder",
-    _names("attention_decoder"),
+    (),
     (
         *_linear(),
         *_linear(f"Attention_{NUMBER}", f"Attention_{NUMBER}"),
@@ -209,6 +242,10 @@ DECODER = Cell(
 )
 """legacy_seq2seq's decoder, which is known by its variables: its scope can have any name."""
 DECODER_MARK = "AttnW_0"
+
+LINEAR = Cell("linear", (), _linear())
+"""The function that cells multiply with, in a scope that the code named: a cell that was called in
+such a scope has these variables too."""
 
 EARLIER = {"w_r": "w_ru", "b_r": "b_ru"}
 """What GRUBlockCell called its variables before 0.12: they always held both gates."""
