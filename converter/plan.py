@@ -422,7 +422,7 @@ def _shape(source: Checkpoint, resized: Sequence[Resizes], name: str) -> tuple[i
     structure = _structure(resized)
     if structure is None or name not in structure.axes:
         return source[name].shape
-    sizes = structure.sizes | _sizes(resized)
+    sizes = {**structure.sizes, **_sizes(resized)}
     return tuple(axis.size(sizes) for axis in structure.axes[name])
 
 
