@@ -204,7 +204,8 @@ def prove(a: Checkpoint, b: Checkpoint, question: Question | None = None) -> Pro
     sizes = ", ".join(f"{w.name} {w.old} -> {w.new}" for w in tries[0].widths[:_FEW])
     more = f" and {len(tries[0].widths) - _FEW} more" if len(tries[0].widths) > _FEW else ""
     what = "copies of the old ones" if later else "zero where they are fed"
-    note = f"other sizes: {sizes}{more}; the first units are compared, and new ones are {what}"
+    new = f", and new ones are {what}" if any(w.new > w.old for w in tries[0].widths) else ""
+    note = f"other sizes: {sizes}{more}; the first units are compared{new}"
     return replace(proof, notes=(note, *proof.notes))
 
 
@@ -345,7 +346,10 @@ def _prove(a: _Side, b: _Side, question: Question, tensors: Tensors | None = Non
         notes += [f"{name} is not in the second graph" for name in missing]
         names = [name for name in names if name not in missing]
     if not names:
-        raise UsageError(f"{b.graph.path}: it has none of the outputs of {a.graph.path}")
+        raise UsageError(
+            f"{b.graph.path}: it has none of the outputs of {a.graph.path}; name what both have "
+            "(--fetch NAME), if they are one model"
+        )
     others = find_forward(b.graph, b.keys, fetches=names, fed=fed, can_run=runs)
     notes += [note for note in others.notes if note not in notes]
     values = _same(others, feeds, tensors)

@@ -231,3 +231,12 @@ def test_an_unrelated_checkpoint_is_not_proposed(lstm: str, tmp_path: Path) -> N
     assert "; there is " not in run(*flags, tmp_path / "nope").stderr
     near = f"; there is {tmp_path / 'charlm' / 'model.ckpt-300'}"
     assert near in run(*flags, tmp_path / "charml").stderr
+
+
+def test_an_empty_graph_is_told_as_that(place: Path) -> None:
+    copy = place / "copy"
+    shutil.copytree(case("tf14_v2_charlm_lstm_ema").directory, copy)
+    (copy / "model.ckpt-300.meta").write_bytes(b"")
+    outcome = run("ckpt", copy, "--plugin", "pad", "--resize", "lstm_cell=45")
+    assert outcome.exit_code == 3
+    assert "model.ckpt-300.meta: the file is empty, and was to hold a graph" in outcome.stderr

@@ -93,6 +93,8 @@ def _bytes(path: Path) -> bytes:
         if path.stat().st_size >= _MAX_BYTES:
             raise InputError(f"{path}: it is larger than a graph can be (2 GiB); it is damaged")
         data = path.read_bytes()
+        if not data:
+            raise InputError(f"{path}: the file is empty, and was to hold a graph; remove it")
     except OSError as error:
         raise InputError(f"{path}: the file cannot be read ({error.strerror})") from None
     if is_text_graph(data):

@@ -156,7 +156,8 @@ def _npy(path: Path, shape: tuple[int, int]) -> Array:
         with path.open("rb") as file:
             return _array(file.read(_most_bytes(shape) + 1), shape)
     except _UNREADABLE as error:
-        raise InputError(f"{path}: it is no readable .npy file ({error})") from None
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: it is no readable .npy file ({why})") from None
 
 
 def _most_bytes(shape: tuple[int, int]) -> int:
