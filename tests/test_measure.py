@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import case
-from test_session import made
+from test_session import made, run
 
-from converter import Checkpoint, open_checkpoint
+from converter import Checkpoint, UsageError, open_checkpoint, open_keras
 from converter.activations.measure import measure
 from converter.activations.moments import Moments
 from converter.activations.probes import Probe, Side
+from converter.activations.run import Question
 from converter.graph.node import tensor
 from converter.graph.ordered import read_ordered
 from converter.variable import Array
@@ -393,3 +396,83 @@ def test_a_raw_rnn(tf: Any, tmp_path: Path, flow: str) -> None:
     takes, makes = rnn(SEQUENCES, checkpoint["rnn/cell/w"].read().astype("f8"), lengths)
     check(found["rnn/cell/w", "produced"], np.concatenate(makes))
     check(found["rnn/cell/w", "consumed"], np.concatenate(takes))
+
+
+QUERY = "bert/encoder/layer_1/attention/self/query"
+EQUAL: dict[str, list[Probe]] = {
+    "tf115_v2_convbn_ema": [
+        probe("conv1/Conv2D", 6, "conv1/kernel"),
+        probe("images", 2, "conv1/kernel", "consumed"),
+        probe("conv2/BiasAdd", 8, "conv2/kernel"),
+        probe("max_pooling2d/MaxPool", 6, "conv2/kernel", "consumed"),
+    ],
+    "tf115_v2_bert_mini": [
+        probe(f"{QUERY}/BiasAdd", 32, f"{QUERY}/kernel"),
+        probe(f"{QUERY}/Tensordot/Reshape", 32, f"{QUERY}/kernel", "consumed"),
+        probe("bert/encoder/layer_1/attention/self/transpose", 16, f"{QUERY}/bias"),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_it_equals_what_is_fetched(name: str) -> None:
+    """Convolutions and attention: each tensor that was measured is fetched, and told by numpy."""
+    some = case(name)
+    io, arrays = some.record["io"], np.load(some.directory / "io.npz")
+    batch = {entry["tensor"]: arrays[key] for key, entry in io["inputs"].items()}
+    feeds = tuple(f"{key}={str(value).lower()}" for key, value in io["feeds"].items())
+    probes = EQUAL[name]
+    found = measure(
+        open_checkpoint(some.path), [batch, batch], probes=probes, question=Question(feeds)
+    )
+    given = {text.removesuffix(":0"): value for text, value in batch.items()}
+    fetched = [str(p.tensor) for p in probes if str(p.tensor) not in given]
+    values = run(some.path, {**batch, **io["feeds"]}, fetched) | given
+    assert len(found) == len(probes)
+    for p in probes:
+        check(found[p.for_[0]], np.concatenate([values[str(p.tensor)]] * 2))
+        assert found.tensors[p.for_[0]] == (str(p.tensor),)
+
+
+def test_a_keras_model() -> None:
+    keras = pytest.importorskip("keras")
+    inputs = keras.Input((7, 3), name="steps")
+    hidden = keras.layers.LSTM(5, name="lstm")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(2, activation="relu", name="head")(hidden))
+    checkpoint = open_keras(model)
+    assert list(checkpoint) == [variable.path for variable in model.weights]
+    for variable in model.weights:
+        assert (checkpoint[variable.path].read() == variable.numpy()).all()
+    found = measure(checkpoint, [{"steps": SEQUENCES[:2]}, {"steps": SEQUENCES[2:]}])
+    check(found["head/kernel", "produced"], model(SEQUENCES).numpy())
+    path = checkpoint.path
+    assert path.exists()
+    del checkpoint
+    gc.collect()
+    assert not path.exists()
+
+
+def test_a_keras_model_that_does_not_know_its_inputs(tf: Any) -> None:
+    keras = pytest.importorskip("keras")
+    model = keras.Sequential([keras.layers.Dense(2, name="head")], name="late")
+    with pytest.raises(UsageError, match="late: it does not know its inputs yet; call it once"):
+        open_keras(model)
+    spec = tf.TensorSpec([None, 3], tf.float32, "x")
+    checkpoint = open_keras(model, [spec])
+    found = measure(checkpoint, [{"x": SEQUENCES[:, 0]}])
+    check(found["late/head/kernel", "produced"], model(SEQUENCES[:, 0]).numpy())
+
+
+def test_memory_does_not_grow_with_the_data() -> None:
+    checkpoint, ids, _ = charlm()
+    peaks: list[int] = []
+
+    def batches(count: int) -> Iterator[dict[str, Array]]:
+        for _ in range(count):
+            yield {"x": np.tile(ids, (10, 4))}
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+    for count in (3, 30):
+        measure(checkpoint, batches(count), probes=CHARLM)
+    # Each batch has 20 MB of activations, and 27 more were run.
+    assert peaks[1] - peaks[0] < 60_000

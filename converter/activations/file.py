@@ -90,6 +90,7 @@ def merged(a: Measured, b: Measured) -> Measured:
     tensors = {
         key: tuple(dict.fromkeys((*a.tensors.get(key, ()), *b.tensors.get(key, ()))))
         for key in found
+        if key in a.tensors or key in b.tensors
     }
     known = a.batches is not None and b.batches is not None
     batches = (a.batches or 0) + (b.batches or 0) if known else None

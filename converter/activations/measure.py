@@ -65,13 +65,13 @@ def measure(
             f"{checkpoint.path}: its graph does not tell where activations of its variables are"
         )
     covariant = _named(covariance, probes)
-    pools = _pools(probes, covariant)
+    pools = pools_of(probes, covariant)
     iterator = iter(batches)
     first = next(iterator, None)
     if first is None:
         raise UsageError(f"{question.where}: it holds no data")
     with Run(checkpoint, first, probes, question) as run:
-        count = _gather(run, pools, chain((first,), iterator))
+        count = gather(run, pools, chain((first,), iterator))
         return _measured(checkpoint, pools, run.reached, covariant, count, run.forward.notes)
 
 
@@ -134,7 +134,7 @@ def _wanted(probes: Sequence[Probe], globs: Sequence[str]) -> list[Probe]:
     return [replace(probe, for_=for_) for probe, for_ in pairs if for_]
 
 
-def _pools(probes: Sequence[Probe], covariance: Collection[str]) -> list[_Pool]:
+def pools_of(probes: Sequence[Probe], covariance: Collection[str] = ()) -> list[_Pool]:
     pools: dict[tuple[tuple[Key, ...], int], _Pool] = {}
     for probe in probes:
         key = probe.for_, probe.size
@@ -151,7 +151,7 @@ def _pools(probes: Sequence[Probe], covariance: Collection[str]) -> list[_Pool]:
     return list(pools.values())
 
 
-def _gather(run: Run, pools: Sequence[_Pool], batches: Iterable[Batch]) -> int:
+def gather(run: Run, pools: Sequence[_Pool], batches: Iterable[Batch]) -> int:
     """Run all batches, and add what they give while the next one runs; return how many."""
     of_probe = {id(probe): pool for pool in pools for probe in pool.probes}
 

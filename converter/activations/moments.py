@@ -1,7 +1,7 @@
 """The moments of units, in one pass over any amount of data, and mergeable.
 
-Blocks that fit into the cache are summed in two passes each, and joined as parallel runs are, so
-that nothing is lost where the mean is large beside the deviation.
+Everything is added up in float64, block by block of what fits into the cache. Blocks are joined as
+parallel runs are, so that nothing is lost where the mean is large beside the deviation.
 
 References:
     Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for computing sample
@@ -10,7 +10,6 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +23,7 @@ _WIDTH = 256  # of a row: reductions over fewer columns spend their time on the 
 _BLOCK_ITEMS = 1 << 15
 _MAX_ROWS = 255  # zeros of a block are counted in a byte
 _MIN_ROWS = 32
+_LOST = 1e-4  # of the 16 digits of float64, four
 _PRODUCT_ITEMS = 1 << 20  # products of matrices want larger blocks
 _MANY_BLOCKS = 256
 
@@ -161,46 +161,46 @@ def _moments(rows: Array, covariance: bool) -> Moments:
     result = Moments.of(size, covariance=covariance)
     if not rows.size:
         return result
-    blocks = [_Sums.of(block) for block in _blocks(rows)]
-    # Several observations stand side by side in a block of few units.
-    counts = np.concatenate([np.full(b.total.size // size, b.rows) for b in blocks])[:, None]
-    totals = np.concatenate([b.total.reshape(-1, size) for b in blocks])
-    squares = np.concatenate([b.squares.reshape(-1, size) for b in blocks])
+    beside = max(1, _WIDTH // size)
+    even = count - count % beside
+    # Several observations stand side by side in a row of few units.
+    parts = [_Sums.of(rows[:even].reshape(-1, beside * size), size)] if even else []
+    parts += [_Sums.of(rows[even:], size)] if even < count else []
+    counts = np.concatenate([part.counts for part in parts])
+    totals = np.concatenate([part.total for part in parts])
+    squares = np.concatenate([part.squares for part in parts])
     result.count = count
-    result.mean = totals.sum(0) / count
     with np.errstate(over="ignore", invalid="ignore"):
+        result.mean = totals.sum(0) / count
         apart = totals / counts - result.mean
         result.squares = squares.sum(0) + (apart * apart * counts).sum(0)
     if not np.isfinite(result.squares).all():
         raise NotFiniteError(_not_finite(rows))
-    for b in blocks:
-        result.absolute += b.absolute.reshape(-1, size).sum(0)
-        result.min = np.minimum(result.min, b.min.reshape(-1, size).min(0))
-        result.max = np.maximum(result.max, b.max.reshape(-1, size).max(0))
-        result.zero += b.zero.reshape(-1, size).sum(0, dtype=np.int64)
+    for part in parts:
+        result.absolute += part.absolute.sum(0)
+        result.min = np.minimum(result.min, part.min.min(0))
+        result.max = np.maximum(result.max, part.max.max(0))
+        result.zero += part.zero.sum(0, dtype=np.int64)
     if covariance:
         result.products = _products(rows, result.mean)
     return result
 
 
-def _blocks(rows: Array) -> Iterator[Array]:
-    """Yield blocks that fit into the cache: observations, or several of them side by side."""
-    count, size = rows.shape
-    beside = max(1, _WIDTH // size)
-    even = count - count % beside
-    wide = rows[:even].reshape(-1, beside * size)
-    step = min(_MAX_ROWS, max(_MIN_ROWS, _BLOCK_ITEMS // (beside * size)))
-    for start in range(0, len(wide), step):
-        yield wide[start : start + step]
-    if even < count:
-        yield rows[even:]
-
-
 @dataclass(slots=True, eq=False)
 class _Sums:
-    """The sums over the first axis of a block, whose columns are taken for units."""
+    """The sums over blocks that fit into the cache, each (blocks, units).
 
-    rows: int
+    Attributes:
+        counts: (blocks, 1) how many observations there are in each.
+        total: the sum.
+        squares: the sum of squared deviations from the mean of the block.
+        absolute: the sum of absolute values.
+        min: the least value.
+        max: the largest value.
+        zero: how many values are exactly zero.
+    """
+
+    counts: Floats
     total: Floats
     squares: Floats
     absolute: Floats
@@ -209,19 +209,56 @@ class _Sums:
     zero: Array
 
     @classmethod
-    def of(cls, block: Array) -> _Sums:
+    def of(cls, wide: Array, size: int) -> _Sums:
+        """Add up rows of one observation of `size` units, or of several side by side."""
+        count, width = wide.shape
+        step = min(_MAX_ROWS, max(_MIN_ROWS, _BLOCK_ITEMS // width))
+        starts = range(0, count, step)
+        total, squares, absolute = (np.empty((len(starts), width)) for _ in range(3))
+        low, high = (np.empty((len(starts), width), wide.dtype) for _ in range(2))
+        zero = np.zeros((len(starts), width), np.uint8)
+        buffer = np.empty((step, width))
         with np.errstate(over="ignore", invalid="ignore"):
-            values = block.astype(np.float64)
-            total = np.add.reduce(values, axis=0)
-            low, high = np.minimum.reduce(block, axis=0), np.maximum.reduce(block, axis=0)
-            # What a Relu gives is its own absolute value.
-            is_positive = bool(low.min() >= 0)
-            absolute = total if is_positive else np.add.reduce(np.abs(values), axis=0)
-            values -= total / len(block)
-            # Not by BLAS: its threads wait for each other longer than so short a sum takes.
-            squares = np.einsum("ij,ij->j", values, values)
-        zero = np.add.reduce((block == 0).view(np.uint8), axis=0, dtype=np.uint8)
-        return cls(len(block), total, squares, absolute, low, high, zero)
+            for number, start in enumerate(starts):
+                block = wide[start : start + step]
+                np.minimum.reduce(block, axis=0, out=low[number])
+                np.maximum.reduce(block, axis=0, out=high[number])
+                _add_up(
+                    block,
+                    buffer[: len(block)],
+                    total[number],
+                    squares[number],
+                    # What a Relu gives is its own absolute value.
+                    None if low[number].min() >= 0 else absolute[number],
+                )
+                if low[number].min() >= 0:
+                    absolute[number] = total[number]
+                is_zero = block == 0
+                if is_zero.any():
+                    is_zero = is_zero.view(np.uint8)
+                    np.add.reduce(is_zero, axis=0, dtype=np.uint8, out=zero[number])
+        counts = np.diff(np.append(starts, count)).astype(np.float64)
+        sums = (part.reshape(-1, size) for part in (total, squares, absolute, low, high, zero))
+        return cls(np.repeat(counts, width // size)[:, None], *sums)
+
+
+def _add_up(
+    block: Array, values: Floats, total: Floats, squares: Floats, absolute: Floats | None
+) -> None:
+    """Put the sums over the first axis of a block where they belong, by way of `values`."""
+    np.copyto(values, block)
+    np.add.reduce(values, axis=0, out=total)
+    # Not by BLAS: its threads wait for each other longer than so short a sum takes.
+    np.einsum("ij,ij->j", values, values, out=squares)
+    of_mean = total * total / len(block)
+    if (squares - of_mean < _LOST * squares).any():
+        # The mean is so large that the difference would lose too many digits.
+        apart = values - total / len(block)
+        np.einsum("ij,ij->j", apart, apart, out=squares)
+    else:
+        squares -= of_mean
+    if absolute is not None:
+        np.add.reduce(np.abs(values, out=values), axis=0, out=absolute)
 
 
 def _products(rows: Array, mean: Floats) -> Floats:
