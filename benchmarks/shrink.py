@@ -17,6 +17,7 @@ from converter_plugins.select import Select
 from converter_plugins.truncate import Truncate
 
 from converter import Array, Checkpoint, Strategy, open_checkpoint
+from converter.structure.infer import structure_of
 
 DATA = Path(__file__).parent.parent / "tests" / "data"
 # Embedding, kernel and bias of the cell, kernel and bias of the output.
@@ -54,7 +55,7 @@ def main() -> None:
         source = open_checkpoint(DATA / case)
         record = json.loads((DATA / case / "case.json").read_text())
         ids = [record["vocabulary"].index(letter) for letter in record["text"] * ROUNDS]
-        old = source.structure().widths[width].size
+        old = structure_of(source).widths[width].size
         print(f"| {case}, {old}: {_loss(source, names, ids):.3f} | | | | | |")
         for size in (round(share * old) for share in SHARES):
             losses = {

@@ -24,6 +24,7 @@ from recorded import DATA, Recorded, Running, cases, tensorflow
 from converter import Array, Checkpoint, Resizer, Width, convert, open_checkpoint
 from converter.resize.exactness import Resizes
 from converter.resize.tensors import Tensors
+from converter.structure.infer import structure_of
 
 DRAWS = 10
 
@@ -39,7 +40,7 @@ def cells(checkpoint: Checkpoint) -> list[Width]:
     """Return the widths of recurrent cells: each is made in several blocks, and takes itself."""
     return [
         width
-        for width in checkpoint.structure().widths.values()
+        for width in structure_of(checkpoint).widths.values()
         if width.resizable
         and width.symmetry == "permutation"
         and set(width.produced_by) & set(width.consumed_by)

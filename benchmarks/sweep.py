@@ -38,6 +38,7 @@ from converter.proof import TOLERANCE, compare
 from converter.resize.exactness import is_looked_up
 from converter.resize.maps import places_of
 from converter.resize.tensors import Tensors
+from converter.structure.infer import structure_of
 
 
 class Way(NamedTuple):
@@ -76,7 +77,7 @@ class Tally:
 
 def known_share(checkpoint: Checkpoint) -> float:
     """Return the share of the model's parameters of which no axis is opaque."""
-    structure = checkpoint.structure()
+    structure = structure_of(checkpoint)
     opaque = {name for name, width in structure.widths.items() if width.symmetry == "opaque"}
     known = total = 0
     for name, role in checkpoint.roles().items():
@@ -126,7 +127,7 @@ def check_units(
     (resizes,) = result.plan.resized
     structure = resizes.structure
     assert structure is not None
-    new = structure.sizes | resizes.sizes
+    new = {**structure.sizes, **resizes.sizes}
     for resized in resizes.widths:
         moved = 0.0
         for name, axes in structure.axes.items():
@@ -153,7 +154,9 @@ def sweep(
     """Grow the widths of a model in every way; return what came of each."""
     checkpoint = open_checkpoint(recorded.source)
     sizes = {
-        name: width.size for name, width in checkpoint.structure().widths.items() if width.resizable
+        name: width.size
+        for name, width in structure_of(checkpoint).widths.items()
+        if width.resizable
     }
     tallies = {}
     trains = _trains(tf, recorded)

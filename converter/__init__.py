@@ -10,6 +10,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from converter.activations.file import Measured, merged, read_measured, write_measured
+    from converter.activations.keras import open_keras
+    from converter.activations.measure import measure
+    from converter.activations.moments import Moments
     from converter.checkpoint import Checkpoint, open_checkpoint
     from converter.dtype import DType
     from converter.errors import ConverterError, InputError, PlanError, UsageError
@@ -20,10 +24,10 @@ if TYPE_CHECKING:
     from converter.patterns import by_name, matching, select
     from converter.pipeline import Result, convert
     from converter.resize.coupled import Coupled
-    from converter.resize.resizer import Resizer
     from converter.resize.units import Matrix, Units, WidthMap
+    from converter.resizer import Resizer
     from converter.strategy import Beside, Strategy
-    from converter.structure.axis import Width
+    from converter.structure.axes.axis import Width
     from converter.variable import Array, Region, Stored, Variable, shape_of
 
 __version__ = "0.1.0"
@@ -38,6 +42,8 @@ __all__ = [
     "Initializer",
     "InputError",
     "Matrix",
+    "Measured",
+    "Moments",
     "PlanError",
     "Region",
     "Resizer",
@@ -55,13 +61,22 @@ __all__ = [
     "convert",
     "hookimpl",
     "matching",
+    "measure",
+    "merged",
     "open_checkpoint",
+    "open_keras",
     "option",
+    "read_measured",
     "select",
     "shape_of",
+    "write_measured",
 ]
 
 _HOMES = {
+    "activations.file": ("Measured", "merged", "read_measured", "write_measured"),
+    "activations.keras": ("open_keras",),
+    "activations.measure": ("measure",),
+    "activations.moments": ("Moments",),
     "checkpoint": ("Checkpoint", "open_checkpoint"),
     "dtype": ("DType",),
     "errors": ("ConverterError", "InputError", "PlanError", "UsageError"),
@@ -72,10 +87,10 @@ _HOMES = {
     "patterns": ("by_name", "matching", "select"),
     "pipeline": ("Result", "convert"),
     "resize.coupled": ("Coupled",),
-    "resize.resizer": ("Resizer",),
     "resize.units": ("Matrix", "Units", "WidthMap"),
+    "resizer": ("Resizer",),
     "strategy": ("Beside", "Strategy"),
-    "structure.axis": ("Width",),
+    "structure.axes.axis": ("Width",),
     "variable": ("Array", "Region", "Stored", "Variable", "shape_of"),
 }
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
-import json
 import multiprocessing
 import os
 import re
@@ -21,28 +19,28 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from converter.allocation import keep_freed_memory
 from converter.checkpoint import open_checkpoint
 from converter.errors import ConverterError, InputError, PlanError
-from converter.initializer import Initializer
-from converter.location import Location, find, locate
+from converter.location import Location, find
 from converter.pipeline import run
-from converter.plan import make_plan
+from converter.plan import Plan, make_plan
 from converter.publish import STATE, clean, make_parents, staged_bytes, staging
 from converter.recipe import Step
 from converter.registry import Registry, load
-from converter.strategy import Strategy, options
 from converter.target import Format, Target, state_with
+
+if TYPE_CHECKING:
+    from converter.proof import Question
 
 Status = Literal["done", "skipped", "failed"]
 
 _SECONDS_TO_CLEAN_UP = 5
-_SMALL_BYTES = 1 << 20
 _SECONDS_BETWEEN_LOOKS = 0.5
 
 
@@ -66,10 +64,13 @@ class Settings:
     Attributes:
         steps: the strategies, by name.
         plugins: the plugins as they were named: files among them are loaded.
+        question: what of each checkpoint is run before its output is published, which it is not
+            where source and output do not compute the same; None to run nothing.
     """
 
     steps: tuple[Step, ...] = ()
     plugins: tuple[str, ...] = ()
+    question: Question | None = None
     sidecar: bool = False
     force: bool = False
     verify_source: bool = True
@@ -87,6 +88,9 @@ class Outcome:
         error: why it failed, in one line.
         nbytes: size of the files that were written.
         counts: what the strategies counted, by variable.
+        widths: the widths that change, as plain data: those of `Plan.width_entries`.
+        resized: how many variables of the output have another size for it.
+        proof: what came of running source and output, as plain data; None where nothing ran.
     """
 
     job: Job
@@ -94,6 +98,14 @@ class Outcome:
     error: str = ""
     nbytes: int = 0
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    widths: Sequence[Mapping[str, Any]] = ()
+    resized: int = 0
+    proof: Mapping[str, Any] | None = None
+
+    @property
+    def exact(self) -> bool | None:
+        """Whether the outputs of the model stay what they are; None where no width changes."""
+        return all(width["exact"] for width in self.widths) if self.widths else None
 
 
 Watch = Callable[[Sequence[Job]], None]
@@ -233,7 +245,7 @@ def _in_pools(
 def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
     # Not fork: a strategy may have loaded libraries with threads, TensorFlow for one.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, initializer=_heed_parent) as pool:
+    with ProcessPoolExecutor(processes, context, initializer=_prepare) as pool:
         try:
             yield pool
         except BaseException:
@@ -251,6 +263,11 @@ def _submit(pool: ProcessPoolExecutor, job: Job, settings: Settings) -> Future[O
         return pool.submit(_convert, job, settings)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _prepare() -> None:
+    keep_freed_memory()
+    _heed_parent()
 
 
 def _heed_parent() -> None:
@@ -287,125 +304,93 @@ def _convert(job: Job, settings: Settings) -> Outcome:
 
 def convert_job(job: Job, settings: Settings) -> Outcome:
     """Convert one checkpoint, unless its output is there and was made the same way."""
+    told: dict[str, Any] = {}
     try:
-        # The state file is written at the end, for all checkpoints of the directory.
-        if (obstacle := replace(job.target, state=True).obstacle()) is not None:
-            return Outcome(job, "failed", obstacle)
-        registry = _registry(settings.plugins)
-        strategies = [step.build(registry) for step in settings.steps]
-        record = _record(job, settings, strategies, registry)
-        if _is_done(job.target, record, force=settings.force):
-            return Outcome(job, "skipped")
-        checkpoint = open_checkpoint(job.source, verify=settings.verify_source)
-        plan = make_plan(checkpoint, strategies, job.target, sidecar=settings.sidecar)
-        result = run(
-            plan,
-            force=settings.force,
-            verify_source=settings.verify_source,
-            verify_output=settings.verify_output,
-            sync=settings.sync,
-            record=record,
-        )
+        return _converted(job, settings, told)
     except ConverterError as error:
-        return Outcome(job, "failed", str(error))
+        return Outcome(job, "failed", str(error), **told)
     # The others go on, whatever it is; here it is told with its kind.
     except Exception as error:
-        return Outcome(job, "failed", f"{type(error).__name__}: {error}")
-    return Outcome(job, "done", "", result.nbytes, result.counts)
+        return Outcome(job, "failed", f"{type(error).__name__}: {error}", **told)
+
+
+def _converted(job: Job, settings: Settings, told: dict[str, Any]) -> Outcome:
+    """Convert one checkpoint; what is known of the plan and the proof goes into `told`."""
+    from converter.record import known_of, record_of, widths_in
+
+    # The state file is written at the end, for all checkpoints of the directory.
+    if (obstacle := replace(job.target, state=True).obstacle()) is not None:
+        return Outcome(job, "failed", obstacle)
+    registry = _registry(settings.plugins)
+    strategies = [step.build(registry) for step in settings.steps]
+    record = record_of(
+        job.source,
+        job.target,
+        strategies,
+        registry,
+        sidecar=settings.sidecar,
+        question=settings.question,
+    )
+    known = known_of(job.target, record, force=settings.force)
+    if known is not None:
+        return Outcome(job, "skipped", **widths_in(known))
+    checkpoint = open_checkpoint(job.source, verify=settings.verify_source)
+    plan = make_plan(checkpoint, strategies, job.target, sidecar=settings.sidecar)
+    told |= _told(plan)
+    check = None
+    if settings.question is not None:
+        check = functools.partial(_prove, plan, settings.question, told)
+    result = run(
+        plan,
+        force=settings.force,
+        verify_source=settings.verify_source,
+        verify_output=settings.verify_output,
+        sync=settings.sync,
+        record={**record.made, "prove": record.proven, **_told(plan)},
+        check=check,
+    )
+    return Outcome(job, "done", "", result.nbytes, result.counts, **told)
+
+
+def plan_job(job: Job, settings: Settings) -> Outcome:
+    """Tell what would become of one checkpoint, and write nothing.
+
+    Returns:
+        An outcome that is `done` where the plan can be carried out.
+    """
+    told: dict[str, Any] = {}
+    try:
+        registry = _registry(settings.plugins)
+        strategies = [step.build(registry) for step in settings.steps]
+        checkpoint = open_checkpoint(job.source, verify=settings.verify_source)
+        plan = make_plan(checkpoint, strategies, job.target, sidecar=settings.sidecar)
+        told |= _told(plan)
+        plan.refuse(force=True)
+        if settings.question is not None:
+            _prove(plan, settings.question, told, None)
+    except ConverterError as error:
+        return Outcome(job, "failed", str(error), **told)
+    return Outcome(job, "done", **told)
+
+
+def _told(plan: Plan) -> dict[str, Any]:
+    return {"widths": plan.width_entries(), "resized": plan.resized_variables}
+
+
+def _prove(plan: Plan, question: Question, told: dict[str, Any], output: Path | None) -> None:
+    """Run the source of a plan and its output; raise where they do not compute the same."""
+    from converter.proof import prove_plan
+    from converter.proof_report import proof_json, refuse
+
+    written = None if output is None else open_checkpoint(output)
+    proof = prove_plan(plan, written, question)
+    told["proof"] = proof_json(proof)
+    refuse(plan, proof, is_written=output is not None)
 
 
 @functools.cache
 def _registry(plugins: tuple[str, ...]) -> Registry:
     return load(plugins)
-
-
-def _record(
-    job: Job, settings: Settings, strategies: Sequence[Strategy], registry: Registry
-) -> dict[str, object]:
-    """Return what an output depends on: two equal records mean equal outputs."""
-    steps = [
-        {
-            "plugin": strategy.name,
-            "origin": _identified(_path_or_text(registry.origin(strategy.name))),
-            "values": {
-                option.name: _identified(getattr(strategy, option.name))
-                for option in options(type(strategy))
-            },
-        }
-        for strategy in strategies
-    ]
-    return {
-        "converter": version("ckpt-converter"),
-        "source": {file.name: _identity(file) for file in _files(job.source)},
-        "steps": steps,
-        "initializers": {
-            name: _identified(_path_or_text(plugin.origin))
-            for name, (_, plugin) in registry.brought.items()
-        },
-        "to": job.target.format,
-        "shard_size": job.target.shard_size,
-        "sidecar": settings.sidecar,
-    }
-
-
-def _path_or_text(origin: str) -> Path | str:
-    return Path(origin) if origin.endswith(".py") else origin
-
-
-def _files(source: str) -> tuple[Path, ...]:
-    location = locate(source)
-    if location.kind == "safetensors":
-        # The index of several shards tells nothing of what is in them.
-        return open_checkpoint(source).files
-    return location.files
-
-
-def _identity(file: Path) -> dict[str, object]:
-    """Return what tells one content of a file from another, without reading large ones.
-
-    An index holds the checksums of all values, so its own checksum stands for them; of other
-    large files, size and time of change have to do.
-    """
-    stat = file.stat()
-    if file.suffix == ".index" or stat.st_size <= _SMALL_BYTES:
-        return {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-
-
-def _identified(value: object) -> object:
-    """Return an option's value as JSON, with the identity of the file that a path names."""
-    if isinstance(value, Path):
-        with contextlib.suppress(ConverterError, OSError):
-            files = locate(os.fspath(value)).files if not value.is_file() else (value,)
-            return {str(value): {file.name: _identity(file) for file in files}}
-        return str(value)
-    if isinstance(value, Mapping):
-        return {str(key): _identified(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_identified(item) for item in value]
-    return str(value) if isinstance(value, Initializer) else value
-
-
-def _is_done(target: Target, record: Mapping[str, object], *, force: bool) -> bool:
-    """Whether the output is there, and was made as it would be made now.
-
-    Raises:
-        PlanError: it was made otherwise, and nobody says that it is to be replaced.
-    """
-    try:
-        known = json.loads(target.record.read_bytes())
-        sizes = known.pop("files")
-        there = {name: (target.directory / name).stat().st_size for name in sizes}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        return False
-    if known == json.loads(json.dumps(record)) and there == sizes:
-        return True
-    if not force:
-        raise PlanError(
-            f"{target.path} was made from another source or in another way, which "
-            f"{target.record.name} tells; use --force to make it again"
-        )
-    return False
 
 
 def _write_states(outcomes: Iterable[Outcome]) -> None:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, ValuesView
+from collections.abc import (
+    Callable,
+    Hashable,
+    ItemsView,
+    Iterable,
+    Iterator,
+    Mapping,
+    ValuesView,
+)
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from converter.dtype import STRING
 from converter.errors import InputError, PlanError
@@ -18,10 +26,21 @@ if TYPE_CHECKING:
     from converter.formats.object_graph import Entry
     from converter.location import Location
     from converter.names import Role
-    from converter.structure.infer import Structure
-    from converter.structure.layout import Layout
 
 _STEP = re.compile(r"(?s)(?!.*-of-\d+\Z).*-(\d+)")
+_T = TypeVar("_T")
+
+
+class Origin(NamedTuple):
+    """What a strategy made a checkpoint from.
+
+    Attributes:
+        checkpoint: what the strategy got.
+        sizes: the new sizes of the widths to which it gave other ones, by name.
+    """
+
+    checkpoint: Checkpoint
+    sizes: Mapping[str, int]
 
 
 class Checkpoint(Mapping[str, Variable]):
@@ -44,7 +63,8 @@ class Checkpoint(Mapping[str, Variable]):
         meta: the `.meta` file beside it, or None.
         metadata: free text that the file carries.
         roles: gives the role of each variable; None to tell them from the names.
-        structure: gives which axes of the variables share a width; None to tell it from the graph.
+        origin: what it was made from; None where it was opened, or made of nothing.
+        known: what is known of the variables already, by the keys of `once`.
 
     Raises:
         PlanError: two variables have one name.
@@ -65,7 +85,8 @@ class Checkpoint(Mapping[str, Variable]):
         meta: Path | None = None,
         metadata: Mapping[str, str] | None = None,
         roles: Callable[[Mapping[str, Variable]], Mapping[str, Role]] | None = None,
-        structure: Callable[[Checkpoint, Layout | None], Structure] | None = None,
+        origin: Origin | None = None,
+        known: Mapping[Hashable, object] | None = None,
     ) -> None:
         self._variables: dict[str, Variable] = {}
         for variable in variables:
@@ -88,8 +109,8 @@ class Checkpoint(Mapping[str, Variable]):
         self._check = check
         self._find_roles = roles
         self._roles: Mapping[str, Role] | None = None
-        self._find_structure = structure
-        self._structures: dict[Path | None, Structure] = {}
+        self.origin = origin
+        self._known: dict[Hashable, Any] = dict(known or {})
 
     def __getitem__(self, name: str) -> Variable:
         return self._variables[name]
@@ -120,21 +141,15 @@ class Checkpoint(Mapping[str, Variable]):
             self._roles = (self._find_roles or roles)(self)
         return self._roles
 
-    def structure(self, layout: Layout | None = None) -> Structure:
-        """Return which axes of the variables share a width.
+    def once(self, key: Hashable, find: Callable[[], _T]) -> _T:
+        """Return what `find` gives, which is called for the first of these keys only.
 
-        Args:
-            layout: what a user says of it, which goes before what the graph or the names say.
-
-        Raises:
-            ConverterError: it cannot be told; the message says what would help.
+        The variables never change, so that what was found out about them holds on.
         """
-        key = None if layout is None else layout.path
-        if key not in self._structures:
-            from converter.structure.infer import infer
-
-            self._structures[key] = (self._find_structure or infer)(self, layout)
-        return self._structures[key]
+        if key not in self._known:
+            self._known[key] = find()
+        found: _T = self._known[key]
+        return found
 
     def check(self, names: Iterable[str]) -> None:
         """Raise InputError if bytes of one of the named variables are missing on disk.
@@ -184,17 +199,8 @@ class Checkpoint(Mapping[str, Variable]):
             meta=self.meta,
             metadata=self.metadata,
             roles=lambda derived: _inherited(self, derived),
-            structure=lambda derived, layout: _followed(self, derived, layout, sizes or {}),
+            origin=Origin(self, sizes or {}),
         )
-
-
-def _followed(
-    parent: Checkpoint, derived: Checkpoint, layout: Layout | None, sizes: Mapping[str, int]
-) -> Structure:
-    """Return the structure of what a strategy made of a checkpoint."""
-    from converter.structure.follow import follow
-
-    return follow(parent.structure(layout), parent, derived, sizes)
 
 
 def _inherited(parent: Checkpoint, derived: Mapping[str, Variable]) -> dict[str, Role]:

@@ -102,5 +102,7 @@ BY_TENSORFLOW = {dtype.tensorflow: dtype for dtype in _DTYPES}
 BY_SAFETENSORS = {d.safetensors: d for d in reversed(_DTYPES) if d.safetensors and d.name[0] != "q"}
 BY_NUMPY = {d.numpy: d for d in reversed(_DTYPES) if d.numpy is not None and d.name[0] != "q"}
 
+BOOL = BY_NAME["bool"]
+INT32 = BY_NAME["int32"]
 STRING = BY_NAME["string"]
 VARIANT = BY_NAME["variant"]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from converter.drawing import Values
+    from converter.values import Values
     from converter.variable import Array
 
 __all__ = ["Initializer", "Zeros", "arguments", "parse_initializer", "signature"]
@@ -31,7 +31,7 @@ _CALL = re.compile(rf"(?s)\s*(?P<name>{_TEXT})\s*(?:\((?P<arguments>.*)\)\s*)?")
 _ARGUMENT = re.compile(rf"\s*(?P<key>\w+)\s*=\s*(?P<value>{_TEXT})\s*")
 
 
-def _read(value: object, classes: Mapping[str, Any] | None) -> object:
+def _read(value: object, classes: Mapping[str, Any]) -> object:
     if isinstance(value, str):
         return parse_initializer(value, classes)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -212,24 +212,18 @@ def explanation(initializer: type[Initializer]) -> list[str]:
     return inspect.cleandoc(initializer.__doc__ or "").splitlines()
 
 
-def parse_initializer(
-    text: str, known: Mapping[str, type[Initializer]] | None = None
-) -> Initializer:
+def parse_initializer(text: str, known: Mapping[str, type[Initializer]]) -> Initializer:
     """Make an initializer of what a user wrote: `NAME`, `NAME(key=value, ...)`, or a number.
 
     A number is `constant` of it.
 
     Args:
         text: what the user wrote.
-        known: the initializers by name; None for the built-in ones.
+        known: the initializers by name.
 
     Raises:
         UsageError: it means none; the message begins with `must be`.
     """
-    if known is None:
-        from converter.initializers import BUILT_IN
-
-        known = BUILT_IN
     match = _CALL.fullmatch(text) if len(text) <= _LONGEST else None
     if match is None:
         raise UsageError(

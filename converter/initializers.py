@@ -24,7 +24,7 @@ from converter.options import option
 from converter.variable import Array
 
 if TYPE_CHECKING:
-    from converter.drawing import Values
+    from converter.values import Values
 
 Shape = tuple[int, ...]
 Stream: TypeAlias = "np.random.Generator"

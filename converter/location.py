@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -99,7 +100,7 @@ def locate(path: str) -> Location:
         return _shards(path, counts[-1])
     raise InputError(
         f"no checkpoint at {path} (looked for {path}.index, {path}, and shards of it)"
-        + _nearby(os.path.dirname(path) or ".")
+        + _nearby(os.path.dirname(path) or ".", os.path.basename(path))
     )
 
 
@@ -221,7 +222,8 @@ def _shards(prefix: str, count: int) -> Location:
     present = _present_shards(prefix, count)
     if not present:
         pattern = f"{prefix}-?????-of-{count:05d}"
-        raise InputError(f"no checkpoint at {pattern}" + _nearby(os.path.dirname(prefix) or "."))
+        near = _nearby(os.path.dirname(prefix) or ".", os.path.basename(prefix))
+        raise InputError(f"no checkpoint at {pattern}{near}")
     # Not range(count): the name of a file can claim any number of shards.
     missing = next(i for i in range(len(present) + 1) if i not in present)
     if missing < count:
@@ -347,14 +349,23 @@ def _listing(directory: str) -> list[str]:
         raise InputError(f"{directory}: {error.strerror}") from error
 
 
-def _nearby(directory: str) -> str:
-    """Say which checkpoints lie in or right below a directory, for an error message."""
+def _nearby(directory: str, wanted: str | None = None) -> str:
+    """Say which checkpoints lie in or right below a directory, for an error message.
+
+    Args:
+        directory: where to look.
+        wanted: the name that was looked for in it: of what is below, only directories that are
+            called much like it are told of. None for all.
+    """
     places = [directory]
     try:
         with os.scandir(directory) as entries:
-            places += sorted(entry.path for entry in entries if entry.is_dir())[:50]
+            below = {entry.name: entry.path for entry in entries if entry.is_dir()}
     except OSError:
         return ""
+    if wanted is not None:
+        below = {name: below[name] for name in difflib.get_close_matches(wanted, below)}
+    places += sorted(below.values())[:50]
     try:
         found = [loc.path for d in places for loc in _all_in(d, sorted(_listing(d))[:200])][:3]
     except InputError:

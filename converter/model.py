@@ -5,17 +5,19 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from types import TracebackType
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from converter.checkpoint import Checkpoint
+from converter.closing import Closing
 from converter.errors import InputError
 from converter.forward.find import find_forward
-from converter.forward.graph import Tensor, read_graph
 from converter.forward.variables import Held
+from converter.graph.node import Tensor
+from converter.graph.ops import DRAWS
+from converter.graph.written import read_graph
 from converter.proof import Question, compare, given_by, start
 from converter.variable import Array
 
@@ -27,21 +29,9 @@ _ALIKE = 0.01
 # Values that are nowhere larger are as good as zeros.
 _TINY = 1e-3
 _JITTER = 0.1
-# These draw numbers that depend on nothing.
-_NOISE = frozenset(
-    {
-        "ParameterizedTruncatedNormal",
-        "RandomStandardNormal",
-        "RandomUniform",
-        "StatelessRandomNormal",
-        "StatelessRandomUniform",
-        "StatelessTruncatedNormal",
-        "TruncatedNormal",
-    }
-)
 
 
-class Model:
+class Model(Closing):
     """The forward part of a checkpoint's graph, with inputs that are given or drawn.
 
     Noise that the graph adds is drawn once, and fed from then on.
@@ -77,7 +67,7 @@ class Model:
         noise = [
             Tensor(name)
             for name in self.forward.random
-            if graph.nodes[name].op in _NOISE and name not in graph.frames
+            if graph.nodes[name].op in DRAWS and name not in graph.frames
         ]
         wanted = self.forward
         if noise:
@@ -104,15 +94,7 @@ class Model:
         self.values: Values = {key: checkpoint[key].read() for key in keys}
         self._assigned = dict(self.values)
 
-    def __enter__(self) -> Model:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._session.close()
 
     def precision(self) -> float:

@@ -61,7 +61,7 @@ class Kind:
         check: the value itself, of the exact type; TypeError or ValueError where it is none.
             The path is the directory that relative paths start from.
         read: for what plugins can add to, `NAME` or `NAME(key=value)`: the value of a text, given
-            the classes by name (None: the built-in ones), or UsageError; `check` then gets that.
+            the classes by name, or UsageError; `check` then gets that.
             None for all other kinds.
     """
 
@@ -69,7 +69,7 @@ class Kind:
     metavar: str
     parse: Callable[[str], object]
     check: Callable[[object, Path], object]
-    read: Callable[[object, Mapping[str, Any] | None], object] | None = None
+    read: Callable[[object, Mapping[str, Any]], object] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,27 +174,29 @@ class Option:
         """Return a value as the strategy's constructor wants it, or refuse it.
 
         Types are strict: True is no integer, and '128' is none. A text for a path is relative to
-        `directory`; a Path is taken as it is. `classes` is for `Kind.read`.
+        `directory`; a Path is taken as it is. `classes` is for `Kind.read`; None for
+        kinds without it.
 
         Raises:
             UsageError: the value is of another type, or none of the choices; without a subject.
         """
+        known = classes or {}
         if self.container is dict:
             if not isinstance(value, Mapping):
                 raise UsageError(f"must be a table of {self.metavar}, got {reprlib.repr(value)}")
             return {
-                key: self._one(item, directory, classes, f"{key!r} ") for key, item in value.items()
+                key: self._one(item, directory, known, f"{key!r} ") for key, item in value.items()
             }
         if self.multiple:
             items = value if isinstance(value, (list, tuple)) else [value]
-            return tuple(self._one(item, directory, classes) for item in items)
-        return self._one(value, directory, classes)
+            return tuple(self._one(item, directory, known) for item in items)
+        return self._one(value, directory, known)
 
     def _one(
         self,
         value: object,
         directory: Path,
-        classes: Mapping[str, Any] | None,
+        classes: Mapping[str, Any],
         subject: str = "",
     ) -> object:
         try:

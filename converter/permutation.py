@@ -20,7 +20,7 @@ import numpy as np
 from converter.checkpoint import Checkpoint
 from converter.forward.feeds import Feeds
 from converter.forward.find import Forward
-from converter.forward.graph import Tensor
+from converter.graph.node import Output, Tensor
 from converter.model import (
     Model,
     Outputs,
@@ -32,11 +32,10 @@ from converter.model import (
     rounded,
 )
 from converter.proof import Question
-from converter.structure.atoms import Clash
-from converter.structure.axis import Axis, Width
-from converter.structure.entries import entries
-from converter.structure.graph import Output
-from converter.structure.infer import Structure
+from converter.structure.axes.axis import Axis, Width
+from converter.structure.axes.entries import entries
+from converter.structure.structure import Structure
+from converter.structure.tensors.atoms import Clash
 from converter.variable import Array
 
 if TYPE_CHECKING:

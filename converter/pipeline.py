@@ -127,8 +127,7 @@ def run(
     clean(target.directory)
     plan.refuse(force=force)
     began = time.monotonic()
-    total = plan.nbytes * (2 if verify_output else 1)
-    report = _Report(progress, total)
+    report = _Report(progress, plan.nbytes * (2 if verify_output else 1))
 
     # TensorFlow's index wants the checksums in any case.
     checksum = verify_output or target.format == "tf" or bool(plan.sidecar)
@@ -148,14 +147,12 @@ def run(
                 open_output=open_output,
             )
             if verify_output:
-                contents = _read_back(target, stage)
-                _compare((*plan.variables, *plan.sidecar), checksums, contents, report)
+                _verify(plan, checksums, _read_back(target, stage), report)
             sizes = {path.name: path.stat().st_size for path in sorted(stage.iterdir())}
             files = list(sizes)
             if record is not None:
-                text = json.dumps({**record, "files": sizes}, indent=1, sort_keys=True)
                 with open_output(stage / target.record.name) as output:
-                    output.write(text.encode())
+                    output.write(_record(record, sizes))
                 files.append(target.record.name)
             outputs = target.outputs(files)
             if check is not None:
@@ -197,15 +194,19 @@ def _read_back(target: Target, stage: Path) -> list[Contents]:
         raise _bug("the output", f"cannot be read back ({error})") from error
 
 
-def _compare(
-    meant: Sequence[Variable],
+def _record(record: Mapping[str, object], sizes: Mapping[str, int]) -> bytes:
+    return json.dumps({**record, "files": sizes}, indent=1, sort_keys=True).encode()
+
+
+def _verify(
+    plan: Plan,
     checksums: Mapping[str, int | None],
     contents: Sequence[Contents],
     report: _Report,
 ) -> None:
     """Raise ConverterError where the output is not what was meant."""
     written = {v.name: v for part in contents for v in part.variables}
-    for variable in meant:
+    for variable in (*plan.variables, *plan.sidecar):
         found = written.pop(variable.name, None)
         if found is None:
             raise _bug(variable.name, "is missing from the output")

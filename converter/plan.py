@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint import Checkpoint
 from converter.errors import ConverterError, InputError, PlanError, UsageError
@@ -18,7 +18,7 @@ from converter.variable import Stored, Variable
 if TYPE_CHECKING:
     from converter.regraph import Regraphed
     from converter.resize.exactness import Resizes
-    from converter.structure.infer import Structure
+    from converter.structure.structure import Structure
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Change:
     steps: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """What would be written.
 
@@ -73,6 +73,11 @@ class Plan:
     metadata: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        # The variables, and the structure of a model, would fill screens.
+        to = "" if self.target is None else f" -> {self.target.path}"
+        return f"<Plan: {self.source.path}{to}, {len(self.changes)} variables>"
+
     @property
     def nbytes(self) -> int:
         """Bytes of the values to be written, strings not counted."""
@@ -82,6 +87,27 @@ class Plan:
     def is_exact(self) -> bool:
         """Whether no width changes in a way that changes the outputs."""
         return all(width.verdict.exact for resizes in self.resized for width in resizes.widths)
+
+    @property
+    def resized_variables(self) -> int:
+        """How many variables of the result have another size because a width changed."""
+        shapes = {s for resizes in self.resized for r in resizes.shapes.values() for s in r.sources}
+        return sum(not shapes.isdisjoint(v.sources) for v in self.result.values())
+
+    def width_entries(self) -> list[dict[str, Any]]:
+        """Return the widths that change as plain data, as `--json` has them."""
+        return [
+            {
+                "name": width.name,
+                "old": width.old,
+                "new": width.new,
+                "exact": width.verdict.exact,
+                "why": width.verdict.why,
+                "dead": width.dead,
+            }
+            for resizes in self.resized
+            for width in resizes.widths
+        ]
 
     def resized_graph(self) -> bytes | None:
         """Return the graph of the source at the sizes of the result: a MetaGraphDef.
@@ -287,6 +313,9 @@ def _fit(
         if target.format == "tf":
             reason = "it is not what it was; TensorFlow 2 finds the variables by name only"
         left_out = [(result[n], f"the object graph: {reason}") for n in graph]
+        if target.format != "tf":
+            counters = [n for n, role in result.roles().items() if role.kind == "save_counter"]
+            left_out += [(result[n], "it belongs to the object graph") for n in counters]
     meta: Path | bytes | None = source.meta if carried else None
     if source.meta is not None and target is not None and target.format == "tf" and not same:
         meta, told = _rewritten(source, result, resized)
@@ -393,7 +422,7 @@ def _shape(source: Checkpoint, resized: Sequence[Resizes], name: str) -> tuple[i
     structure = _structure(resized)
     if structure is None or name not in structure.axes:
         return source[name].shape
-    sizes = structure.sizes | _sizes(resized)
+    sizes = {**structure.sizes, **_sizes(resized)}
     return tuple(axis.size(sizes) for axis in structure.axes[name])
 
 

@@ -17,13 +17,17 @@ from converter.checkpoint import Checkpoint
 from converter.errors import InputError, PlanError, UsageError
 from converter.forward.feeds import Feeds, complete, given_values, parse_feed, read_inputs
 from converter.forward.find import Forward, find_forward
-from converter.forward.graph import Graph, Tensor, graph_of, read_graph, tensor
+from converter.graph.node import Tensor, tensor
+from converter.graph.written import Graph, graph_of, read_graph
 from converter.variable import Array, Variable
 
 if TYPE_CHECKING:
     from converter.plan import Plan
+    from converter.resize.exactness import Resizes
     from converter.resize.tensors import Tensors
     from converter.session import RunError, Session
+
+_FEW = 4
 
 TOLERANCE = 1e-5
 """Of the scale of an output: what float32 loses when it adds in another order."""
@@ -182,11 +186,27 @@ def prove(a: Checkpoint, b: Checkpoint, question: Question | None = None) -> Pro
         raise InputError(
             f"{a.path}: neither it nor {b.path} has a graph (.meta, .pb) in which it could be run"
         )
-    return _prove(
-        _Side(first or _given(second), a, a),
-        _Side(second or _given(first), b, b),
-        question or Question(),
-    )
+    from converter.resize.between import between
+    from converter.resize.tensors import Tensors
+
+    question = question or Question()
+    one, other = _Side(first or _given(second), a, a), _Side(second or _given(first), b, b)
+    tries = between(a, b) if first is not None else ()
+    if not tries:
+        return _prove(one, other, question)
+    if second is None:
+        other = replace(other, graph=_graph_at(a, tries[0]))
+    proofs = (_prove(one, other, question, Tensors([resizes])) for resizes in tries)
+    proof = next(proofs)
+    # Of copies that are fed, too, the first proof knows nothing.
+    later = [] if proof.passed else [found for found in proofs if found.passed]
+    proof = later[0] if later else proof
+    sizes = ", ".join(f"{w.name} {w.old} -> {w.new}" for w in tries[0].widths[:_FEW])
+    more = f" and {len(tries[0].widths) - _FEW} more" if len(tries[0].widths) > _FEW else ""
+    what = "copies of the old ones" if later else "zero where they are fed"
+    new = f", and new ones are {what}" if any(w.new > w.old for w in tries[0].widths) else ""
+    note = f"other sizes: {sizes}{more}; the first units are compared{new}"
+    return replace(proof, notes=(note, *proof.notes))
 
 
 def prove_plan(plan: Plan, output: Checkpoint | None, question: Question | None = None) -> Proof:
@@ -224,9 +244,27 @@ def prove_plan(plan: Plan, output: Checkpoint | None, question: Question | None 
     if own is not None and output is not None:
         return _prove(first, _Side(own, output, output), question, tensors)
     held = plan.result if output is None else output
-    resized = plan.resized_graph()
+    resized = _resized_graph(plan)
     runs_in = graph if resized is None else graph_of(source, resized)
     return _prove(first, _Side(runs_in, source, held, plan), question, tensors)
+
+
+def _graph_at(source: Checkpoint, resizes: Resizes) -> Graph:
+    """Return the graph of a checkpoint at other sizes."""
+    from converter.regraph import regraph
+
+    assert resizes.structure is not None
+    return graph_of(source, regraph(source, resizes.structure, resizes.sizes).meta)
+
+
+def _resized_graph(plan: Plan) -> bytes | None:
+    try:
+        return plan.resized_graph()
+    except PlanError:
+        raise PlanError(
+            f"{plan.source.path}: its graph cannot be given other sizes, as that of a checkpoint "
+            "with a .meta can, so nothing could run the output; leave out --prove"
+        ) from None
 
 
 def _given(graph: Graph | None) -> Graph:
@@ -308,7 +346,10 @@ def _prove(a: _Side, b: _Side, question: Question, tensors: Tensors | None = Non
         notes += [f"{name} is not in the second graph" for name in missing]
         names = [name for name in names if name not in missing]
     if not names:
-        raise UsageError(f"{b.graph.path}: it has none of the outputs of {a.graph.path}")
+        raise UsageError(
+            f"{b.graph.path}: it has none of the outputs of {a.graph.path}; name what both have "
+            "(--fetch NAME), if they are one model"
+        )
     others = find_forward(b.graph, b.keys, fetches=names, fed=fed, can_run=runs)
     notes += [note for note in others.notes if note not in notes]
     values = _same(others, feeds, tensors)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
 import reprlib
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +11,7 @@ from pathlib import Path
 from converter.errors import UsageError, did_you_mean
 from converter.registry import Registry, is_file
 from converter.strategy import Strategy, build
+from converter.toml import read_toml
 
 _FORMATS = ("tf", "safetensors")
 
@@ -98,7 +97,7 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
         UsageError: it cannot be read, is no TOML, or has keys or values that no recipe has.
     """
     path = _found(path)
-    return _recipe(_toml(path), path)
+    return _recipe(read_toml(path, "recipe"), path)
 
 
 def _found(path: str | os.PathLike[str]) -> Path:
@@ -110,28 +109,6 @@ def _found(path: str | os.PathLike[str]) -> Path:
         near = did_you_mean(name, shipped) or f"; the package brings {', '.join(shipped)}"
         raise UsageError(f"{name}: no such file, and no such recipe{near}")
     return shipped[name]
-
-
-def _toml(path: Path) -> dict[str, object]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-
-    try:
-        table: dict[str, object] = tomllib.loads(path.read_bytes().decode())
-    except OSError as error:
-        raise UsageError(f"{path}: the recipe cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: byte {error.start} is no UTF-8, which TOML is") from None
-    except tomllib.TOMLDecodeError as error:
-        said, line = str(error), ""
-        if match := re.fullmatch(r"(?s)(.*) \(at line (\d+), column \d+\)", said):
-            said, line = match[1], f":{match[2]}"
-        raise UsageError(f"{path}{line}: {said[:1].lower()}{said[1:]}") from None
-    except RecursionError:
-        raise UsageError(f"{path}: its values are nested too deep") from None
-    return table
 
 
 def _recipe(table: Mapping[str, object], path: Path) -> Recipe:

@@ -13,8 +13,8 @@ import numpy as np
 from converter.checkpoint import Checkpoint
 from converter.dtype import BY_NAME
 from converter.names import Role
-from converter.structure.axis import Axis, Symmetry, Use, Width
-from converter.structure.infer import Structure
+from converter.structure.axes.axis import Axis, Symmetry, Use, Width
+from converter.structure.structure import Structure, as_known
 from converter.variable import Array, Region, Variable
 
 WIDTHS: Mapping[str, int] = {"features": 4, "units": 6}
@@ -55,7 +55,7 @@ def checkpoint(loaded: list[str]) -> Checkpoint:
         for leaf, role in _FOLLOWERS.items():
             roles[f"{name}/{leaf}"] = Role(role.kind, name, role.slot, role.optimizer)
     variables = [_variable(name, shape, loaded) for name, shape in shapes({}).items()]
-    return Checkpoint(variables, roles=lambda found: roles, structure=lambda *_: _structure(roles))
+    return Checkpoint(variables, roles=lambda found: roles, known=as_known(_structure(roles)))
 
 
 def shapes(sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import re
 from collections.abc import Iterable, Mapping
@@ -63,7 +64,8 @@ class Strategy:
     (repeatable), `tuple[int, ...]` (sizes), a `Mapping` from `str` (a pattern) to one of these
     (repeatable `PATTERN=VALUE`), and `None` beside any.
 
-    Rules that need more than one field belong in `__post_init__`, which raises UsageError.
+    In Python an initializer or a path can be given as its text, too. Rules that need more than one
+    field belong in `__post_init__`, which calls `super().__post_init__()` and raises UsageError.
 
     Nothing may be read before the values of the result are asked for: a plan is free. What can
     be known from names, shapes and dtypes is refused with PlanError by `apply` or `convert`,
@@ -74,6 +76,22 @@ class Strategy:
     """
 
     name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """Read what options hold in the spelling of a recipe: texts of initializers and paths.
+
+        Raises:
+            UsageError: the value of an option is of another type.
+        """
+        for option_ in _options_of(type(self)):  # type: ignore[arg-type]  # mypy knows classes as such
+            value = getattr(self, option_.name)
+            if value is option_.default or value == option_.default:
+                continue
+            try:
+                checked = option_.check(_plain_numbers(value), classes=_built_in(option_))
+            except UsageError as error:
+                raise UsageError(f"{self.name}: {option_.name} {error}") from None
+            object.__setattr__(self, option_.name, checked)
 
     def apply(self, checkpoint: Checkpoint) -> Iterable[Variable]:
         """Give the variables of the result, in the order in which they are to be written.
@@ -134,6 +152,37 @@ def options(strategy: type[Strategy]) -> tuple[Option, ...]:
         if field.init:
             found.append(make_option(field, hints[field.name], strategy.name, prefix=f"{spelt}."))
     return tuple(found)
+
+
+@functools.cache
+def _options_of(strategy: type[Strategy]) -> tuple[Option, ...]:
+    """Return the options of a strategy; none where the class is declared otherwise.
+
+    The registry tells that; who makes an object of a class does not have to register it.
+    """
+    try:
+        return options(strategy)
+    except ConverterError:
+        return ()
+
+
+def _built_in(option_: Option) -> Mapping[str, type[Initializer]] | None:
+    """Return the initializers that a text can name; None for an option that takes none."""
+    if option_.kind.read is None:
+        return None
+    # Imported where they are used: a command is to start at once.
+    from converter.initializers import BUILT_IN
+
+    return BUILT_IN
+
+
+def _plain_numbers(value: object) -> object:
+    """Return a value with Python's own numbers in the place of numpy's."""
+    if isinstance(value, Mapping):
+        return {key: _plain_numbers(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_plain_numbers, value))
+    return value.item() if getattr(value, "shape", None) == () else value  # type: ignore[attr-defined]
 
 
 # What a field would hide, and the key that names the plugin of a recipe's step.
@@ -197,7 +246,8 @@ def build(
             near = did_you_mean(key, known) or f"; it has {', '.join(known) or 'no options'}"
             raise UsageError(f"{where}: {strategy.name} has no option {key!r}{near}")
         try:
-            checked[key] = known[key].check(value, directory, initializers)
+            classes = _built_in(known[key]) if initializers is None else initializers
+            checked[key] = known[key].check(value, directory, classes)
         except UsageError as error:
             raise UsageError(f"{where}: {key} {error}") from None
     for option_ in known.values():

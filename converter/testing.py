@@ -16,13 +16,14 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from converter.checkpoint import Checkpoint
 from converter.dtype import BY_NAME, DType
 from converter.errors import ConverterError
-from converter.resize.resizer import Resizer
+from converter.resizer import Resizer
 from converter.strategy import Strategy, build, options, values_of
 from converter.variable import Array, Region, Stored, Variable, regions, whole
 
@@ -56,8 +57,12 @@ def check_strategy(strategy: Strategy | Callable[[Checkpoint], Strategy]) -> Non
     """
     refusals = []
     checked = 0
-    with tempfile.TemporaryDirectory() as directory:
-        file = Path(directory) / "stored"
+    if isinstance(strategy, Strategy):
+        try:
+            _check_options(strategy)
+        except ConverterError as error:
+            raise AssertionError(f"its options cannot be: {error}") from error
+    with tempfile.NamedTemporaryFile(buffering=0) as file:
         for dtype, shape, layout in itertools.product(DTYPES, SHAPES, LAYOUTS):
             values = _values(BY_NAME[dtype], shape, layout)
             where = f"a {layout} {dtype} variable of shape {list(shape)}"
@@ -92,11 +97,12 @@ def check_resizer(make: Callable[[Mapping[str, int]], Resizer]) -> None:
     for width, size in itertools.product(small_model.WIDTHS, small_model.SIZES):
         where = f"{width} of {small_model.WIDTHS[width]} units, made {size}"
         loaded: list[str] = []
-        checkpoint = small_model.checkpoint(loaded)
+        # One for each run: a checkpoint keeps what a strategy was asked to do with it.
+        checkpoints = [small_model.checkpoint(loaded) for _ in range(2)]
         try:
             strategy = make({width: size})
             _check_options(strategy)
-            results = [_resized(strategy, checkpoint, loaded, where) for _ in range(2)]
+            results = [_resized(strategy, one, loaded, where) for one in checkpoints]
         except ConverterError as error:
             refusals.append(f"{where}: {error}")
             continue
@@ -108,7 +114,7 @@ def check_resizer(make: Callable[[Mapping[str, int]], Resizer]) -> None:
             if name not in first or first[name].shape != shape:
                 found = first[name].shape if name in first else None
                 raise AssertionError(f"{where}: {name} is {found}, where {shape} is wanted")
-        (resized,) = strategy.resizes(checkpoint).widths
+        (resized,) = strategy.resizes(checkpoints[0]).widths
         difference = small_model.difference(first)
         if resized.verdict.exact and difference > small_model.TOLERANCE:
             raise AssertionError(
@@ -147,7 +153,7 @@ def _check_one(
     strategy: Strategy | Callable[[Checkpoint], Strategy],
     values: Array,
     dtype: DType,
-    file: Path,
+    file: IO[bytes],
     where: str,
 ) -> None:
     before = values.copy()
@@ -157,12 +163,18 @@ def _check_one(
         loaded.append(region)
         return values[region or ...]
 
-    stored = None if dtype.name == "string" else Stored(file, 0, file.write_bytes(values.tobytes()))
-    checkpoint = Checkpoint([Variable(NAME, dtype, values.shape, load, (NAME,), stored)])
-    made = strategy if isinstance(strategy, Strategy) else strategy(checkpoint)
-    _check_options(made)
+    stored = None
+    if dtype.name != "string":
+        stored = Stored(Path(file.name), file.tell(), file.write(values.tobytes()))
+    variable = Variable(NAME, dtype, values.shape, load, (NAME,), stored)
+    checkpoints = [Checkpoint([variable]) for _ in range(2)]
+    if isinstance(strategy, Strategy):
+        made = strategy
+    else:
+        made = strategy(checkpoints[0])
+        _check_options(made)
     results = []
-    for _ in range(2):
+    for checkpoint in checkpoints:
         result = checkpoint.derive(made.apply(checkpoint))
         list(made.notes(checkpoint))
         if loaded:

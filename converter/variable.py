@@ -187,6 +187,12 @@ def shape_of(region: Region) -> tuple[int, ...]:
     return tuple(s.stop - s.start for s in region)
 
 
+def shifted(region: Region, block: Region) -> Region:
+    """Return where a region of a block lies in the variable that has the block."""
+    pairs = zip(region, block, strict=True)
+    return tuple(slice(s.start + b.start, s.stop + b.start) for s, b in pairs)
+
+
 def regions(shape: Sequence[int], max_items: int) -> Iterator[Region]:
     """Yield regions of at most `max_items` elements that tile `shape` in C order.
 

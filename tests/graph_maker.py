@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from converter.formats.messages import message
-from converter.forward.graph import Graph
+from converter.graph.definition import Definition
+from converter.graph.written import Graph
 
 NUMBERS = {"float32": 1, "int32": 3, "string": 7, "int64": 9, "bool": 10}
 
@@ -82,7 +83,7 @@ class Maker:
         return self.op("Add", product, bias, name=f"{name}/add", T="float32", shape=(-1, columns))
 
     def graph(self) -> Graph:
-        return Graph(Path("made.meta"), self.definition, message("MetaGraphDef")())
+        return Graph(Definition(Path("made.meta"), self.definition, message("MetaGraphDef")()))
 
 
 def _fill(shape: Any, sizes: tuple[int, ...]) -> None:

@@ -6,9 +6,9 @@ import numpy as np
 
 from converter.model import Model, difference
 from converter.permutation import axes_of
-from converter.structure.axis import Axis
-from converter.structure.entries import entries
-from converter.structure.infer import Structure
+from converter.structure.axes.axis import Axis
+from converter.structure.axes.entries import entries
+from converter.structure.structure import Structure
 from converter.variable import Array
 
 

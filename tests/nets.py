@@ -22,13 +22,17 @@ from converter import (
     Resizer,
     Variable,
 )
+from converter.graph.definition import Definition
+from converter.graph.node import Node
+from converter.graph.ordered import OrderedGraph
 from converter.initializer import parse_initializer
+from converter.initializers import BUILT_IN
 from converter.resize.exactness import Resized
-from converter.structure.graph import Graph, Node
-from converter.structure.infer import Structure, infer_from
+from converter.structure.infer import infer_from, structure_of
+from converter.structure.structure import Structure, as_known
 
 N = 6
-LIVE = parse_initializer("normal(stddev=0.5)")
+LIVE = parse_initializer("normal(stddev=0.5)", BUILT_IN)
 
 OPS: dict[str, Callable[..., Any]] = {
     "Identity": lambda _, x: x,
@@ -65,7 +69,7 @@ class Net(Model):
         self.values: dict[str, Array] = {}
         self.held: dict[str, Array] = {}
         self.feeds: dict[str, Array] = {}
-        self._graph: Graph | None = None
+        self._graph: OrderedGraph | None = None
 
     def variable(self, name: str, *shape: int) -> str:
         self.values.setdefault(name, self.rng.normal(0, 0.6, shape))
@@ -86,15 +90,18 @@ class Net(Model):
 
     def checkpoint(self, **more: Array) -> Checkpoint:
         variables = [Variable.from_array(n, v) for n, v in {**self.values, **more}.items()]
-        return Checkpoint(variables, path=Path("made"), structure=lambda c, _: self.told(c))
+        known = as_known(self.told(Checkpoint(variables)))
+        return Checkpoint(variables, path=Path("made"), known=known)
 
     def told(self, checkpoint: Checkpoint) -> Structure:
-        return infer_from(Graph(Path("made.meta"), self.definition), checkpoint)
+        return infer_from(OrderedGraph(Definition(Path("made.meta"), self.definition)), checkpoint)
 
     def run(self, values: Mapping[str, Array]) -> Array:
         """Return the output of the last node."""
         found: dict[Node, Any] = {}
-        graph = self._graph = self._graph or Graph(Path("made.meta"), self.definition)
+        graph = self._graph = self._graph or OrderedGraph(
+            Definition(Path("made.meta"), self.definition)
+        )
         known = {**values, **self.feeds, **self.held}
         for node in graph.nodes:
             if node.name in known:
@@ -217,11 +224,11 @@ def outcome(model: str, strategy: str, size: int) -> Outcome:
     net = Net()
     MODELS[model](net)
     checkpoint = net.checkpoint()
-    name = the_width(checkpoint.structure())
+    name = the_width(structure_of(checkpoint))
     resizer = STRATEGIES[strategy](resize={name: size})
     (plan,) = resizer.resizes(checkpoint).widths
     values = {v.name: v.read() for v in resizer.apply(checkpoint)}
-    factors = checkpoint.structure().factors.get(name, ())
+    factors = structure_of(checkpoint).factors.get(name, ())
     before = net.run(net.values)
     for factor in factors:
         # A graph that is built at the new size.

@@ -12,10 +12,11 @@ import numpy as np
 from converter import Checkpoint, Variable
 from converter.formats import bundle
 from converter.formats.stream import Output
+from converter.graph import node
 from converter.regraph import Regraphed
-from converter.structure import graph
-from converter.structure.axis import Axis, Blocks
-from converter.structure.infer import Structure
+from converter.structure.axes.axis import Axis
+from converter.structure.axes.entries import entries
+from converter.structure.structure import Structure
 from converter.variable import Array
 
 _ASSIGNS = re.compile(r"Assign(Add|Sub)?(VariableOp)?")
@@ -26,25 +27,8 @@ _SUMS_OF_SQUARES = re.compile(r".*/(Adagrad|RMSProp|Ftrl)")
 
 def places(axis: Axis, old: Mapping[str, int], new: Mapping[str, int]) -> Array:
     """Return for each new entry of an axis the old one, and -1 for one that is new."""
-    found, start = [np.empty(0, int)], 0
-    for term in axis.terms:
-        entries, length = np.zeros(1, int), 1
-        for factor in term:
-            if isinstance(factor, str):
-                size = old[factor]
-                inner = np.arange(new[factor])
-                inner = np.where(inner < size, inner, -1)
-            elif isinstance(factor, Axis):
-                size, inner = factor.size(old), places(factor, old, new)
-            else:
-                size = len(factor.labels) if isinstance(factor, Blocks) else factor
-                inner = np.arange(size)
-            joined = entries[:, None] * size + inner
-            entries = np.where((entries[:, None] < 0) | (inner < 0), -1, joined).ravel()
-            length *= size
-        found.append(np.where(entries < 0, -1, entries + start))
-        start += length
-    return np.concatenate(found)
+    units = {n: np.arange(new[n]) for n in axis.widths()}
+    return entries(axis, {n: np.where(u < old[n], u, -1) for n, u in units.items()}, old)
 
 
 class Resizing:
@@ -90,7 +74,7 @@ class Resizing:
     def axes_of(self, tensor: str) -> list[Axis]:
         analysis, write = self.structure.graph.findings.analysis, self.structure.graph.write
         name, _, port = tensor.rpartition(":")
-        found = analysis.tensor(graph.Output(analysis.graph.by_name[name], int(port)))
+        found = analysis.tensor(node.Output(analysis.graph.by_name[name], int(port)))
         return [write(atom) for atom in found.axes or ()]
 
 

@@ -9,8 +9,10 @@ import numpy as np
 from graph_maker import Maker
 
 from converter import Checkpoint, Variable
-from converter.structure.graph import Graph
-from converter.structure.infer import Structure, infer_from
+from converter.graph.definition import Definition
+from converter.graph.ordered import OrderedGraph
+from converter.structure.infer import infer_from
+from converter.structure.structure import Structure
 
 N = 4
 """Every size of the models, so that sizes tell nothing."""
@@ -53,7 +55,8 @@ class Model(Maker):
     def structure(self) -> Structure:
         variables = [Variable.from_array(n, np.zeros(s, "f4")) for n, s in self.shapes.items()]
         return infer_from(
-            Graph(Path("made.meta"), self.definition), Checkpoint(variables, path=Path("made"))
+            OrderedGraph(Definition(Path("made.meta"), self.definition)),
+            Checkpoint(variables, path=Path("made")),
         )
 
     def axes(self) -> dict[str, str]:

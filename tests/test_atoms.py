@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from converter.structure.atoms import (
+from converter.structure.tensors.atoms import (
     ONE,
     Atom,
     Clash,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from converter.errors import PlanError, UsageError
-from converter.structure.axis import Axis, Blocks, Equation, check, is_name, solve
+from converter.structure.axes.axis import Axis, Blocks, Equation, check, is_name, solve
 
 SIZES = {"features": 10, "units": 30, "a": 3, "b": 5, "rnn/lstm_cell": 7, "1CNN": 4}
 

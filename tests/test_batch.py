@@ -38,8 +38,9 @@ FAILED = [
 ]
 
 
-def batch(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, ["batch", *map(str, arguments)])
+def batch(*arguments: object, sync: bool = False) -> Result:
+    flags = [] if sync else ["--no-sync"]
+    return CliRunner().invoke(cli, ["batch", *map(str, arguments), *flags])
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def mixed(root: Path) -> Path:
 def test_good_and_bad(mixed: Path, tmp_path: Path) -> None:
     before = tree(mixed)
     out = tmp_path / "out"
-    outcome = batch(mixed, "-o", out, "--jobs", 2)
+    outcome = batch(mixed, "-o", out, "--jobs", 2, sync=True)
     assert outcome.exit_code == 5
     assert isinstance(outcome.exception, SystemExit)
     written = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
@@ -157,10 +158,10 @@ def _change_shard(root: Path) -> None:
     ("flags", "change", "again"),
     [
         pytest.param([], None, ["--cast", "float16"], id="step"),
-        pytest.param(["--plugin", "times.py"], _change_plugin, None, id="plugin"),
         *(
             pytest.param(*values, id=name, marks=pytest.mark.slow)
             for name, *values in (
+                ("plugin", ["--plugin", "times.py"], _change_plugin, None),
                 ("value", ["--scale", "hidden/*=2"], None, ["--scale", "hidden/*=3"]),
                 ("template", ["--recipe", "recipe.toml"], _touch_template, None),
                 ("source", [], _change_source, None),
@@ -434,3 +435,115 @@ def test_what_must_have_been_a_checkpoint_is_told(tmp_path: Path) -> None:
     assert "sliced-20: looks like a TensorFlow V1 checkpoint whose end is missing" in outcome.stdout
     assert "gru.index, which is missing" in outcome.stdout
     assert "failed  2 checkpoints" in outcome.stdout
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Path:
+    """Two models with their graphs, and one without widths of such names."""
+    for name in ("tf14_v2_charlm_lstm_ema", "tf10_v2_multilstm_adagrad", "tf14_v2_rotation"):
+        directory = case(name).directory
+        ignored = shutil.ignore_patterns("*.npz", "case.json", "*-12*", "*-16*")
+        shutil.copytree(directory, tmp_path / "fleet" / name, ignore=ignored)
+    return tmp_path / "fleet"
+
+
+GROW = ("--plugin", "pad", "--resize", "*lstm_cell=40", "--to", "tf", "-j1")
+
+
+def test_a_resized_fleet_says_what_is_exact(fleet: Path, tmp_path: Path) -> None:
+    grow = [*GROW, "--resize", "softmax=20"]
+    dry = batch(fleet, "-o", tmp_path / "out", *grow, "-n", "--json")
+    assert dry.exit_code == 5
+    assert not (tmp_path / "out").exists()
+    outcome = batch(fleet, "-o", tmp_path / "out", *grow, "--json")
+    assert outcome.exit_code == 5
+    lstm, charlm, rotation = json.loads(outcome.stdout)["checkpoints"]
+    assert (lstm["exact"], lstm["resized"], len(lstm["widths"])) == (False, 12, 3)
+    assert (charlm["exact"], charlm["resized"], charlm["proof"]) == (False, 16, None)
+    assert [(w["name"], w["old"], w["new"], w["exact"]) for w in charlm["widths"]] == [
+        ("charlm/rnn/lstm_cell", 30, 40, True),
+        ("charlm/softmax", 14, 20, False),
+    ]
+    assert charlm["widths"][1]["why"].endswith("normalises over it")
+    assert (rotation["status"], rotation["exact"], rotation["widths"]) == ("failed", None, [])
+    for planned, done in zip(
+        json.loads(dry.stdout)["checkpoints"], (lstm, charlm, rotation), strict=True
+    ):
+        assert planned == {key: done[key] for key in planned}
+    assert "charlm/softmax 14 -> 20: Sparse" in outcome.stderr
+    # What was done says the same, and what cannot be in a record is not believed.
+    again = json.loads(batch(fleet, "-o", tmp_path / "out", *grow, "--json").stdout)["checkpoints"]
+    assert [c["status"] for c in again] == ["skipped", "skipped", "failed"]
+    assert [c["widths"] for c in again] == [lstm["widths"], charlm["widths"], []]
+    record = tmp_path / "out/tf14_v2_charlm_lstm_ema/model.ckpt-300.conversion.json"
+    for widths in (3, [1], [{"name": 1}]):
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"widths": widths}))
+        told = batch(fleet, "-o", tmp_path / "out", *grow, "--json").stdout
+        assert json.loads(told)["checkpoints"][1]["widths"] == []
+
+
+def test_what_is_not_exact_fails_where_it_has_to_be(fleet: Path, tmp_path: Path) -> None:
+    grow = [*GROW, "--resize", "14=20", "--require-exact"]
+    shutil.rmtree(fleet / "tf14_v2_rotation")
+    outcome = batch(fleet, "-o", tmp_path / "out", *grow)
+    assert outcome.exit_code == 5
+    assert re.search(
+        r"^failed  \S+/model.ckpt-300: charlm/softmax: 14 to 20 units is not exact",
+        outcome.stdout,
+        re.MULTILINE,
+    )
+    exact = batch(fleet, "-o", tmp_path / "out", *GROW, "--require-exact", "-q")
+    assert exact.exit_code == 0, exact.output
+    assert "resized 2 checkpoints: 2 exact, 0 not exact" in exact.stdout
+
+
+def test_a_graph_that_appears_or_changes_is_noticed(fleet: Path, tmp_path: Path) -> None:
+    source = fleet / "tf14_v2_charlm_lstm_ema"
+    meta = source / "model.ckpt-300.meta"
+    data = meta.read_bytes()
+    meta.unlink()
+    out = [source, "-o", tmp_path / "out", "--to", "tf", "-j1"]
+    assert batch(*out).exit_code == 0
+    assert batch(*out).exit_code == 0
+    meta.write_bytes(data)
+    noticed = batch(*out)
+    assert noticed.exit_code == 5
+    assert "was made from another source or in another way" in noticed.stdout
+    assert batch(*out, "--force").exit_code == 0
+    assert (tmp_path / "out" / meta.name).read_bytes() == data
+    os.utime(meta)
+    assert "skipped 1 checkpoint" in batch(*out).stdout
+    meta.write_bytes(data + bytes([0x92, 0x03, 0]))
+    assert batch(*out).exit_code == 5
+
+
+@pytest.mark.slow
+def test_a_fleet_is_proven(fleet: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow")
+    shutil.rmtree(fleet / "tf14_v2_rotation")
+    out = [fleet, "-o", tmp_path / "out", *GROW]
+    outcome = batch(*out, "--prove", "--json")
+    assert outcome.exit_code == 0, outcome.output
+    for one in json.loads(outcome.stdout)["checkpoints"]:
+        assert one["proof"]["passed"] is True
+        assert all(output["passed"] for output in one["proof"]["outputs"])
+    # What was proven is skipped, whether a proof is asked for or not; but not the reverse.
+    assert "skipped 2 checkpoints" in batch(*out).stdout
+    assert "skipped 2 checkpoints" in batch(*out, "--prove").stdout
+    other = batch(*out, "--prove", "--tolerance", "1e-7")
+    assert other.exit_code == 5
+    assert "was not proven like this" in other.stdout
+    # Values that were rounded are not those that the model was trained with.
+    failing = batch(fleet, "-o", tmp_path / "half", "--cast", "float16", "--prove", "-j1", "--json")
+    assert failing.exit_code == 5
+    for one in json.loads(failing.stdout)["checkpoints"]:
+        assert one["status"] == "failed"
+        assert "the output does not compute the same" in one["error"]
+        assert one["proof"]["passed"] is False
+    assert not (tmp_path / "half").exists()
+
+
+def test_options_of_the_proof_need_it(fleet: Path, tmp_path: Path) -> None:
+    outcome = batch(fleet, "-o", tmp_path / "out", "--tolerance", "1e-3")
+    assert outcome.exit_code == 2
+    assert "add --prove" in outcome.stderr

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import VALID, Case, case
+from conftest import VALID, Case, case, structure_of
 from structure_maker import told
 
 from converter import Checkpoint, Variable, open_checkpoint
 from converter.errors import PlanError
-from converter.structure.axis import Axis, Blocks
+from converter.graph.node import Output
+from converter.graph.ordered import read_ordered
+from converter.structure.axes.axis import Axis, Blocks
 from converter.structure.cells import by_name, labels_by_name
-from converter.structure.graph import Output, read_graph
-from converter.structure.infer import Structure, infer, infer_from
+from converter.structure.infer import infer, infer_from
+from converter.structure.structure import Structure
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -43,7 +46,7 @@ def fates(shapes: Shapes) -> dict[str, str]:
     }
 
 
-def units_of(axis: Axis, sizes: dict[str, int]) -> list[tuple[tuple[str, int], ...]]:
+def units_of(axis: Axis, sizes: Mapping[str, int]) -> list[tuple[tuple[str, int], ...]]:
     """Return of each entry of an axis the units that it is about, without the blocks."""
     found: list[tuple[tuple[str, int], ...]] = []
     for term in axis.terms:
@@ -64,9 +67,9 @@ def units_of(axis: Axis, sizes: dict[str, int]) -> list[tuple[tuple[str, int], .
 @pytest.mark.parametrize("one", VALID, ids=lambda one: one.name)
 def test_names_claim_nothing_that_the_graph_denies(one: Case) -> None:
     source = open_checkpoint(one.path)
-    if read_graph(source) is None:
+    if read_ordered(source) is None:
         return
-    graph = infer(source)
+    _, graph = structure_of(one)
     names = by_name(source, source.roles())
     sizes = {name: width.size for name, width in names.widths.items()}
     by_unit = defaultdict(set)
@@ -501,7 +504,7 @@ def test_bert_with_another_shape_is_none() -> None:
 def test_gates_that_names_and_graph_tell_differently_are_refused() -> None:
     """A cell whose new input stands where its name promises the forget gate."""
     source = open_checkpoint(case("tf14_v2_charlm_lstm_ema").path)
-    graph = read_graph(source)
+    graph = read_ordered(source)
     assert graph is not None
     split = graph.by_name["charlm/rnn/while/rnn/lstm_cell/split"]
     swapped = {1: 2, 2: 1}

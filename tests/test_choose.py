@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
+from conftest import case
+from converter_plugins.eras import Eras
+from converter_plugins.rename import Rename
 
+from converter import open_checkpoint
 from converter.errors import PlanError, UsageError
-from converter.structure.axis import Width
-from converter.structure.choose import choose
-from converter.structure.infer import Structure
+from converter.plan import make_plan
+from converter.structure.axes.axis import Width
+from converter.structure.choose import choose, held
+from converter.structure.infer import structure_of
+from converter.structure.structure import Structure
 
 
 def structure(**widths: tuple[int, bool]) -> Structure:
@@ -85,11 +91,62 @@ def test_requests_that_cannot_be_meant(requests: Mapping[str, int], message: str
 def test_what_cannot_be_resized_is_refused() -> None:
     with pytest.raises(PlanError, match=r"^rnn/inputs cannot be resized: it is fed$"):
         choose(structure(**MODEL), {"rnn/inputs": 4})
-    held = structure(a=(3, False), b=(3, False))
+    fed = structure(a=(3, False), b=(3, False))
     with pytest.raises(PlanError, match=r"^3 fits nothing that can be resized: a \(it is fed\), b"):
-        choose(held, {"3": 4})
+        choose(fed, {"3": 4})
 
 
 def test_a_model_without_widths_has_none_to_resize() -> None:
     with pytest.raises(UsageError, match=r"^a: there are no widths that could be resized$"):
         choose(structure(), {"a": 4})
+
+
+def test_widths_are_found_by_the_new_names_of_their_variables_too() -> None:
+    checkpoint = open_checkpoint(case("tf14_v2_charlm_lstm_ema").path)
+    steps = [
+        Rename(rename={r"charlm/softmax/(.*)": r"tags/\1"}),
+        Rename(rename={r"charlm/(.*)": r"lm/\1"}),
+    ]
+    found = structure_of(make_plan(checkpoint, steps).result)
+    assert dict(found.called) == {
+        "charlm/embedding/vocabulary": "lm/embedding/vocabulary",
+        "charlm/embedding": "lm/embedding",
+        "charlm/rnn/lstm_cell": "lm/rnn/lstm_cell",
+        "charlm/softmax": "tags",
+    }
+    for request_, name in (
+        ("lm/rnn/lstm_cell", "charlm/rnn/lstm_cell"),
+        ("lm/r*", "charlm/rnn/lstm_cell"),
+        ("tags", "charlm/softmax"),
+        ("charlm/softmax", "charlm/softmax"),
+    ):
+        assert choose(found, {request_: 50}).sizes == {name: 50}
+    with pytest.raises(UsageError, match=r"did you mean 'lm/rnn/lstm_cell'\?"):
+        choose(found, {"lm/rnn/lstm": 50})
+
+
+def test_names_of_another_release_call_widths_otherwise() -> None:
+    checkpoint = open_checkpoint(case("tf012_v1_charlm_basiclstm").path)
+    (cell,) = (n for n in structure_of(checkpoint).widths if n.endswith("/BasicLSTMCell"))
+    found = structure_of(make_plan(checkpoint, [Eras(eras="1.15")]).result)
+    assert found.called[cell] == cell.replace("RNN/BasicLSTMCell", "rnn/basic_lstm_cell")
+    assert choose(found, {"basic_lstm_cell": 50}).sizes == {cell: 50}
+
+
+def test_what_stays_is_told_shortly_and_listed_in_full() -> None:
+    model = structure(a=(4, False), b=(4, False), c=(4, False), d=(4, True))
+    assert choose(model, {"*": 8}).notes == (
+        "*: 3 of these cannot be resized, and stay: a, b and 1 more; --json tells why",
+    )
+    assert held(model, {"*": 8}) == dict.fromkeys("abc", "it is fed")
+
+
+def test_what_to_do_about_positions_that_nothing_reads() -> None:
+    found = structure_of(open_checkpoint(case("tf115_v2_bert_mini").path))
+    with pytest.raises(PlanError) as error:
+        choose(found, {"position_embeddings": 128})
+    assert str(error.value) == (
+        "bert/embeddings/position_embeddings cannot be resized: no op reads these entries of "
+        "bert/embeddings/position_embeddings, so the graph does not tell what more of them would "
+        "be; --shape 'bert/embeddings/position_embeddings=SIZES' resizes this variable alone"
+    )

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from converter import open_checkpoint
 
-SOFTMAX = "SparseSoftmaxCrossEntropyWithLogits SparseSoftmaxCrossEntropyWithLogits/Sparse"
+SOFTMAX = "SparseSoftmaxCrossEntropyWithLogits/Sparse"
 
 
 @pytest.fixture(autouse=True)
@@ -184,3 +184,57 @@ def test_the_same_command_gives_the_same_bytes(lstm: str) -> None:
         assert run(*arguments, "--to", "tf", "--seed", seed, "-o", output).exit_code == 0
     assert tree(Path("one")) == tree(Path("two"))
     assert values("one") != values("other")
+
+
+def test_entries_that_get_other_numbers_are_told(lstm: str, place: Path) -> None:
+    vocabulary = "charlm/embedding/vocabulary"
+    chosen = run(
+        "ckpt",
+        lstm,
+        "--plugin",
+        "select",
+        "--resize",
+        f"{vocabulary}=10",
+        "--json",
+        "-o",
+        place / "out.safetensors",
+    )
+    told = json.loads(chosen.stdout)
+    units = told["result"]["units"]
+    assert list(units) == [vocabulary]
+    assert len(units[vocabulary]) == 10
+    old, new = open_checkpoint(lstm), open_checkpoint(place / "out.safetensors")
+    rows = old["charlm/embedding"].read()[units[vocabulary]]
+    assert new["charlm/embedding"].read().tolist() == rows.tolist()
+    assert told["notes"] == [
+        f"select: {vocabulary}: the entries that stay are numbered anew, 0 to 9; what is written "
+        "with --json tells in result.units which they were"
+    ]
+    cut = run("ckpt", lstm, "--plugin", "truncate", "--resize", f"{vocabulary}=10")
+    assert f"note    truncate: {vocabulary}: the entries from 10 on are gone" in cut.stdout
+    # Units that nobody counts from outside have no numbers.
+    assert "note" not in run("ckpt", lstm, "--plugin", "select", "--resize", "lstm_cell=10").stdout
+
+
+def test_what_a_glob_fits_and_stays_is_listed() -> None:
+    bert = case("tf115_v2_bert_mini").path
+    told = json.loads(run("ckpt", bert, "--plugin", "pad", "--resize", "*=128", "--json").stdout)
+    assert set(told["held"]) == {"bert/embeddings/position_embeddings", "input_ids"}
+    assert told["held"]["input_ids"] == "Placeholder input_ids brings it in from outside"
+
+
+def test_an_unrelated_checkpoint_is_not_proposed(lstm: str, tmp_path: Path) -> None:
+    shutil.copytree(case("tf14_v2_charlm_lstm_ema").directory, tmp_path / "charlm")
+    flags = ("ckpt", lstm, "--plugin", "pad", "--like")
+    assert "; there is " not in run(*flags, tmp_path / "nope").stderr
+    near = f"; there is {tmp_path / 'charlm' / 'model.ckpt-300'}"
+    assert near in run(*flags, tmp_path / "charml").stderr
+
+
+def test_an_empty_graph_is_told_as_that(place: Path) -> None:
+    copy = place / "copy"
+    shutil.copytree(case("tf14_v2_charlm_lstm_ema").directory, copy)
+    (copy / "model.ckpt-300.meta").write_bytes(b"")
+    outcome = run("ckpt", copy, "--plugin", "pad", "--resize", "lstm_cell=45")
+    assert outcome.exit_code == 3
+    assert "model.ckpt-300.meta: the file is empty, and was to hold a graph" in outcome.stderr

@@ -26,9 +26,10 @@ from converter import (
     Variable,
     option,
 )
-from converter.drawing import PIECE, Block, Drawing, Values, _pieces
+from converter.drawing import Block, Drawing, _pieces
 from converter.dtype import BY_NAME
 from converter.initializers import Constant, Match, Normal, Orthogonal, Template, Uniform
+from converter.values import PIECE, Values
 from converter.variable import regions, shape_of, whole
 
 Shape = tuple[int, ...]

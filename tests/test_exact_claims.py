@@ -14,12 +14,14 @@ from model_maker import Maker, N, asked, save
 
 from converter import Checkpoint, PlanError, Resizer, open_checkpoint
 from converter.initializer import parse_initializer
+from converter.initializers import BUILT_IN
 from converter.plan import make_plan
 from converter.proof import Question, prove_plan
+from converter.structure.infer import structure_of
 
 pytestmark = pytest.mark.slow
 
-LIVE = parse_initializer("glorot_uniform")
+LIVE = parse_initializer("glorot_uniform", BUILT_IN)
 Build = Callable[[Maker], list[Any]]
 
 
@@ -212,7 +214,7 @@ EXACT: dict[str, dict[str, set[str]]] = {
 def exact_ones(checkpoint: Checkpoint, question: Question) -> dict[str, set[str]]:
     """Return how each width can be resized exactly, by the plan, after running every one."""
     found: dict[str, set[str]] = {}
-    for name, width in checkpoint.structure().widths.items():
+    for name, width in structure_of(checkpoint).widths.items():
         for label, make in RESIZERS.items() if width.resizable else ():
             try:
                 plan = make_plan(checkpoint, [make(name, width.size)])
@@ -231,7 +233,7 @@ def test_what_is_called_exact_is(tf: Any, build: Build, tmp_path: Path) -> None:
     question = asked(maker.feeds, outputs, tmp_path / "inputs.npz")
     checkpoint = open_checkpoint(tmp_path / "model")
     found = exact_ones(checkpoint, question)
-    widths = checkpoint.structure().widths
+    widths = structure_of(checkpoint).widths
     inner = {n: ways for n, ways in found.items() if "output" not in dict(widths[n].touches)}
     assert inner == EXACT.get(build.__name__, inner)
     assert "b/inputs" not in found

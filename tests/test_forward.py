@@ -19,9 +19,10 @@ from converter.cli import cli
 from converter.forward.dropout import find_dropouts
 from converter.forward.feeds import complete, given_values, parse_feed, read_inputs
 from converter.forward.find import Forward, find_forward
-from converter.forward.graph import Graph, Tensor, read_graph, tensor
 from converter.forward.prune import prune
 from converter.forward.variables import Held, check_shape, variables_of
+from converter.graph.node import Tensor, tensor
+from converter.graph.written import Graph, read_graph
 
 RECORDED = [
     case

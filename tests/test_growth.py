@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from converter.structure.axes.axis import Width
 from structure_maker import Model, N
-
-from converter.structure.axis import Width
 
 Build = Callable[[Model, str], str]
 """Makes something of the units of `a`, which has an axis for them and one of examples."""

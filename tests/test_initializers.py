@@ -25,11 +25,12 @@ from converter import (
     Variable,
     option,
 )
-from converter.drawing import LARGEST_WHOLE, Block, Drawing, Values, fans
+from converter.drawing import LARGEST_WHOLE, Block, Drawing, fans
 from converter.dtype import BY_NAME
 from converter.initializer import arguments, parse_initializer, signature
 from converter.initializers import BUILT_IN, CUT_STD, Identity, Orthogonal
 from converter.strategy import build, options, values_of
+from converter.values import Values
 from converter.variable import whole
 
 Shape = tuple[int, ...]
@@ -54,7 +55,7 @@ def draw(
         None if a is None else Values(Variable.from_array(name, a), whole(a.shape))
         for a in (old, template)
     ]
-    block = Block("", region, parse_initializer(text), *fans(name, shape), *values)
+    block = Block("", region, parse_initializer(text, BUILT_IN), *fans(name, shape), *values)
     variable = Variable.from_array(name, np.full(shape, np.nan))
     return Drawing(seed).redraw(variable, [block]).read()
 
@@ -267,9 +268,9 @@ def test_what_is_printed_can_be_written(name: str) -> None:
     initializer = BUILT_IN[name]
     assert initializer.name == name
     spelt = signature(initializer).replace("NUMBER", "7")
-    made = parse_initializer(spelt)
+    made = parse_initializer(spelt, BUILT_IN)
     assert type(made) is initializer
-    assert parse_initializer(str(made)) == made
+    assert parse_initializer(str(made), BUILT_IN) == made
 
 
 @pytest.mark.parametrize(
@@ -286,9 +287,9 @@ def test_what_is_printed_can_be_written(name: str) -> None:
     ],
 )
 def test_spellings(text: str, printed: str) -> None:
-    made = parse_initializer(text)
+    made = parse_initializer(text, BUILT_IN)
     assert str(made) == printed
-    assert parse_initializer(printed) == made
+    assert parse_initializer(printed, BUILT_IN) == made
 
 
 @pytest.mark.parametrize(
@@ -330,7 +331,7 @@ def test_spellings(text: str, printed: str) -> None:
 )  # fmt: skip
 def test_what_cannot_be_meant(text: str, error: str) -> None:
     with pytest.raises(UsageError) as caught:
-        parse_initializer(text)
+        parse_initializer(text, BUILT_IN)
     message = str(caught.value)
     assert message.startswith("must be an initializer")
     assert error in message
@@ -341,12 +342,12 @@ def test_what_cannot_be_meant(text: str, error: str) -> None:
 @given(st.text(max_size=40) | st.text(alphabet="normal(stdev=0.1,) \n\t_", max_size=60))
 def test_any_text_is_an_initializer_or_a_usage_error(text: str) -> None:
     try:
-        made = parse_initializer(text)
+        made = parse_initializer(text, BUILT_IN)
     except UsageError:
         with pytest.raises(UsageError, match=r"^must be [^\n]+$"):
-            parse_initializer(text)
+            parse_initializer(text, BUILT_IN)
     else:
-        assert parse_initializer(str(made)) == made
+        assert parse_initializer(str(made), BUILT_IN) == made
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import VALID, Case, case
+from conftest import VALID, Case, case, slow, structure_of
 from structure_maker import told
 
 from converter import Checkpoint, Variable, open_checkpoint
 from converter.errors import PlanError, UsageError
-from converter.structure.infer import Structure, infer
+from converter.structure.infer import infer
 from converter.structure.layout import Layout, layout_text, read_layout
+from converter.structure.structure import Structure
 
 LSTM = "tf14_v2_charlm_lstm_ema"
 CELL = "charlm/rnn/lstm_cell"
@@ -42,13 +43,12 @@ def without_graph(tmp_path: Path, name: str) -> Checkpoint:
     return open_checkpoint(str(tmp_path / "bare" / one.record["prefix"]))
 
 
-@pytest.mark.parametrize("has_slots", [True, False])
+@pytest.mark.parametrize("has_slots", [True, slow(False)])
 @pytest.mark.parametrize("one", VALID, ids=lambda one: one.name)
 def test_what_is_written_and_read_changes_nothing(
     one: Case, has_slots: bool, tmp_path: Path
 ) -> None:
-    checkpoint = open_checkpoint(one.path)
-    before = infer(checkpoint)
+    checkpoint, before = structure_of(one)
     roles = checkpoint.roles()
     names = [n for n, v in checkpoint.items() if v.shape and (has_slots or not roles[n].of)]
     after = infer(checkpoint, layout(tmp_path, layout_text(before, names, "test")))
@@ -210,6 +210,12 @@ def test_lengths_that_contradict_a_layout(tmp_path: Path, text: str, message: st
     with pytest.raises(PlanError) as error:
         inferred(tmp_path, text)
     assert str(error.value).startswith(f"{tmp_path / 'layout.toml'}: {message}")
+
+
+def test_what_is_no_toml_is_told_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as error:
+        layout(tmp_path, "[widths.units]\nsize = \n")
+    assert str(error.value) == f"{tmp_path / 'layout.toml'}:2: invalid value"
 
 
 def test_what_names_ask_for_is_answered(tmp_path: Path) -> None:

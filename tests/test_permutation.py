@@ -17,14 +17,15 @@ from model_maker import Build, Maker, N, asked, save
 from converter import Checkpoint, InputError, open_checkpoint
 from converter.cli import cli
 from converter.cli.permutation import show_test
-from converter.forward.graph import Tensor
+from converter.graph.node import Tensor
 from converter.model import Model, difference, jittered, noisy, rounded
 from converter.permutation import Member, PermutationTest, cycle, permute
 from converter.proof import Question
 from converter.session import RunError
-from converter.structure.axis import Axis, Width
-from converter.structure.entries import entries
-from converter.structure.infer import Structure, infer
+from converter.structure.axes.axis import Axis, Width
+from converter.structure.axes.entries import entries
+from converter.structure.infer import infer
+from converter.structure.structure import Structure
 
 slow = pytest.mark.slow
 CELL = "charlm/rnn/lstm_cell"

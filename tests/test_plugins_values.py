@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import re
 import zipfile
 from collections.abc import Mapping
 from fractions import Fraction
@@ -32,6 +33,7 @@ from converter import (
     Variable,
 )
 from converter.dtype import BY_NAME
+from converter.strategy import options
 from converter.testing import check_strategy
 
 
@@ -235,6 +237,14 @@ class TestCast:
     )
     def test_the_contract_is_kept(self, dtype: str) -> None:
         check_strategy(Cast(cast=dtype))
+
+    def test_every_float_but_float4_and_every_whole_integer_can_be_chosen(self) -> None:
+        plain = {
+            d.name
+            for d in BY_NAME.values()
+            if d.is_float or re.fullmatch(r"u?int(8|16|32|64)", d.name)
+        }
+        assert set(options(Cast)[0].choices or ()) == plain - {"float4_e2m1fn"}
 
     def test_the_contract_is_kept_for_integers(self) -> None:
         check_strategy(Cast(cast="int16", only=("*",)))

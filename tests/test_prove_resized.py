@@ -11,12 +11,14 @@ from click.testing import CliRunner, Result
 from conftest import VALID, Case, case
 from converter_plugins.duplicate import Duplicate
 from converter_plugins.pad import Pad
+from converter_plugins.scale import Scale
 
-from converter import ConverterError, Strategy, open_checkpoint
+from converter import ConverterError, PlanError, Strategy, convert, open_checkpoint
 from converter.cli import cli
 from converter.initializers import GlorotUniform
 from converter.plan import Plan, make_plan
-from converter.proof import Proof, Question, prove_plan
+from converter.proof import Proof, Question, prove, prove_plan
+from converter.structure.infer import structure_of
 
 CHARLM = case("tf14_v2_charlm_lstm_ema")
 WITH_GRAPHS = [c for c in VALID if c.record.get("io") and open_checkpoint(c.path).meta]
@@ -35,7 +37,7 @@ def proven(one: Case, strategy: Strategy) -> tuple[Plan, Proof]:
 @pytest.mark.parametrize("one", WITH_GRAPHS, ids=lambda one: one.name)
 def test_what_the_plan_calls_exact_is(one: Case) -> None:
     pytest.importorskip("tensorflow")
-    widths = open_checkpoint(one.path).structure().widths.values()
+    widths = structure_of(open_checkpoint(one.path)).widths.values()
     sizes = {w.name: -(-w.size * 3 // 2) for w in widths if w.resizable}
     jobs = [{name: size} for name, size in sizes.items()]
     exact = 0
@@ -105,7 +107,7 @@ def test_a_graph_of_other_sizes_and_names_is_written_and_proven(tmp_path: Path) 
     assert outcome.exit_code == 0, outcome.output
     graph = open_checkpoint(out)
     assert graph["lm/rnn/lstm_cell/kernel"].shape == (8 + 45, 4 * 45)
-    assert graph.structure().widths["lm/rnn/lstm_cell"].size == 45
+    assert structure_of(graph).widths["lm/rnn/lstm_cell"].size == 45
 
 
 @pytest.mark.slow
@@ -145,8 +147,64 @@ def _truncate(sizes: dict[str, int]) -> Strategy:
     return Truncate(resize=sizes)
 
 
+@pytest.mark.slow
 def test_another_size_than_that_of_a_graph_is_no_proof(tmp_path: Path) -> None:
     pytest.importorskip("tensorflow")
     plan = make_plan(open_checkpoint(CHARLM.path), [Pad(shape={"charlm/embedding": (16, 8)})])
     with pytest.raises(ConverterError, match=r"charlm/embedding: it is \[14, 8\] in the graph of"):
         prove_plan(plan, None, Question())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "width", "strategy"),
+    [
+        ("tf012_v2_gru_seqlen", "GRUCell", "pad"),
+        ("tf012_v2_gru_seqlen", "GRUCell", "duplicate"),
+        ("tf10_v2_gatewise_lstm", "LSTMcell", "duplicate"),
+    ],
+)
+def test_two_checkpoints_of_two_sizes_with_a_state_that_is_fed(
+    name: str, width: str, strategy: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorflow")
+    a = open_checkpoint(case(name).path)
+    (found,) = (w for w in structure_of(a).widths if w.endswith(width))
+    size = structure_of(a).widths[found].size
+    resizer: Strategy = Duplicate(resize={found: size + 7})
+    if strategy == "pad":
+        resizer = Pad(resize={found: size + 7}, fill=GlorotUniform())
+    convert(a.path, tmp_path / "tf", [resizer], to="tf")
+    convert(a.path, tmp_path / "flat.safetensors", [resizer])
+    for output in (tmp_path / "tf", tmp_path / "flat.safetensors"):
+        proof = prove(a, open_checkpoint(output))
+        assert proof.passed
+        assert all(found.passed for found in proof.outputs)
+        assert proof.notes[0].startswith(f"other sizes: {found} {size} -> {size + 7}; the first")
+    same = prove_plan(make_plan(a, [resizer]), None)
+    assert [o.name for o in same.outputs] == [o.name for o in proof.outputs]
+    # And back: what nothing consumed is left out. Of copies each is fed another state then.
+    assert prove(open_checkpoint(tmp_path / "tf"), a).passed is (strategy == "pad")
+
+
+@pytest.mark.slow
+def test_another_model_of_another_size_is_told_from_it(tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow")
+    a = open_checkpoint(CHARLM.path)
+    shift = Scale(scale={"charlm/softmax/kernel": 1.01})
+    convert(a.path, tmp_path / "tf", [Pad(resize={"lstm_cell": 45}), shift], to="tf")
+    proof = prove(a, open_checkpoint(tmp_path / "tf"))
+    assert {o.name: o.passed for o in proof.outputs} == {
+        "charlm/rnn/while/Exit_2": True,
+        "charlm/rnn/while/Exit_3": True,
+        "charlm/softmax/BiasAdd": False,
+    }
+
+
+def test_a_frozen_graph_of_another_size_cannot_be_run() -> None:
+    pytest.importorskip("tensorflow")
+    plan = make_plan(
+        open_checkpoint(case("tf115_frozen").path), [Pad(resize={"basic_lstm_cell": 17})]
+    )
+    with pytest.raises(PlanError, match=r"frozen\.pb: its graph cannot be given other sizes"):
+        prove_plan(plan, None)

@@ -15,9 +15,9 @@ from converter_plugins.scope import Scope
 
 from converter import Strategy, convert, open_checkpoint
 from converter.formats.messages import parse
+from converter.graph.ordered import OrderedGraph, read_ordered
 from converter.plan import make_plan
-from converter.structure.graph import Graph, read_graph
-from converter.structure.variables import bind
+from converter.structure.tensors.variables import bind
 from converter.target import Target
 
 # By each of the savers that there are: V1, V2, of partitioned variables, of shards.
@@ -26,7 +26,7 @@ SAVED += ["tf14_v1_partitioned", "tf10_v1_sharded", "tf115_v2_sharded", "tf14_v2
 TRIED = ["tf012_v2_lstm_peephole", "tf10_v2_partitioned", "tf14_v2_charlm_lstm_ema"]
 
 
-def keys(graph: Graph) -> dict[str, str]:
+def keys(graph: OrderedGraph) -> dict[str, str]:
     """Return the key of each variable node, as the savers of a graph tell."""
     assert graph.path.suffix == ".meta"
     checkpoint = open_checkpoint(graph.path)
@@ -45,7 +45,7 @@ def test_savers_have_the_new_names_and_nodes_the_old_ones(name: str, tmp_path: P
     source = open_checkpoint(case(name).path)
     convert(source.path, tmp_path / "out", [Scope({"": "model/"})], to="tf")
     result = open_checkpoint(tmp_path / "out")
-    before, after = read_graph(source), read_graph(result)
+    before, after = read_ordered(source), read_ordered(result)
     assert before is not None
     assert after is not None
     assert [node.name for node in after.nodes] == [node.name for node in before.nodes]
@@ -63,7 +63,7 @@ def test_tensorflow_restores_it_by_its_graph(name: str, tmp_path: Path) -> None:
     source = open_checkpoint(case(name).path)
     strategies = [Eras("1.15" if name.startswith("tf0") else "1.0"), Scope({"": "model/"})]
     result = convert(source.path, tmp_path / "out", strategies, to="tf")
-    graph = read_graph(source)
+    graph = read_ordered(source)
     assert graph is not None
     with tf.Graph().as_default(), v1.Session() as session:
         saver = v1.train.import_meta_graph(f"{result.output}.meta")

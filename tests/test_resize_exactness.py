@@ -28,7 +28,8 @@ from converter import (
     Width,
     WidthMap,
 )
-from converter.structure.infer import Structure
+from converter.structure.infer import structure_of
+from converter.structure.structure import Structure
 
 ZERO = "what consumes the new units is zero"
 SHARED = "the shares of the copies add up to 1"
@@ -117,7 +118,7 @@ def judged(model: str, make: Callable[[Width, int], WidthMap], size: int = 9) ->
     net = Net()
     MODELS[model](net)
     checkpoint = net.checkpoint()
-    name = the_width(checkpoint.structure())
+    name = the_width(structure_of(checkpoint))
     (plan,) = Anything(resize={name: size}).resizes(checkpoint).widths
     exact, why = plan.verdict
     return exact, re.sub(r"([a-z])_[0-9]+", r"\1", why)
@@ -159,7 +160,7 @@ def test_what_a_third_party_gets_wrong_is_not_called_exact() -> None:
     assert judged("tanh", lost) == (False, "5 of its units are removed")
     assert judged("tanh", noisy) == (False, "noise is added to the copies")
     assert judged("tanh", plain, 4) == (False, "2 of its units are removed")
-    assert judged("embedding", kept, 5) == (False, "1 of its units are removed")
+    assert judged("embedding", kept, 5) == (False, "1 of its units is removed")
     assert judged("embedding", half) == (False, "it is mixed on one side only")
     undone = (False, "what consumes it does not undo what produces it")
     assert judged("embedding", mixed(wide, wide.T)) == undone
@@ -243,7 +244,7 @@ def slots_after(
     slots |= {f"{n}/Adam_1": old[n] ** 2 for n in trained}
     powers = {"beta1_power": np.array(0.9), "beta2_power": np.array(0.999)}
     checkpoint = net.checkpoint(**slots, **powers)
-    structure = checkpoint.structure()
+    structure = structure_of(checkpoint)
     name = the_width(structure)
     resizer = STRATEGIES[strategy](resize={name: size})
     result = {v.name: v.read() for v in resizer.apply(checkpoint)}

@@ -17,7 +17,8 @@ from converter.resize.chosen import choose, new_entries
 from converter.resize.dense import multiply
 from converter.resize.maps import AxisMap, panels, places_of
 from converter.resize.units import MOST_RUNS, Matrix, Run, Taken
-from converter.structure.axis import Axis, Blocks, Factor
+from converter.structure.axes import entries as of_axis
+from converter.structure.axes.axis import Axis, Blocks, Factor
 
 NAMES = ("a", "b", "c")
 Entry = tuple[Any, ...]
@@ -114,6 +115,8 @@ def test_an_axis_map_is_what_it_is_entry_by_entry(data: st.DataObject) -> None:
     axis_map = AxisMap(axis, sizes, units)
     assert (axis_map.old_length, axis_map.length) == (len(old), len(wanted))
     index = [-1 if entry is None else old[entry] for entry, _ in wanted]
+    orders = {name: found.index for name, found in units.items()}
+    assert of_axis.entries(axis, orders, sizes).tolist() == index
     start = data.draw(st.integers(0, len(wanted)))
     stop = data.draw(st.integers(start, len(wanted)))
     found = axis_map.entries(start, stop)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import DATA
+from conftest import DATA, slow
 from converter_plugins.drop import Drop
 from converter_plugins.duplicate import Duplicate
 from converter_plugins.pad import Pad
 from converter_plugins.project import Project
 from converter_plugins.rename import Rename
 from converter_plugins.select import Select
+from converter_plugins.truncate import Truncate
 from nets import (
     LIVE,
     STRATEGIES,
@@ -33,6 +35,7 @@ from safetensors.numpy import save_file
 from converter import (
     Array,
     Checkpoint,
+    Coupled,
     Initializer,
     InputError,
     PlanError,
@@ -40,11 +43,15 @@ from converter import (
     Strategy,
     UsageError,
     Variable,
+    Width,
+    WidthMap,
     open_checkpoint,
 )
 from converter.cli import cli
 from converter.initializer import parse_initializer
+from converter.initializers import BUILT_IN
 from converter.plan import make_plan
+from converter.structure.structure import as_known
 from converter.testing import NAME, check_strategy
 
 
@@ -239,7 +246,7 @@ def test_what_a_strategy_cannot_do(resizer: Resizer, message: str) -> None:
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize("fill", [parse_initializer("zeros"), LIVE])
+@pytest.mark.parametrize("fill", [parse_initializer("zeros", BUILT_IN), LIVE])
 def test_huge_sizes_are_planned_at_once_or_refused(fill: Initializer) -> None:
     net = Net()
     hidden("Tanh")(net)
@@ -291,7 +298,7 @@ def test_planning_reads_nothing(strategy: str) -> None:
         return variable.derive(load)
 
     made = net.checkpoint()
-    source = Checkpoint([watched(v) for v in made.values()], structure=lambda c, _: net.told(c))
+    source = Checkpoint([watched(v) for v in made.values()], known=as_known(net.told(made)))
     resizer = STRATEGIES[strategy](resize={"h": 4 if strategy == "select" else 9})
     resizer.resizes(source)
     variables = list(resizer.apply(source))
@@ -299,6 +306,29 @@ def test_planning_reads_nothing(strategy: str) -> None:
     for variable in variables:
         variable.read()
     assert {"h", "out/w"} <= set(read)
+
+
+def test_a_plan_asks_once_what_becomes_of_a_width() -> None:
+    asked = []
+
+    @dataclass(frozen=True)
+    class Counting(Truncate):
+        """Note what is asked."""
+
+        name: ClassVar[str] = "counting"
+
+        def width_map(self, width: Width, size: int, coupled: Coupled) -> WidthMap:
+            asked.append((width.name, size))
+            return super().width_map(width, size, coupled)
+
+    net = Net()
+    hidden("Tanh")(net)
+    source = net.checkpoint()
+    plan = make_plan(source, [Counting(resize={"h": 4})])
+    assert [width.name for width in plan.resized[0].widths] == ["h"]
+    assert asked == [("h", 4)]
+    make_plan(source, [Counting(resize={"h": 5})])
+    assert asked == [("h", 4), ("h", 5)]
 
 
 def sized(make: Callable[..., Resizer], size: Callable[[int], int]) -> Callable[..., Resizer]:
@@ -309,11 +339,11 @@ def sized(make: Callable[..., Resizer], size: Callable[[int], int]) -> Callable[
     "make",
     [
         sized(Select, lambda n: n - 1),
-        sized(partial(Select, by="random"), lambda n: n - 1),
+        slow(sized(partial(Select, by="random"), lambda n: n - 1)),
         sized(Duplicate, lambda n: n + 1),
-        sized(partial(Duplicate, noise=0.1), lambda n: n + 1),
+        slow(sized(partial(Duplicate, noise=0.1), lambda n: n + 1)),
         sized(partial(Project, lossy=True), lambda n: n + 1),
-        sized(partial(Project, lossy=True, by="pca"), lambda n: max(1, n - 1)),
+        slow(sized(partial(Project, lossy=True, by="pca"), lambda n: max(1, n - 1))),
     ],
     ids=["select", "drawn", "duplicate", "noisy", "project", "pca"],
 )

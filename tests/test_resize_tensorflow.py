@@ -14,13 +14,15 @@ from converter_plugins.project import Project
 
 from converter import Array, Resizer, Units, convert, open_checkpoint
 from converter.initializer import parse_initializer
+from converter.initializers import BUILT_IN
 from converter.resize.maps import AxisMap
-from converter.structure.axis import Axis
-from converter.structure.infer import Structure
+from converter.structure.axes.axis import Axis
+from converter.structure.infer import structure_of
+from converter.structure.structure import Structure
 
 pytestmark = pytest.mark.slow
 
-LIVE = parse_initializer("glorot_uniform")
+LIVE = parse_initializer("glorot_uniform", BUILT_IN)
 SIZES = {"stream": 8, "units": 6, "projected": 5, "head": 4, "channels": 6, "inner": 7}
 HEADS = 2
 WORDS = 11
@@ -187,7 +189,7 @@ def test_outputs_gradients_and_slots_at_the_new_size(
     gradients = [dense(g) for g in wider.run(*wider.gradients)]
     wider.session.close()
     result = open_checkpoint(tmp_path / "new" / "model")
-    structure = source.structure()
+    structure = structure_of(source)
     stream = structure.widths["stream"].normalised
     # What a mean over the width takes off is not known of new units.
     spread = stream.before if make is Pad and stream is not None and "stream" in sizes else ()

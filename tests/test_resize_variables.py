@@ -23,15 +23,18 @@ from converter import (
     WidthMap,
 )
 from converter.dtype import BY_NAME, VARIANT
+from converter.graph.definition import Definition
+from converter.graph.ordered import OrderedGraph
 from converter.initializer import parse_initializer
+from converter.initializers import BUILT_IN
 from converter.resize import dense
 from converter.resize.chosen import choose
 from converter.resize.maps import AxisMap, panels
 from converter.resize.units import Matrix
 from converter.resize.variables import Resizing
-from converter.structure.axis import Axis, Use
-from converter.structure.graph import Graph
-from converter.structure.infer import Structure, infer_from
+from converter.structure.axes.axis import Axis, Use
+from converter.structure.infer import infer_from
+from converter.structure.structure import Structure
 
 SIZES = {"x": 3, "h": 4, "y": 2}
 AXES = {
@@ -114,7 +117,7 @@ def resized(
 
 def grown(size: int = 6, fill: str = "zeros") -> dict[str, WidthMap]:
     units = Units.first(4, size)
-    return {"h": WidthMap(units, units, parse_initializer(fill))}
+    return {"h": WidthMap(units, units, parse_initializer(fill, BUILT_IN))}
 
 
 def duplicated(shares: Sequence[float] = (0.75, 1, 1, 1, 0.25)) -> dict[str, WidthMap]:
@@ -146,7 +149,7 @@ def test_old_units_stay_in_every_gate_and_what_takes_new_ones_is_zero() -> None:
 def test_each_gate_has_numbers_of_its_own_and_the_fans_of_one_gate() -> None:
     of = structure()
     units = Units.first(4, 400)
-    maps = {"h": WidthMap(units, units, parse_initializer("glorot_uniform"))}
+    maps = {"h": WidthMap(units, units, parse_initializer("glorot_uniform", BUILT_IN))}
     (kernel,) = [v for v in Resizing(checkpoint(of), of, maps).variables() if v.name == "kernel"]
     new = gates(kernel.read())[:, :, 4:]
     # Inputs are all rows, outputs the units of one gate.
@@ -187,7 +190,9 @@ def test_the_same_seed_gives_the_same_values_whatever_else_is_resized() -> None:
     fill = "glorot_uniform"
     units = Units.first(2, 3)
     first = resized(grown(fill=fill))
-    more = resized({**grown(fill=fill), "y": WidthMap(units, units, parse_initializer(fill))})
+    more = resized(
+        {**grown(fill=fill), "y": WidthMap(units, units, parse_initializer(fill, BUILT_IN))}
+    )
     np.testing.assert_array_equal(first["kernel"], more["kernel"], strict=True)
     assert (more["out"][:4, 2] != 0).all()
     other = resized(grown(fill=fill), seed=1)
@@ -240,7 +245,7 @@ def test_products_of_two_grown_widths_are_drawn_once() -> None:
     widths = {n: Width(n, s, "free", True, "any") for n, s in (("x", 2), ("a", 2), ("b", 3))}
     of = Structure(widths, axes, uses, (), {}, {}, (), None, None)
     source = Checkpoint([Variable.from_array("w", np.arange(1, 13, dtype="f4").reshape(2, 6))])
-    drawn = parse_initializer("normal(stddev=1)")
+    drawn = parse_initializer("normal(stddev=1)", BUILT_IN)
     a, b = Units.first(2, 3), Units.first(3, 4)
     maps = {"a": WidthMap(a, a, drawn), "b": WidthMap(b, b, drawn)}
     (found,) = [v.read().reshape(2, 3, 4) for v in Resizing(source, of, maps).variables()]
@@ -371,7 +376,7 @@ def test_a_factored_slot_whose_own_axis_stays_is_thinned_too() -> None:
     np.testing.assert_array_equal(found["out/vr"][:4], ones_and_up("out/vr", (4,)))
 
 
-def ftrl_graph(optimizer: str) -> Graph:
+def ftrl_graph(optimizer: str) -> OrderedGraph:
     graph = Maker()
     w = graph.variable("w", 3, 4)
     constants = [graph.constant(value) for value in (0.05, 0.01, 0.002)]
@@ -382,7 +387,7 @@ def ftrl_graph(optimizer: str) -> Graph:
     shrinkage = [graph.constant(0.0)] if optimizer.endswith("V2") else []
     power = graph.constant(-0.5)
     graph.op(optimizer, w, *state, gradient, *places, rate, *constants[1:], *shrinkage, power)
-    return Graph(Path("made.meta"), graph.definition)
+    return OrderedGraph(Definition(Path("made.meta"), graph.definition))
 
 
 @pytest.mark.parametrize("op", ["ApplyFtrl", "SparseApplyFtrl", "ApplyFtrlV2"])
@@ -396,7 +401,7 @@ def test_ftrl_computes_new_entries_again(op: str) -> None:
     uses: Any = {n: ({}, {name: ("produce",)}) for n in arrays}
     of = Structure(base.widths, base.axes, uses, (), {}, base.follows, (), base.findings, None)
     units = Units.first(4, 6)
-    maps = {name: WidthMap(units, units, parse_initializer("normal(stddev=1)"))}
+    maps = {name: WidthMap(units, units, parse_initializer("normal(stddev=1)", BUILT_IN))}
     found = {v.name: v.read() for v in Resizing(source, of, maps).variables()}
     accumulator, linear = found["w/Ftrl"], found["w/Ftrl_1"]
     np.testing.assert_array_equal(linear[:, :4], arrays["w/Ftrl_1"])

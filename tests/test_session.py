@@ -17,7 +17,8 @@ from test_forward import RECORDED, chosen, forward_of
 from converter import ConverterError, InputError, UsageError, open_checkpoint
 from converter.forward.feeds import complete, given_values
 from converter.forward.find import find_forward
-from converter.forward.graph import Tensor, read_graph, tensor
+from converter.graph.node import Tensor, tensor
+from converter.graph.written import read_graph
 from converter.proof import Proof, Question, prove
 from converter.session import RunError, Session, can_run, dtypes_of
 from converter.variable import Array

@@ -10,11 +10,17 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
+from converter_plugins.cast import Cast
+from converter_plugins.drop import Drop
+from converter_plugins.pad import Pad
+from converter_plugins.reinit import Reinit
 from hypothesis import given
 from hypothesis import strategies as st
 
 from converter import Checkpoint, PlanError, Strategy, UsageError, Variable, option
 from converter.errors import ConverterError
+from converter.initializer import Zeros
+from converter.initializers import Normal
 from converter.options import Option
 from converter.strategy import build, options, summary, values_of
 from converter.testing import check_strategy
@@ -411,3 +417,36 @@ class _Counter:
     def __call__(self, values: Any) -> Any:
         self.calls += 1
         return values + np.float32(self.calls)
+
+
+def test_options_are_read_from_what_a_recipe_would_hold() -> None:
+    given: dict[str, Any] = {
+        "resize": {"rnn": np.int64(4)},
+        "fill": "normal(stddev=0.1)",
+        "like": "a",
+        "shape": {"b": [1, 2]},
+    }
+    pad = Pad(**given)
+    fill = Normal(stddev=0.1)
+    assert pad == Pad(resize={"rnn": 4}, fill=fill, like=Path("a"), shape={"b": (1, 2)})
+    assert type(pad.resize["rnn"]) is int
+    texts: dict[str, Any] = {"*": "zeros"}
+    assert Reinit(reinit=texts).reinit == {"*": Zeros()}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "values", "message"),
+    [
+        (Pad, {"resize": {"a": 1}, "fill": "glorot"}, "pad: fill must be an initializer, got 'gl"),
+        (Pad, {"resize": {"a": "45"}}, "pad: resize 'a' must be an integer, got '45'"),
+        (Pad, {"resize": "a=45"}, "pad: resize must be a table of WIDTH=SIZE, got 'a=45'"),
+        (Cast, {"cast": "float17"}, "cast: cast must be one of float32, "),
+        (Drop, {"drop": (1,)}, "drop: drop must be a text, got 1"),
+    ],
+)
+def test_what_an_option_cannot_be_is_told(
+    strategy: type[Strategy], values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError) as error:
+        strategy(**values)
+    assert str(error.value).startswith(message)

@@ -9,7 +9,7 @@ from conftest import VALID, Case, case
 from structure_maker import Model, N
 
 from converter import open_checkpoint
-from converter.structure.graph import Graph
+from converter.graph.ordered import OrderedGraph
 from converter.structure.infer import infer
 from converter.structure.lengths import Lengths, lengths
 
@@ -93,14 +93,14 @@ def test_no_integer_that_a_shape_is_made_of_is_missed(name: str) -> None:
     } == set()
 
 
-def _integers(graph: Graph) -> Any:
+def _integers(graph: OrderedGraph) -> Any:
     for node in graph.nodes:
         found = graph.constant(node)
         if found is not None and found.is_whole and found.values and "save" not in node.name:
             yield node, found.values
 
 
-def _is_read(graph: Graph, node: Any) -> bool:
+def _is_read(graph: OrderedGraph, node: Any) -> bool:
     return any(graph.consumers[consumer] for consumer in graph.consumers[node])
 
 

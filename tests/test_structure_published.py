@@ -21,7 +21,7 @@ from converter.permutation import permute
 from converter.pipeline import run
 from converter.plan import make_plan
 from converter.proof import prove_plan
-from converter.structure.infer import infer
+from converter.structure.infer import infer, structure_of
 from converter.target import parse_target
 
 pytestmark = [pytest.mark.registry, pytest.mark.slow]
@@ -87,7 +87,7 @@ def test_widths_hold_on_the_running_graph(models: Path, name: str, tmp_path: Pat
 def test_widened_models_are_proven(models: Path, name: str, tmp_path: Path) -> None:
     pytest.importorskip("tensorflow")
     source = open_checkpoint(f"{models}/{name}/")
-    widths = source.structure().widths.values()
+    widths = structure_of(source).widths.values()
     sizes = {w.name: -(-w.size * 3 // 2) for w in widths if w.resizable and w.exact}
     assert len(sizes) > 4
     target = parse_target(tmp_path / "wide", name="wide", to="tf")

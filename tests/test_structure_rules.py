@@ -8,7 +8,7 @@ import pytest
 from structure_maker import Model, N
 
 from converter.names import Role
-from converter.structure.rules import RULES
+from converter.structure.tensors.rules import RULES
 
 
 def test_dense_layers() -> None:

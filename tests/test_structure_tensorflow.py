@@ -18,7 +18,8 @@ from converter import Checkpoint, open_checkpoint
 from converter.model import Model
 from converter.permutation import PermutationTest, permute
 from converter.proof import Question
-from converter.structure.infer import Structure, infer
+from converter.structure.infer import infer
+from converter.structure.structure import Structure
 
 pytestmark = pytest.mark.slow
 

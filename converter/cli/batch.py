@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -11,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from converter.cli.output import json_text
+from converter.cli.question import question_of, question_options, wants_proof
 from converter.cli.steps import StrategyCommand, plugins_of, steps_of, strategies_of
 from converter.cli.text import count, parse_size, say, size
 from converter.errors import UsageError
 
 if TYPE_CHECKING:
-    from converter.batch import Job, Outcome
+    from converter.batch import Job, Outcome, Settings
 
 
 @click.command(cls=StrategyCommand)
@@ -39,6 +40,10 @@ if TYPE_CHECKING:
     default=None,
     help="Keep what safetensors cannot hold (strings ...) in a TensorFlow checkpoint beside it.",
 )
+@click.option(
+    "--prove", is_flag=True, help="Run source and output, and publish only what computes the same."
+)
+@question_options()
 @click.option("-n", "--dry-run", is_flag=True, help="List what would be converted, write nothing.")
 @click.option("-f", "--force", is_flag=True, help="Replace outputs that exist.")
 @click.option("--no-verify-source", is_flag=True, help="Don't compare checksums of the sources.")
@@ -55,8 +60,45 @@ def command(ctx: click.Context, /, **given: Any) -> None:
 
     \b
     convert batch old-models/ -o new-models/ --drop optimizer --jobs 8
+    convert batch run/ -o wide/ --to tf --plugin pad --resize lstm_cell=256 --prove
     """
-    from converter.batch import Settings, Watch, find_jobs, processes_by_default, run_batch
+    from converter.batch import Watch, processes_by_default, run_batch
+
+    jobs, settings = _given_jobs(ctx, given)
+    if given["dry_run"]:
+        _dry_run(ctx, jobs, settings, given)
+        return
+    began = time.monotonic()
+    finished: list[Outcome] = []
+
+    progress = _Progress(finished, len(jobs))
+
+    def tell(outcome: Outcome) -> None:
+        finished.append(outcome)
+        if not given["quiet"]:
+            progress.clear()
+            line = f"[{len(finished)}/{len(jobs)}] {outcome.status} {outcome.job.source}"
+            say(line + _became(outcome), err=True)
+
+    processes = given["jobs"] or processes_by_default()
+    watch: Watch = (lambda running: None) if given["quiet"] else progress
+    try:
+        outcomes = run_batch(jobs, settings, processes=processes, report=tell, watch=watch)
+    finally:
+        progress.clear()
+    seconds = time.monotonic() - began
+    if given["as_json"]:
+        click.echo(json_text(_as_json(outcomes, seconds)))
+    else:
+        for line in _summary(outcomes, seconds):
+            say(line)
+    if any(outcome.status == "failed" for outcome in outcomes):
+        ctx.exit(5)
+
+
+def _given_jobs(ctx: click.Context, given: dict[str, Any]) -> tuple[list[Job], Settings]:
+    """Return what the command line and its recipe mean: the jobs, and how they are done."""
+    from converter.batch import Settings, find_jobs
     from converter.recipe import read_recipe
     from converter.target import parse_target
 
@@ -74,55 +116,66 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     sidecar = given["sidecar"]
     if sidecar is None:
         sidecar = bool(recipe and recipe.sidecar)
+    question = question_of(given) if wants_proof(given) else None
     target = parse_target(Path(output) / "any", name="any", to=to)
     jobs = find_jobs(Path(root), Path(output), to=target.format, shard_size=shard_size)
-    if given["dry_run"]:
-        pairs = [(job.source, str(job.target.path)) for job in jobs]
-        if given["as_json"]:
-            rows = [{"source": source, "output": output} for source, output in pairs]
-            click.echo(json.dumps({"checkpoints": rows}, indent=2))
-        else:
-            for pair in pairs:
-                say(" -> ".join(pair))
-        return
-    settings = Settings(
+    return jobs, Settings(
         steps=steps,
         plugins=plugins_of(ctx),
+        question=question,
         sidecar=sidecar,
         force=given["force"],
         verify_source=not given["no_verify_source"],
         verify_output=not given["no_verify_output"],
         sync=not given["no_sync"],
     )
-    began = time.monotonic()
-    finished: list[Outcome] = []
 
-    progress = _Progress(finished, len(jobs))
 
-    def tell(outcome: Outcome) -> None:
-        finished.append(outcome)
-        if not given["quiet"]:
-            progress.clear()
-            error = f": {outcome.error}" if outcome.error else ""
-            say(
-                f"[{len(finished)}/{len(jobs)}] {outcome.status} {outcome.job.source}{error}",
-                err=True,
-            )
+def _dry_run(
+    ctx: click.Context, jobs: Sequence[Job], settings: Settings, given: dict[str, Any]
+) -> None:
+    """List the jobs, and what becomes of the widths of each where a strategy resizes."""
+    from converter.batch import Outcome, plan_job
+    from converter.resizer import Resizer
 
-    processes = given["jobs"] or processes_by_default()
-    watch: Watch = (lambda running: None) if given["quiet"] else progress
-    try:
-        outcomes = run_batch(jobs, settings, processes=processes, report=tell, watch=watch)
-    finally:
-        progress.clear()
-    seconds = time.monotonic() - began
+    resizes = any(isinstance(s, Resizer) for s in strategies_of(ctx, settings.steps))
+    is_planned = resizes or settings.question is not None
+    rows: list[dict[str, object]] = []
+    failed = False
+    for job in jobs:
+        outcome = plan_job(job, settings) if is_planned else Outcome(job, "done")
+        failed |= outcome.status == "failed"
+        row: dict[str, object] = {"source": job.source, "output": str(job.target.path)}
+        if is_planned:
+            row |= {"error": outcome.error, **_widths_json(outcome)}
+        rows.append(row)
+        if not given["as_json"]:
+            say(f"{job.source} -> {job.target.path}{_became(outcome)}")
     if given["as_json"]:
-        click.echo(json.dumps(_as_json(outcomes, seconds), indent=2))
-    else:
-        for line in _summary(outcomes, seconds):
-            say(line)
-    if any(outcome.status == "failed" for outcome in outcomes):
+        click.echo(json_text({"checkpoints": rows}))
+    if failed:
         ctx.exit(5)
+
+
+def _became(outcome: Outcome) -> str:
+    """Return what is to be said of an outcome behind its name."""
+    if outcome.error:
+        return f": {outcome.error}"
+    said = []
+    if outcome.exact is not None:
+        said = [f"{count(outcome.resized, 'variable')} resized", _exactness(outcome)]
+    if outcome.proof is not None:
+        said.append("proven")
+    return f": {', '.join(said)}" if said else ""
+
+
+def _exactness(outcome: Outcome) -> str:
+    if outcome.exact:
+        return "exact"
+    inexact = [width for width in outcome.widths if not width["exact"]]
+    first = inexact[0]
+    more = f", and {len(inexact) - 1} more" if len(inexact) > 1 else ""
+    return f"not exact ({first['name']} {first['old']} -> {first['new']}: {first['why']}{more})"
 
 
 class _Progress:
@@ -166,6 +219,13 @@ def _summary(outcomes: Sequence[Outcome], seconds: float) -> Iterator[str]:
     for outcome in outcomes:
         if outcome.status == "failed":
             yield f"failed  {outcome.job.source}: {outcome.error}"
+    resized = [outcome for outcome in outcomes if outcome.exact is not None]
+    if resized:
+        exact = sum(bool(outcome.exact) for outcome in resized)
+        yield (
+            f"resized {count(len(resized), 'checkpoint')}: {exact:,} exact, "
+            f"{len(resized) - exact:,} not exact"
+        )
     for status in ("done", "skipped", "failed"):
         some = [outcome for outcome in outcomes if outcome.status == status]
         line = f"{status.ljust(7)} {count(len(some), 'checkpoint')}"
@@ -186,7 +246,17 @@ def _as_json(outcomes: Sequence[Outcome], seconds: float) -> dict[str, object]:
                 "error": outcome.error,
                 "bytes": outcome.nbytes,
                 "counts": {name: dict(counts) for name, counts in outcome.counts.items()},
+                **_widths_json(outcome),
             }
             for outcome in outcomes
         ],
+    }
+
+
+def _widths_json(outcome: Outcome) -> dict[str, object]:
+    return {
+        "exact": outcome.exact,
+        "resized": outcome.resized,
+        "widths": list(outcome.widths),
+        "proof": outcome.proof,
     }

@@ -12,9 +12,9 @@ from converter.cli.text import count, say
 from converter.errors import InputError
 from converter.forward.feeds import parse_feed
 from converter.forward.find import Forward, find_forward
-from converter.forward.graph import read_graph
 from converter.forward.inputs import Input
 from converter.forward.outputs import Output
+from converter.graph.written import read_graph
 
 
 def show_graph(path: str, feeds: Sequence[str], fetches: Sequence[str], *, as_json: bool) -> None:
@@ -34,7 +34,7 @@ def show_graph(path: str, feeds: Sequence[str], fetches: Sequence[str], *, as_js
         click.echo(json_text(_as_json(forward)))
         return
     nodes = count(len(graph.nodes), "node")
-    version = f", TensorFlow {graph.tensorflow}" if graph.tensorflow else ""
+    version = f", TensorFlow {graph.definition.tensorflow}" if graph.definition.tensorflow else ""
     variables = f"{count(len(forward.variables), 'variable')} of {len(checkpoint)} needed"
     say(f"{graph.path}  {nodes}{version}, {variables}")
     click.echo()
@@ -77,7 +77,7 @@ def _as_json(forward: Forward) -> dict[str, object]:
     return {
         "graph": str(graph.path),
         "nodes": len(graph.nodes),
-        "tensorflow": graph.tensorflow or None,
+        "tensorflow": graph.definition.tensorflow or None,
         "inputs": [
             {
                 "name": str(found.tensor),

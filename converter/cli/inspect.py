@@ -128,6 +128,14 @@ def command(
         _show_norms(path, verify=not no_verify_source, as_json=as_json)
         return
     checkpoint = open_checkpoint(path, verify=not no_verify_source)
+    _show_checkpoint(checkpoint, names, as_json=as_json, verbose=verbose)
+    # Last, so that what is there can be seen even where some of it is missing.
+    checkpoint.check(names or checkpoint)
+
+
+def _show_checkpoint(
+    checkpoint: Checkpoint, names: tuple[str, ...], *, as_json: bool, verbose: bool
+) -> None:
     for name in names:
         if name not in checkpoint:
             raise UsageError(
@@ -140,8 +148,6 @@ def command(
             _show_variable(checkpoint, checkpoint[name])
     else:
         _show(checkpoint, verbose=verbose)
-    # Last, so that what is there can be seen even where some of it is missing.
-    checkpoint.check(names or checkpoint)
 
 
 def _check(

@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import get_args
 
-from converter.cli.prove import input_entries, on_which, show_inputs
+from converter.cli.prove import show_inputs
 from converter.cli.text import count, say
 from converter.permutation import Member, PermutationTest, Result, Trial
-from converter.structure.infer import Structure
+from converter.proof_report import input_entries, on_which
+from converter.structure.structure import Structure
 
 _FEW = 3
 

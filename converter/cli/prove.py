@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +11,9 @@ import click
 from converter.checkpoint import open_checkpoint
 from converter.cli.output import json_text, print_table
 from converter.cli.question import question_of, question_options
-from converter.cli.text import count, say, shape
-from converter.errors import ConverterError
+from converter.cli.text import say, shape
 from converter.proof import Compared, Proof, Question, prove, prove_plan
+from converter.proof_report import input_entries, proof_json, refuse, verdict
 
 if TYPE_CHECKING:
     from converter.forward.feeds import Feeds
@@ -88,24 +87,6 @@ def show(proof: Proof) -> None:
     say(verdict(proof))
 
 
-def verdict(proof: Proof) -> str:
-    """Return what a proof says, in one line."""
-    failed = [found.name for found in proof.outputs if found.passed is False]
-    compared = sum(found.passed is not None for found in proof.outputs)
-    within = f"within {proof.tolerance:g} of the scale"
-    if failed:
-        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-        return f"failed  {failed[0]}{more} is not {within}"
-    if not compared:
-        return "failed  no output could be compared"
-    return f"passed  {count(compared, 'output')} {within}, {on_which(proof.feeds)}"
-
-
-def on_which(feeds: Feeds) -> str:
-    """Say where inputs came from."""
-    return "on drawn inputs" if feeds.drawn else "on the given inputs"
-
-
 def show_inputs(forward: Forward, feeds: Feeds) -> None:
     """Print what a graph was fed."""
     for entry in input_entries(forward, feeds):
@@ -114,26 +95,6 @@ def show_inputs(forward: Forward, feeds: Feeds) -> None:
             f"input   {entry['name']}  {entry['dtype']} {shape(entry['shape'])}{value}  "
             f"{entry['source']}"
         )
-
-
-def input_entries(forward: Forward, feeds: Feeds) -> Iterator[dict[str, Any]]:
-    """Yield what a graph was fed as plain data, input by input."""
-    for found in forward.inputs:
-        value = feeds.values.get(found.tensor)
-        if value is None:
-            continue
-        source = "given"
-        if found.tensor in feeds.drawn:
-            source = "drawn"
-        elif found.value is not None and found.tensor not in feeds.given:
-            source = "decided"
-        yield {
-            "name": str(found.tensor),
-            "dtype": found.dtype.name if found.dtype else str(value.dtype),
-            "shape": list(value.shape),
-            "source": source,
-            "value": value.item() if value.shape == () and value.dtype.kind in "biuf" else None,
-        }
 
 
 def _row(found: Compared) -> tuple[str, ...]:
@@ -156,32 +117,6 @@ def _row(found: Compared) -> tuple[str, ...]:
         agreement,
         note,
     )
-
-
-def proof_json(proof: Proof) -> dict[str, object]:
-    """Return a proof as plain data."""
-    return {
-        "graph": str(proof.forward.graph.path),
-        "inputs": list(input_entries(proof.forward, proof.feeds)),
-        "outputs": [
-            {
-                "name": found.name,
-                "dtype": found.dtype,
-                "shape": list(found.shape),
-                "largest": found.largest,
-                "scale": found.scale,
-                "error": found.error,
-                "nans": list(found.nans),
-                "agreement": found.agreement,
-                "passed": found.passed,
-                "note": found.note,
-            }
-            for found in proof.outputs
-        ],
-        "tolerance": proof.tolerance,
-        "passed": proof.passed,
-        "notes": list(proof.notes),
-    }
 
 
 @dataclass
@@ -218,14 +153,7 @@ class Check:
             click.echo(json_text({"proof": proof_json(self.proof)}))
         elif not (self.as_json or self.is_quiet):
             show(self.proof)
-        if not self.proof.passed:
-            how = "; nothing was published" if output is not None else ""
-            if not self.plan.is_exact:
-                how += ". The plan says that they change: --tolerance says how far they may"
-            raise ConverterError(
-                f"{self.plan.source.path}: the output does not compute the same: "
-                f"{verdict(self.proof).removeprefix('failed  ')}{how}"
-            )
+        refuse(self.plan, self.proof, is_written=output is not None)
 
 
 def check_of(plan: Plan, given: dict[str, Any]) -> Check:

@@ -11,6 +11,7 @@ from converter.names import Role
 from converter.pipeline import Result
 from converter.plan import Change, Plan
 from converter.resize.exactness import Resizes
+from converter.resize.units import Units
 from converter.variable import Variable
 
 _FEW = 40
@@ -102,18 +103,8 @@ def as_json(plan: Plan, result: Result | None) -> dict[str, object]:
         "left_out": {v.name: reason for v, reason in plan.left_out},
         "files": list(plan.files),
         "notes": list(plan.notes),
-        "widths": [
-            {
-                "name": width.name,
-                "old": width.old,
-                "new": width.new,
-                "exact": width.verdict.exact,
-                "why": width.verdict.why,
-                "dead": width.dead,
-            }
-            for resizes in plan.resized
-            for width in resizes.widths
-        ],
+        "widths": plan.width_entries(),
+        "held": {name: why for resizes in plan.resized for name, why in resizes.held.items()},
     }
     if result is not None:
         report["result"] = {
@@ -122,8 +113,19 @@ def as_json(plan: Plan, result: Result | None) -> dict[str, object]:
             "seconds": result.seconds,
             "verified": result.verified,
             "counts": {name: dict(counts) for name, counts in result.counts.items()},
+            "units": _units(plan),
         }
     return report
+
+
+def _units(plan: Plan) -> dict[str, list[int]]:
+    """Return which old unit each new one is, by width, where a choice of them was made."""
+    return {
+        name: width_map.produce.index.tolist()
+        for resizes in plan.resized
+        for name, width_map in resizes.maps.items()
+        if isinstance(width_map.produce, Units) and width_map.produce.kept is None
+    }
 
 
 def _source_line(source: Checkpoint) -> str:

@@ -12,9 +12,10 @@ from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.cli.output import json_text, print_table
 from converter.cli.permutation import show_test, show_trial, test_json, trial_json
 from converter.cli.text import Progress, count, say
-from converter.structure.axis import Width
-from converter.structure.infer import Structure, infer
+from converter.structure.axes.axis import Width
+from converter.structure.infer import structure_of
 from converter.structure.layout import layout_text, read_layout, write_layout
+from converter.structure.structure import Structure
 
 if TYPE_CHECKING:
     from converter.permutation import PermutationTest
@@ -53,7 +54,7 @@ def show_widths(
         RunError: the graph does not run.
     """
     checkpoint = open_checkpoint(path)
-    structure = infer(checkpoint, read_layout(Path(layout)) if layout is not None else None)
+    structure = structure_of(checkpoint, read_layout(Path(layout)) if layout is not None else None)
     test = None if question is None else _test(checkpoint, structure, question)
     names = _told(checkpoint)
     if output is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from converter.errors import UsageError, did_you_mean
 from converter.options import option
@@ -13,9 +13,9 @@ from converter.strategy import Strategy
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
+    from converter.conventions.converted import Converted, Refused
     from converter.conventions.layers import Cell, Layer
     from converter.conventions.mapping import Mapped
-    from converter.conventions.views import View
     from converter.variable import Variable
 
 KINDS = (
@@ -32,44 +32,6 @@ KINDS = (
     "keep",
 )
 """What a variable can be declared to be."""
-
-
-class Note(NamedTuple):
-    """What is to be known of a layer; layers with the same note share one line.
-
-    Attributes:
-        layer: the scope of the layer, or the module.
-        text: a sentence without a full stop.
-    """
-
-    layer: str
-    text: str
-
-
-class Converted(NamedTuple):
-    """What becomes of a layer.
-
-    Attributes:
-        members: the variables that it is made of.
-        outputs: what it has in the new convention, by name.
-        notes: what is to be known of it.
-    """
-
-    members: tuple[str, ...]
-    outputs: Mapping[str, View]
-    notes: tuple[Note, ...] = ()
-
-
-class Refused(NamedTuple):
-    """A layer that the convention cannot hold.
-
-    Attributes:
-        members: the variables that it is made of.
-        reason: why, as a sentence that begins with the layer.
-    """
-
-    members: tuple[str, ...]
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -121,6 +83,11 @@ class Convention(Strategy, ABC):
 
     def _mapped(self, checkpoint: Checkpoint) -> Mapped:
         # Imported where something is converted: a command is to start at once.
-        from converter.conventions.mapping import Mapped
+        from converter.conventions.mapping import Mapped, Said
 
-        return Mapped(self, checkpoint)
+        # A plan asks for the variables and for the notes. What is mapped holds the strategy, so
+        # that no other one can have its id while the checkpoint knows it.
+        return checkpoint.once(
+            (Mapped, id(self)),
+            lambda: Mapped(self, Said(self.rest, self.layer, self.forget_bias), checkpoint),
+        )

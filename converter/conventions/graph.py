@@ -4,26 +4,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from converter.conventions.layers import Cell, Kind
 from converter.conventions.plain import Told
 from converter.errors import InputError
-from converter.structure.flow import READS, Flow
-from converter.structure.graph import Graph, Node, Output, ops, read_graph
-from converter.structure.variables import bind
+from converter.graph.node import Node, Output
+from converter.graph.ops import (
+    ACTIVATIONS,
+    ADDS,
+    BATCH_NORMS,
+    BIAS_ADDS,
+    COMPARING,
+    JOINS,
+    LSTM_BLOCKS,
+    MATMULS,
+    MERGES,
+    PASSING,
+    QUOTIENTS,
+    RESHAPES,
+    SLICES,
+    SPLITS,
+    ops,
+)
+from converter.graph.ordered import OrderedGraph, read_ordered
+from converter.structure.tensors.flow import Flow
+from converter.structure.tensors.variables import bind
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
 
 _ORDER = "its graph has its gates in another order than its name says"
-_JOINS = ops("Concat ConcatV2")
 _MAX_NODES = 400
 _MAX_GATES = 4
-_PASSES = READS | ops("Switch RefSwitch Merge RefMerge Cast")
-_BROADCASTS = ops("Add AddV2 BiasAdd BiasAddV1")
-_PRODUCTS = ops("MatMul BatchMatMul BatchMatMulV2 BatchMatMulV3")
+_PASSES = PASSING | MERGES | {"Cast"}
+_BROADCASTS = ADDS | BIAS_ADDS
 _KINDS: Mapping[tuple[str, int], Kind] = {
     ("Conv2D", 1): "conv",
     ("Conv3D", 1): "conv",
@@ -34,27 +50,12 @@ _KINDS: Mapping[tuple[str, int], Kind] = {
     ("GatherV2", 0): "embedding",
     ("ResourceGather", 0): "embedding",
 }
-_FUSED_NORMS = ops("FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3")
 _NORM_LEAVES = ((1, "gamma"), (2, "beta"), (3, "moving_mean"), (4, "moving_variance"))
-_ACTIVATIONS: Mapping[str, str] = {
-    "Sigmoid": "sigmoid",
-    "Tanh": "tanh",
-    "Relu": "relu",
-    "Relu6": "relu6",
-    "Elu": "elu",
-    "Selu": "selu",
-    "Softsign": "softsign",
-    "Softplus": "softplus",
-    "Maximum": "hard_sigmoid",
-    "Minimum": "hard_sigmoid",
-    "LeakyRelu": "leaky_relu",
-    "Erf": "gelu",
-    "Exp": "exp",
-    "Sin": "sin",
-}
-_BLOCKS = ops("BlockLSTM BlockLSTMV2 LSTMBlockCell")
-_BEHIND = _PASSES | ops("Add AddV2 Sub BiasAdd Reshape Squeeze ExpandDims Mul RealDiv")
-_SPLITS = ops("Split SplitV StridedSlice Slice")
+_BEHIND = _PASSES | _BROADCASTS | RESHAPES | ops("Sub Mul RealDiv")
+_CUTS = SPLITS | SLICES
+_SCALES = QUOTIENTS | {"Mul"}
+_MIXES = ADDS | {"Mul"}
+_MASKS = COMPARING | ops("Floor Const")
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,14 @@ class OfCell:
         activations: what its gates go through, by `gate`, and what is new, by `new`.
         clip: at which number it cuts its state or its output; 0 where it does not.
         odd: what of it is not as its name says, as half a sentence; None where all is.
+        is_skipped: whether what it takes is also mixed into what it gives.
     """
 
     forget_bias: float | None = None
     activations: Mapping[str, str] = field(default_factory=dict)
     clip: float = 0.0
     odd: str | None = None
+    is_skipped: bool = False
 
 
 class Seen:
@@ -83,7 +86,7 @@ class Seen:
         now: the names that they have now, by these.
     """
 
-    def __init__(self, graph: Graph, checkpoint: Checkpoint, now: Mapping[str, str]) -> None:
+    def __init__(self, graph: OrderedGraph, checkpoint: Checkpoint, now: Mapping[str, str]) -> None:
         self._graph = graph
         bound = bind(graph, checkpoint)
         self._forward = Flow(graph, bound).forward
@@ -120,11 +123,33 @@ class Seen:
         }
         return Told(kinds, frozenset(others), biases, tuple(norms.values()), epsilons)
 
+    def ops_of(self, name: str) -> frozenset[str]:
+        """Return the ops that take a variable, and those that pass it on to them."""
+        waiting = list(self._nodes.get(name, ()))
+        seen = set(waiting)
+        found = set()
+        while waiting and len(seen) < _MAX_NODES:
+            for consumer in self._graph.consumers[waiting.pop()]:
+                if consumer in self._forward and consumer not in seen:
+                    seen.add(consumer)
+                    found.add(consumer.op)
+                    if self._passes(consumer):
+                        waiting.append(consumer)
+        return frozenset(found)
+
     def cell(self, cell: Cell) -> OfCell:
         """Return what is seen of a cell."""
+        return replace(self._cell(cell), is_skipped=self._is_skipped(cell))
+
+    def is_lstm(self, cell: Cell) -> bool:
+        """Return whether the graph computes an LSTM with what may be one by its shapes."""
+        found = self._cell(cell)
+        return any(True for _ in self._taken(cell)) and bool(found.activations) and not found.odd
+
+    def _cell(self, cell: Cell) -> OfCell:
         for name in cell.members:
             for node, _ in self._uses(name):
-                if node.op in _BLOCKS:
+                if node.op in LSTM_BLOCKS:
                     value = node.attributes.get("forget_bias")
                     clip = node.attributes.get("cell_clip")
                     # The op of the second version adds none; of the first, the default is one.
@@ -135,6 +160,54 @@ class Seen:
                         max(0.0, clip.f) if clip is not None else 0.0,
                     )
         return self._of_blocks(cell)
+
+    def _taken(self, cell: Cell) -> Iterator[Output]:
+        """Yield what a cell takes beside its state: the first part of what its kernel multiplies.
+
+        References:
+            rnn_cell_impl.py of TensorFlow 1, `_Linear`: concat([inputs, state], 1) times kernel.
+        """
+        for name in cell.members:
+            for node, port in self._uses(name):
+                if node.op in LSTM_BLOCKS:
+                    place = 0 if node.op == "LSTMBlockCell" else 1
+                    yield from node.inputs[place : place + 1]
+                elif node.op in MATMULS and port == 1:
+                    joint = self._origin(node.inputs[0])
+                    parts = joint.inputs[1:] if joint.op == "Concat" else joint.inputs[:-1]
+                    if joint.op in JOINS and len(parts) == 2:
+                        yield parts[0]
+
+    def _is_skipped(self, cell: Cell) -> bool:
+        for start in self._taken(cell):
+            chain = [start]
+            while len(chain) < _MAX_NODES and (before := self._undropped(chain[-1])) is not None:
+                chain.append(before)
+            own = {output.node for output in chain}
+            for output in chain:
+                if any(n.op in _MIXES and n not in own for n in self._consumers(output)):
+                    return True
+        return False
+
+    def _undropped(self, output: Output) -> Output | None:
+        """Return what a dropout, or what only passes it on, made a tensor of; None for others."""
+        node = output.node
+        if not node.inputs:
+            return None
+        if self._passes(node):
+            return node.inputs[0]
+        if node.op not in _SCALES:
+            return None
+        if node.op != "Mul":
+            return node.inputs[0]
+        scaled = [one for one in node.inputs if not self._is_mask(self._origin(one))]
+        return scaled[0] if len(scaled) == 1 else None
+
+    def _is_mask(self, node: Node) -> bool:
+        """Whether a dropout multiplies with it: its mask, or the inverse of what it keeps."""
+        if node.op in QUOTIENTS and node.inputs:
+            node = self._origin(node.inputs[0])
+        return node.op in _MASKS
 
     def _uses(self, name: str) -> Iterator[tuple[Node, int]]:
         """Yield what takes a variable, and as which of its inputs."""
@@ -147,7 +220,7 @@ class Seen:
                     continue
                 if self._passes(consumer) or self._joins(consumer, name):
                     if consumer not in seen:
-                        if consumer.op in _JOINS:
+                        if consumer.op in JOINS:
                             self._held[consumer] = name
                         seen.add(consumer)
                         waiting.append(consumer)
@@ -173,7 +246,7 @@ class Seen:
 
     def _joins(self, node: Node, name: str) -> bool:
         """Whether a node joins the parts of a partitioned variable."""
-        if node.op not in _JOINS or len(self._nodes.get(name, ())) < 2:
+        if node.op not in JOINS or len(self._nodes.get(name, ())) < 2:
             return False
         parts = [self._origin(output) for output in node.inputs]
         return sum(part in self._nodes[name] for part in parts) == len(self._nodes[name])
@@ -193,7 +266,7 @@ class Seen:
         for _ in range(_MAX_NODES):
             if source is None or not source.inputs:
                 return None
-            if source.op in _PRODUCTS or (source.op, 1) in _KINDS:
+            if source.op in MATMULS or (source.op, 1) in _KINDS:
                 if len(source.inputs) < 2:
                     return None
                 return self._held.get(self._origin(source.inputs[1]))
@@ -204,7 +277,7 @@ class Seen:
 
     def _norms(self) -> Iterator[tuple[Node, Mapping[str, str]]]:
         for node in self._graph.nodes:
-            if node.op in _FUSED_NORMS and node in self._forward and len(node.inputs) > 4:
+            if node.op in BATCH_NORMS and node in self._forward and len(node.inputs) > 4:
                 held = {
                     leaf: self._held.get(self._origin(node.inputs[port]))
                     for port, leaf in _NORM_LEAVES
@@ -233,7 +306,7 @@ class Seen:
         if cell.kind in ("gru", "rnn"):
             name = next(iter(cell.inputs["n" if cell.kind == "gru" else "h"].sources))
             for node, _ in self._uses(name):
-                if node.op in _PRODUCTS and (through := self._through(Output(node, 0))) is not None:
+                if node.op in MATMULS and (through := self._through(Output(node, 0))) is not None:
                     activations.setdefault("new", through.activation)
         return OfCell(None, activations)
 
@@ -245,7 +318,7 @@ class Seen:
             return OfCell(odd="its graph multiplies its matrices from the other side")
         for gate, view in cell.inputs.items():
             for node, _ in self._uses(view.sources[0]):
-                if node.op in _PRODUCTS and (through := self._through(Output(node, 0))) is not None:
+                if node.op in MATMULS and (through := self._through(Output(node, 0))) is not None:
                     found.setdefault(gate, through)
         if set(found) != set(cell.inputs):
             return OfCell()
@@ -262,11 +335,11 @@ class Seen:
             for product in self._consumers(Output(forget, 0))
             if product.op == "Mul"
             for total in self._consumers(Output(product, 0))
-            if total.op in ("Add", "AddV2")
+            if total.op in ADDS
         ]
         if cell.projection is not None:
             uses = self._uses(cell.projection.sources[0])
-            starts += [Output(node, 0) for node, _ in uses if node.op in _PRODUCTS]
+            starts += [Output(node, 0) for node, _ in uses if node.op in MATMULS]
         for start in starts:
             for node in self._consumers(start):
                 if node.op in ("Minimum", "Maximum", "ClipByValue"):
@@ -282,7 +355,7 @@ class Seen:
         for name in sorted(names):
             for node, _ in self._uses(name):
                 starts = [Output(node, 0)]
-                if node.op in _SPLITS:
+                if node.op in _CUTS:
                     starts = [Output(node, port) for port in range(4)]
                 for start in starts:
                     for after in self._after(start):
@@ -297,16 +370,16 @@ class Seen:
 
     def _after(self, start: Output) -> list[Output]:
         """Return the products behind a block of a kernel, or the blocks behind a product."""
-        if start.node.op in _PRODUCTS:
+        if start.node.op in MATMULS:
             split = self._split_behind(start)
             return [Output(n, p) for n, p in split] if split else [start]
-        return [Output(node, 0) for node in self._consumers(start) if node.op in _PRODUCTS]
+        return [Output(node, 0) for node in self._consumers(start) if node.op in MATMULS]
 
     def _blocks(self, cell: Cell) -> Iterator[tuple[Output, int]]:
         """Yield the blocks of a cell's product with its kernel, and which each is."""
         for name in cell.members:
             for node, _ in self._uses(name):
-                if node.op in _PRODUCTS or node.op == "Conv2D":
+                if node.op in MATMULS or node.op == "Conv2D":
                     for source, port in self._split_behind(Output(node, 0)):
                         yield Output(source, port), port
 
@@ -317,7 +390,7 @@ class Seen:
                 if consumer in seen or consumer not in self._forward:
                     continue
                 count = consumer.integer("num_split")
-                if consumer.op in ("Split", "SplitV") and 1 < count <= _MAX_GATES:
+                if consumer.op in SPLITS and 1 < count <= _MAX_GATES:
                     return [(consumer, port) for port in range(count)]
                 if consumer.op in _BEHIND:
                     seen.add(consumer)
@@ -341,12 +414,12 @@ class Seen:
                 if node in seen:
                     continue
                 seen.add(node)
-                if node.op in _ACTIVATIONS:
-                    return _Through(node, _ACTIVATIONS[node.op], added)
+                if node.op in ACTIVATIONS:
+                    return _Through(node, ACTIVATIONS[node.op], added)
                 if node.op in _BEHIND:
                     if node.op in ("Mul", "RealDiv") and self._other(node, output) is None:
                         continue
-                    more = self._other(node, output) if node.op in ("Add", "AddV2") else None
+                    more = self._other(node, output) if node.op in ADDS else None
                     waiting.append((Output(node, 0), added + (more or 0.0)))
         return None
 
@@ -370,7 +443,7 @@ class _Through:
 
 
 def _kind(node: Node, port: int) -> Kind | None:
-    if node.op in _PRODUCTS:
+    if node.op in MATMULS:
         turned = [
             bool(node.integer(f"transpose_{side}") or node.integer(f"adj_{'xy'['ab'.index(side)]}"))
             for side in "ab"
@@ -394,7 +467,7 @@ def look(checkpoint: Checkpoint) -> tuple[Seen | None, str | None]:
         # An average that stands for its variable.
         now.setdefault(name, name)
     try:
-        graph = read_graph(checkpoint)
+        graph = read_ordered(checkpoint)
         if graph is None:
             return None, None
         known = checkpoint.derive(checkpoint[name].rename(was) for was, name in now.items())

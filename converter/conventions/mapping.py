@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from converter.conventions import plain
-from converter.conventions.cells import cells, family_of
-from converter.conventions.convention import Converted, Refused
+from converter.conventions.cells import cells, family_of, unnamed
+from converter.conventions.converted import Converted, Refused
 from converter.conventions.graph import OfCell, Seen, look
 from converter.conventions.layers import Cell, Unmapped
 from converter.conventions.views import Taken
@@ -17,7 +17,7 @@ from converter.patterns import by_name
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
-    from converter.conventions.convention import Convention
+    from converter.conventions.layers import Layer
     from converter.names import Role
     from converter.variable import Variable
 
@@ -45,11 +45,43 @@ class _Family(NamedTuple):
     after: str
 
 
+class Layouts(Protocol):
+    """What a framework has for layers: a `Convention` without what it does with checkpoints."""
+
+    @property
+    def name(self) -> str:
+        """What its flags begin with."""
+
+    def cells(self, cells: Sequence[Cell]) -> Iterable[Converted | Refused]:
+        """Return what becomes of recurrent cells."""
+
+    def plain(self, layer: Layer) -> Converted | Refused:
+        """Return what becomes of a layer without a state."""
+
+    def spelt(self, name: str) -> str:
+        """Return how it writes a name."""
+
+
+class Said(NamedTuple):
+    """What the user says of the variables: the options of a `Convention`.
+
+    Attributes:
+        rest: what becomes of variables that are of no layer.
+        layer: which layer it is whose kernel or table a glob fits.
+        forget_bias: what cells add to their forget gate, by a glob for their kernel.
+    """
+
+    rest: Literal["refuse", "keep", "drop"]
+    layer: Mapping[str, str]
+    forget_bias: Mapping[str, float]
+
+
 class Mapped:
-    """A convention, applied to a checkpoint.
+    """The layouts of a framework, applied to a checkpoint.
 
     Args:
-        convention: what is to come out.
+        layouts: what is to come out.
+        said: what the user says.
         checkpoint: the variables.
 
     Raises:
@@ -57,8 +89,9 @@ class Mapped:
         UsageError: an option fits no variable.
     """
 
-    def __init__(self, convention: Convention, checkpoint: Checkpoint) -> None:
-        self._convention = convention
+    def __init__(self, layouts: Layouts, said: Said, checkpoint: Checkpoint) -> None:
+        self._layouts = layouts
+        self._said = said
         self._checkpoint = checkpoint
         self._roles = checkpoint.roles()
         self._notes: list[str] = []
@@ -73,12 +106,15 @@ class Mapped:
             for name, variable in checkpoint.items()
             if self._roles[name].kind in _MODEL and variable.dtype.is_number
         }
-        declared = by_name(convention.layer, shapes) if convention.layer else {}
-        forget = by_name(convention.forget_bias, shapes) if convention.forget_bias else {}
+        declared = dict(by_name(said.layer, shapes)) if said.layer else {}
+        forget = by_name(said.forget_bias, shapes) if said.forget_bias else {}
         seen, unused = look(checkpoint)
         self._notes += [unused] if unused else []
         self._followers = self._all_followers()
         found: list[Cell] = []
+        if seen is not None:
+            maybe = unnamed(shapes, declared)
+            declared |= {name: "lstm" for name, cell in maybe if seen.is_lstm(cell)}
         for one in cells(shapes, declared):
             if isinstance(one, Unmapped):
                 self._left |= dict.fromkeys(one.members, f"{_scope(one)}: {one.reason}")
@@ -92,7 +128,7 @@ class Mapped:
         }
         told = plain.Told() if seen is None else seen.told(shapes)
         for layer in plain.layers(rest, told, declared):
-            self._add(convention.plain(layer))
+            self._add(layouts.plain(layer))
         self._rest(declared)
 
     def variables(self) -> list[Variable]:
@@ -125,7 +161,7 @@ class Mapped:
                 bias = cell.forget_bias
                 notes.append(
                     f"no graph says which forget bias its code adds; {bias:g} is "
-                    f"taken, the default (--{self._convention.name}-forget-bias says another)"
+                    f"taken, the default (--{self._layouts.name}-forget-bias says another)"
                 )
         refusal = cell.refusal
         if found.clip:
@@ -135,12 +171,13 @@ class Mapped:
             cell,
             forget_bias=cell.forget_bias if bias is None else bias,
             activations=found.activations,
+            is_skipped=found.is_skipped,
             refusal=refusal,
             notes=tuple(notes),
         )
 
     def _cells(self, found: list[Cell]) -> None:
-        for result in self._convention.cells(found):
+        for result in self._layouts.cells(found):
             self._add(result)
 
     def _add(self, result: Converted | Refused) -> None:
@@ -175,7 +212,7 @@ class Mapped:
         self._made.setdefault(place, []).append(self._called(variable, name))
 
     def _called(self, variable: Variable, name: str) -> Variable:
-        name = self._convention.spelt(name)
+        name = self._layouts.spelt(name)
         return variable if variable.name == name else variable.rename(name)
 
     def _all_followers(self) -> dict[str, list[_Follower]]:
@@ -215,11 +252,11 @@ class Mapped:
             left = [name for name in left if name not in copies]
         if not left:
             return
-        rest = self._convention.rest
+        rest = self._said.rest
         if rest == "refuse":
             count = len(left) - 1
             more = f" (and {count} more variable{'s' * (count > 1)})" if count else ""
-            option = f"--{self._convention.name}-rest"
+            option = f"--{self._layouts.name}-rest"
             # The bias of what is not known is not what has to be said.
             ranks = {name: len(self._checkpoint[name].shape) for name in left}
             first = max(left, key=lambda name: (name in self._left, ranks[name]))
@@ -254,10 +291,10 @@ class Mapped:
         kind = {2: "dense"}.get(len(shape), "conv" if 3 <= len(shape) <= 5 else "keep")
         return (
             f"{name} {list(shape)}: nothing tells which layer it is of; the nearest is {nearest}; "
-            f"--{self._convention.name}-layer '{name}={kind}' says that it is that"
+            f"--{self._layouts.name}-layer '{name}={kind}' says that it is that"
             if kind != "keep"
             else f"{name} {list(shape)}: nothing tells which layer it is of; the nearest is "
-            f"{nearest}; --{self._convention.name}-layer '{name}=keep' keeps it"
+            f"{nearest}; --{self._layouts.name}-layer '{name}=keep' keeps it"
         )
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from converter.errors import InputError
 from converter.formats import Contents
+from converter.formats.messages import is_text_graph
 from converter.formats.region import DataFile
 from converter.formats.tensor_proto import TensorProto, Values, walk
 from converter.formats.wire import BYTES, VARINT, Field, Source
@@ -35,11 +36,6 @@ _VARIABLES = {"Variable", "VariableV2", "VarHandleOp", "AutoReloadVariable"}
 _READ = re.compile(r"(^|/)ReadVariableOp(_\d+)?$")
 # What an optimiser makes of a constant and its Identity keeps the name of the Identity.
 _FOLDED = re.compile(r"(^|/)(read|ReadVariableOp(_\d+)?)(/resource)?(/_\d+__cf__\d+)?$")
-_TEXT = re.compile(
-    rb"\s*(#[^\n]*\n\s*)*"
-    rb"(node|library|versions?|graph_def|meta_info_def|meta_graphs|saved_model_schema_version)"
-    rb"\s*[:{]"
-)
 
 # Values hold a window of what they decoded, so that not those of all constants are kept.
 _OPEN_VALUES = 16
@@ -99,7 +95,7 @@ def _variable(path: Path, name: str, values: Callable[[str], Values]) -> Variabl
 
 def _check_kind(path: Path, file: DataFile) -> None:
     """Refuse what people take for a frozen graph, and say what to open instead."""
-    if _TEXT.match(file.read(0, min(file.size, 4096))):
+    if is_text_graph(file.read(0, min(file.size, 4096))):
         raise InputError(
             f"{path}: this graph is text, and only binary ones are read; "
             "write it with as_text=False"

@@ -12,6 +12,7 @@ References:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -96,7 +97,7 @@ _MESSAGES = {
     "ArgAttrs": ["1 attr *AttrEntry"],
     "FunctionReturn": ["1 key bytes", "2 value bytes"],
     "OpDef": ["1 name bytes", "2 input_arg *ArgDef", "3 output_arg *ArgDef"],
-    "ArgDef": ["1 name bytes"],
+    "ArgDef": ["1 name bytes", "3 type int32"],
     "NodeDef": [
         "1 name bytes",
         "2 op bytes",
@@ -152,6 +153,12 @@ _MESSAGES = {
 
 _PACKAGE = "ckpt_converter"
 
+_TEXT_GRAPH = re.compile(
+    rb"\s*(#[^\n]*\n\s*)*"
+    rb"(node|library|versions?|graph_def|meta_info_def|meta_graphs|saved_model_schema_version)"
+    rb"\s*[:{]"
+)
+
 
 @cache
 def message(name: str) -> Any:
@@ -185,6 +192,11 @@ def parser(name: str, within: str = "") -> Callable[[bytes, str], Any]:
             ) from None
 
     return parse
+
+
+def is_text_graph(data: bytes) -> bool:
+    """Whether a file that begins so holds a graph as text, which people take for a binary one."""
+    return _TEXT_GRAPH.match(data) is not None
 
 
 @cache

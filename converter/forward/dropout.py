@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from converter.forward.graph import Graph, Node, Tensor
-from converter.forward.ops import ADDING, SELECTS
+from converter.graph.node import Node, Tensor
+from converter.graph.ops import ADDS, SELECTS
+from converter.graph.written import Graph
 
 # random_uniform(lo, hi) scales and shifts what the op draws.
-_SCALING = frozenset({"Mul", "Add", "AddV2", "Sub"})
+_SCALING = ADDS | {"Mul", "Sub"}
 _STEPS = 8
 
 
@@ -48,15 +49,15 @@ def find_dropouts(graph: Graph) -> Iterator[Dropout]:
 def _dropout(graph: Graph, random: Node) -> Dropout | None:
     for node in _drawn(graph, random):
         for user in graph.consumers.get(node.name, ()):
-            others = [source for source in user.inputs if source.node != node.name]
+            others = [source for source in user.sources if source.node != node.name]
             if len(others) != 1:
                 continue
             floors = [n for n in graph.consumers.get(user.name, ()) if n.op == "Floor"]
-            if user.op in ADDING and floors:
+            if user.op in ADDS and floors:
                 return _masked(graph, random, others[0], floors[0], keeps=True)
-            if user.op in ("GreaterEqual", "Greater") and user.inputs[0].node == node.name:
+            if user.op in ("GreaterEqual", "Greater") and user.sources[0].node == node.name:
                 return _masked(graph, random, others[0], user, keeps=False)
-            if user.op in ("Less", "LessEqual") and user.inputs[0].node == node.name:
+            if user.op in ("Less", "LessEqual") and user.sources[0].node == node.name:
                 return _masked(graph, random, others[0], user, keeps=True)
     return None
 
@@ -69,7 +70,7 @@ def _drawn(graph: Graph, random: Node) -> Iterator[Node]:
         steps += 1
         yield node
         for user in graph.consumers.get(node.name, ()):
-            others = [source for source in user.inputs if source.node != node.name]
+            others = [source for source in user.sources if source.node != node.name]
             if user.op in _SCALING and all(_is_range(graph, source) for source in others):
                 waiting.append(user)
 
@@ -81,7 +82,7 @@ def _is_range(graph: Graph, source: Tensor) -> bool:
         return (
             node is not None
             and node.op == "Sub"
-            and all(graph.constant(part) is not None for part in node.inputs)
+            and all(graph.constant(part) is not None for part in node.sources)
         )
     name = source.node.rpartition("/")[2]
     return name in ("min", "max", "sub") or name.startswith("random_uniform")
@@ -94,8 +95,8 @@ def _masked(
     casts = [node for node in graph.consumers.get(mask.name, ()) if node.op == "Cast"]
     for source in (mask, *casts):
         for user in graph.consumers.get(source.name, ()):
-            if user.op == "Mul" or (user.op in SELECTS and user.inputs[0].node == source.name):
-                others = [t for t in user.inputs if t.node != source.name]
+            if user.op == "Mul" or (user.op in SELECTS and user.sources[0].node == source.name):
+                others = [t for t in user.sources if t.node != source.name]
                 if others:
                     value = _unscaled(graph, others[0], probability)
                     return Dropout(random.name, probability, keeps, Tensor(user.name), value)
@@ -105,9 +106,9 @@ def _masked(
 def _unscaled(graph: Graph, scaled: Tensor, probability: Tensor) -> Tensor:
     """Return what was scaled up to make up for what is dropped."""
     node = graph.nodes.get(scaled.node)
-    if node is None or len(node.inputs) != 2:
+    if node is None or len(node.sources) != 2:
         return scaled
-    value, factor = node.inputs
+    value, factor = node.sources
     if node.op in ("RealDiv", "Div"):
         return value if graph.origin(factor) == graph.origin(probability) else scaled
     if node.op != "Mul":

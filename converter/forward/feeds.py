@@ -15,8 +15,9 @@ import numpy as np
 from converter.dtype import STRING, DType
 from converter.errors import InputError, UsageError, did_you_mean
 from converter.forward.find import Forward
-from converter.forward.graph import Graph, Tensor
 from converter.forward.inputs import Input
+from converter.graph.node import Tensor
+from converter.graph.written import Graph
 from converter.variable import Array
 
 _BATCH = 8
@@ -254,8 +255,8 @@ def _needed_shape(found: Input, graph: Graph) -> tuple[int, ...] | None:
     if found.kind in ("size", "number"):
         return ()
     for user in graph.consumers.get(found.tensor.node, ()):
-        if user.op in ("MatMul", "Conv2D", "Conv1D", "Conv3D") and user.inputs[0] == found.tensor:
-            kernel = graph.shape(user.inputs[1])
+        if user.op in ("MatMul", "Conv2D", "Conv1D", "Conv3D") and user.sources[0] == found.tensor:
+            kernel = graph.shape(user.sources[1])
             if kernel is not None and len(kernel) >= 2 and kernel[-2] > 0:
                 return (*[-1] * (len(kernel) - 1), kernel[-2])
     return None

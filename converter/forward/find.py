@@ -9,11 +9,12 @@ from functools import cached_property
 from converter.dtype import STRING
 from converter.errors import UsageError
 from converter.forward.dropout import Dropout, find_dropouts
-from converter.forward.graph import Graph, Node, Tensor
 from converter.forward.inputs import UNTOLD, Input, describe_all, probability_root
-from converter.forward.ops import EXITS, FILLS, MERGES, RANDOM, SWITCHES, TABLES
 from converter.forward.outputs import Output, find_outputs, sources_of
 from converter.forward.variables import Held, initial_values, variables_of
+from converter.graph.node import Node, Tensor
+from converter.graph.ops import BATCH_NORMS, EXITS, FILLS, MERGES, RANDOM, SWITCHES, TABLES
+from converter.graph.written import Graph
 
 _DECIDED = ("flag", "keep", "rate")
 # Each costs a walk over the graph.
@@ -145,7 +146,7 @@ class _Finder:
     def _is_needed(self, found: Input, needed: set[str], outputs: Sequence[Output]) -> bool:
         source = found.tensor
         taken = any(
-            source in user.inputs and user.name in needed
+            source in user.sources and user.name in needed
             for user in self.graph.consumers.get(source.node, ())
         )
         return taken or any(output.tensor == source for output in outputs)
@@ -226,8 +227,8 @@ class _Finder:
         """Yield the operations that fill the tables among the needed nodes."""
         tables = {name for name in needed if TABLES.fullmatch(self.graph.nodes[name].op)}
         for node in self.graph.nodes.values() if tables else ():
-            is_filling = bool(FILLS.fullmatch(node.op)) and bool(node.inputs)
-            if is_filling and self.graph.origin(node.inputs[0]).node in tables:
+            is_filling = bool(FILLS.fullmatch(node.op)) and bool(node.sources)
+            if is_filling and self.graph.origin(node.sources[0]).node in tables:
                 yield node.name
 
     def _note_absent(self, absent: Sequence[str], initial: Mapping[str, Tensor]) -> None:
@@ -281,10 +282,8 @@ def _cannot(node: Node) -> str:
 
 def _batch_normalised(graph: Graph, names: set[str]) -> Iterator[str]:
     for name, node in graph.nodes.items():
-        if name in names and node.op.startswith("FusedBatchNorm") and "Grad" not in node.op:
-            said = node.attribute("is_training")
-            if said is None or said.b:
-                yield name
+        if name in names and node.op in BATCH_NORMS and node.integer("is_training", 1):
+            yield name
 
 
 def _dead(graph: Graph, decided: Mapping[Tensor, bool]) -> set[str]:
@@ -297,14 +296,14 @@ def _dead(graph: Graph, decided: Mapping[Tensor, bool]) -> set[str]:
     cut: set[Tensor] = set()
     waiting: list[Node] = []
     for node in graph.nodes.values():
-        if node.op in SWITCHES and len(node.inputs) == 2:
-            taken = _truth(graph, node.inputs[1], decided)
+        if node.op in SWITCHES and len(node.sources) == 2:
+            taken = _truth(graph, node.sources[1], decided)
             if taken is not None:
                 cut.add(Tensor(node.name, int(not taken)))
                 waiting += graph.consumers.get(node.name, ())
     while waiting:
         node = waiting.pop()
-        gone = [source in cut or source.node in dead for source in node.inputs]
+        gone = [source in cut or source.node in dead for source in node.sources]
         is_dead = all(gone) if node.op in MERGES else any(gone)
         if node.name in dead or not (is_dead or any(name in dead for name in node.controls)):
             continue
@@ -323,7 +322,7 @@ def _truth(graph: Graph, source: Tensor, decided: Mapping[Tensor, bool]) -> bool
             return decided[source] != negated
         if node is None or node.op != "LogicalNot":
             break
-        source, negated = node.inputs[0], not negated
+        source, negated = node.sources[0], not negated
     value = graph.constant(source)
     is_bool = value is not None and value.shape == () and value.dtype == bool
     return bool(value) != negated if is_bool else None

@@ -9,8 +9,42 @@ from typing import Literal
 
 from converter.dtype import DType
 from converter.forward.dropout import Dropout
-from converter.forward.graph import Graph, Node, Tensor
-from converter.forward.ops import CARRYING, COMPARING, LOOKUPS, PARTITIONING, SIZING, SWITCHES
+from converter.graph.node import Node, Tensor
+from converter.graph.ops import (
+    ADDS,
+    ARRAY_MOVES,
+    COMPARING,
+    IFS,
+    JOINS,
+    LOOKUPS,
+    MOVES,
+    REPEATS,
+    REVERSES,
+    SELECTS,
+    SLICES,
+    SPLITS,
+    STACKS,
+    SWITCHES,
+    ops,
+)
+from converter.graph.written import Graph
+
+# What passes indices on, or takes some of them.
+_CARRYING = (
+    MOVES
+    | JOINS
+    | SPLITS
+    | SLICES
+    | STACKS
+    | REPEATS
+    | REVERSES
+    | SELECTS
+    | ARRAY_MOVES
+    | ops("Unique UniqueV2 Minimum Maximum Where Pad PadV2 DynamicPartition")
+)
+_PARTITIONING = ops("FloorMod Mod FloorDiv Div")
+# What makes a shape, or a number of steps, of a number.
+_SIZING = ops("Pack Fill Reshape Range Tile Slice RandomUniform BroadcastTo TensorArrayV3")
 
 UNTOLD = "its name does not tell: taken for a training flag"
 
@@ -133,11 +167,11 @@ def probability_root(graph: Graph, dropout: Dropout) -> tuple[Tensor, bool]:
     """Return where the probability of a dropout comes from, and whether it is that of keeping."""
     source, keeps = graph.origin(dropout.probability), dropout.keeps
     node = graph.nodes.get(source.node)
-    while node is not None and node.op == "Sub" and len(node.inputs) == 2:
-        one = graph.constant(node.inputs[0])
+    while node is not None and node.op == "Sub" and len(node.sources) == 2:
+        one = graph.constant(node.sources[0])
         if one is None or one.shape != () or float(one) != 1:
             break
-        source, keeps = graph.origin(node.inputs[1]), not keeps
+        source, keeps = graph.origin(node.sources[1]), not keeps
         node = graph.nodes.get(source.node)
     return source, keeps
 
@@ -170,13 +204,13 @@ def _follow(graph: Graph, source: Tensor) -> _Uses:
     while waiting and len(seen) < _MAX_VISITED:
         now, offset, parted = waiting.pop()
         for user in graph.consumers.get(now.node, ()):
-            if now not in user.inputs:
+            if now not in user.sources:
                 continue
             if _note(graph, user, now, offset, parted, uses):
                 continue
             added = _added(graph, user, now)
-            partitions = user.op in PARTITIONING and user.inputs[0] == now
-            if added is None and not partitions and user.op not in (*CARRYING, "DynamicPartition"):
+            partitions = user.op in _PARTITIONING and user.sources[0] == now
+            if added is None and not partitions and user.op not in _CARRYING:
                 continue
             for result in _results(graph, user):
                 if result not in seen:
@@ -188,22 +222,22 @@ def _follow(graph: Graph, source: Tensor) -> _Uses:
 
 def _results(graph: Graph, node: Node) -> set[Tensor]:
     users = graph.consumers.get(node.name, ())
-    return {part for user in users for part in user.inputs if part.node == node.name}
+    return {part for user in users for part in user.sources if part.node == node.name}
 
 
 def _note(graph: Graph, user: Node, now: Tensor, offset: int, parted: bool, uses: _Uses) -> bool:
     """Take note of a use that ends the walk; tell whether it does."""
-    place = user.inputs.index(now)
+    place = user.sources.index(now)
     if user.op in LOOKUPS and place == 1:
         rows = _rows(graph, user)
         if rows is not None and parted:
-            uses.parts[str(user.inputs[0])] = rows
+            uses.parts[str(user.sources[0])] = rows
         elif rows is not None:
             uses.limits.append(rows - offset)
             uses.lows.append(-offset)
         return True
     if user.op == "OneHot" and place == 0:
-        depth = graph.constant(user.inputs[1])
+        depth = graph.constant(user.sources[1])
         if depth is not None and depth.shape == ():
             uses.limits.append(int(depth) - offset)
             uses.lows.append(-offset)
@@ -217,23 +251,22 @@ def _note(graph: Graph, user: Node, now: Tensor, offset: int, parted: bool, uses
     if user.op in SWITCHES and place == 1:
         uses.is_branch = True
         return True
-    if user.op in ("If", "StatelessIf") and place == 0:
+    if user.op in IFS and place == 0:
         uses.is_branch = True
         return True
-    if user.op in SIZING and (place > 0 or user.op in ("Pack", "Fill", "RandomUniform")):
+    if user.op in _SIZING and (place > 0 or user.op in ("Pack", "Fill", "RandomUniform")):
         uses.is_size = True
     return False
 
 
 def _rows(graph: Graph, lookup: Node) -> int | None:
     """Return the size of the axis in which a lookup looks."""
-    table = graph.origin(lookup.inputs[0])
+    table = graph.origin(lookup.sources[0])
     node = graph.nodes.get(table.node)
-    shape = graph.shape(lookup.inputs[0]) or graph.shape(table)
+    shape = graph.shape(lookup.sources[0]) or graph.shape(table)
     if node is not None and node.op == "VarHandleOp":
-        said = node.attribute("shape")
-        shape = tuple(dim.size for dim in said.shape.dim) if said is not None else None
-    axis = graph.constant(lookup.inputs[2]) if len(lookup.inputs) > 2 else 0
+        shape = graph.variable_shape(node)
+    axis = graph.constant(lookup.sources[2]) if len(lookup.sources) > 2 else 0
     at = int(axis) if axis is not None and getattr(axis, "shape", ()) == () else 0
     if not shape or not -len(shape) <= at < len(shape) or shape[at] < 1:
         return None
@@ -242,14 +275,14 @@ def _rows(graph: Graph, lookup: Node) -> int | None:
 
 def _added(graph: Graph, user: Node, now: Tensor) -> int | None:
     """Return the constant that an op adds, or None where it does something else."""
-    if user.op not in ("Add", "AddV2", "Sub") or len(user.inputs) != 2:
+    if user.op not in ADDS | {"Sub"} or len(user.sources) != 2:
         return None
-    other = user.inputs[1] if user.inputs[0] == now else user.inputs[0]
+    other = user.sources[1] if user.sources[0] == now else user.sources[0]
     value = graph.constant(other)
     if value is None or value.shape != () or value.dtype.kind not in "iu":
         return None
     if user.op == "Sub":
-        return -int(value) if user.inputs[0] == now else None
+        return -int(value) if user.sources[0] == now else None
     return int(value)
 
 

@@ -14,24 +14,32 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from converter.dtype import VARIANT
-from converter.forward.graph import Graph, Node, Tensor, texts
-from converter.forward.graph import tensor as tensor_of
-from converter.forward.ops import (
-    ACCUMULATORS,
-    DECISIONS,
+from converter.graph.node import Node, Tensor, texts
+from converter.graph.node import tensor as tensor_of
+from converter.graph.ops import (
+    ADDS,
     DEQUEUES,
     EXITS,
     LAYOUT,
-    LOSS,
-    NEXT,
-    ONLY_LOSS,
+    NEXT_ITERATION,
     PLACEHOLDERS,
     SHAPE_ONLY,
+    SWITCHES,
     is_effect,
     is_watching,
+    ops,
 )
+from converter.graph.written import Graph
 
 _GRADIENTS = re.compile(r"(^|/)gradients(_\d+)?/")
+# What a loop hands to its gradient, and takes from the gradient's scope at the beginning.
+_ACCUMULATORS = ops("EmptyTensorList TensorListReserve Const")
+# What is made of logits.
+_DECISIONS = ops("Softmax LogSoftmax Sigmoid ArgMax TopK TopKV2")
+# Of what a loss does to a prediction: that after which nothing is a prediction any more, and all
+# that it does before labels come in, with a constant beside it.
+_ONLY_LOSS = ops("Log Square Pow")
+_LOSS = _ONLY_LOSS | ADDS | ops("Neg Minimum Maximum Sub Mul")
 # Each source costs a walk over the graph.
 _MAX_SOURCES = 200
 _MAX_STEPS = 16
@@ -57,7 +65,7 @@ def sources_of(graph: Graph) -> list[Tensor]:
         if node.op in PLACEHOLDERS:
             found.append(Tensor(node.name))
         elif node.op in DEQUEUES:
-            used = {t for user in graph.consumers.get(node.name, ()) for t in user.inputs}
+            used = {t for user in graph.consumers.get(node.name, ()) for t in user.sources}
             found += sorted(t for t in used if t.node == node.name)
     return found
 
@@ -82,7 +90,8 @@ def find_outputs(
 def _signed(graph: Graph) -> list[Output]:
     """Return the outputs that the signatures of an exported model name."""
     found: dict[Tensor, str] = {}
-    for entry in graph.meta.signature_def if graph.meta is not None else ():
+    meta = graph.definition.meta
+    for entry in meta.signature_def if meta is not None else ():
         for output in entry.value.outputs:
             (name,) = texts([output.value.name])
             source = tensor_of(name)
@@ -119,7 +128,7 @@ class _Search:
         found: dict[Tensor, str] = {}
         for node in self._candidates():
             for user in self._comparing(node):
-                for source in user.inputs:
+                for source in user.sources:
                     if source.node == node.name and self.graph.shape(source) != ():
                         compared[self._before_loss(source, user)] = user
             if not self._users(node):
@@ -133,12 +142,12 @@ class _Search:
     def last_uses(self) -> list[Output]:
         """Return the last tensors that are computed with variables, whatever follows them."""
         earlier: set[str] = set()
-        waiting = [part.node for name in self._meeting for part in self.graph.nodes[name].inputs]
+        waiting = [part.node for name in self._meeting for part in self.graph.nodes[name].sources]
         while waiting:
             name = waiting.pop()
             if name in self._data and name not in earlier:
                 earlier.add(name)
-                waiting += [part.node for part in self.graph.nodes[name].inputs]
+                waiting += [part.node for part in self.graph.nodes[name].sources]
         last = self._meeting - earlier - set(self.graph.frames)
         return self._ordered({Tensor(name): "the last use of a variable" for name in last})
 
@@ -164,7 +173,7 @@ class _Search:
         first = [
             node.name
             for node in nodes
-            if is_effect(node.op) or (_GRADIENTS.search(node.name) and node.op not in ACCUMULATORS)
+            if is_effect(node.op) or (_GRADIENTS.search(node.name) and node.op not in _ACCUMULATORS)
         ]
         found, waiting = set(first), first
         while waiting:
@@ -178,7 +187,7 @@ class _Search:
         """Return what is computed for updates alone, with the updates and what follows them."""
         found = set(self._after)
         effects = {name for name in found if is_effect(self.graph.nodes[name].op)}
-        waiting = [source.node for name in effects for source in self.graph.nodes[name].inputs]
+        waiting = [source.node for name in effects for source in self.graph.nodes[name].sources]
         while waiting:
             name = waiting.pop()
             if name in found or name not in self.graph.nodes:
@@ -188,7 +197,7 @@ class _Search:
             users = [user for user in users if user not in self._after or user in effects]
             if users and all(user in found and user not in self._labelled for user in users):
                 found.add(name)
-                waiting += [source.node for source in self.graph.nodes[name].inputs]
+                waiting += [source.node for source in self.graph.nodes[name].sources]
         return found
 
     def _reached(self, sources: Iterable[Tensor]) -> set[str]:
@@ -198,11 +207,14 @@ class _Search:
         waiting = []
         for name in found:
             for user in self.graph.consumers.get(name, ()):
-                if wanted & set(user.inputs):
+                if wanted & set(user.sources):
                     waiting.append(user)
         while waiting:
             node = waiting.pop()
             if node.name in found or node.op in SHAPE_ONLY or node.name in self._after:
+                continue
+            # What decides a branch is not in the values that it gets.
+            if node.op in SWITCHES and node.sources[0].node not in found:
                 continue
             found.add(node.name)
             waiting += self.graph.consumers.get(node.name, ())
@@ -213,7 +225,7 @@ class _Search:
             source.node in self._weights
             and source.node not in self._data
             and (self.graph.shape(source) != () or self._is_handle(source))
-            for source in node.inputs
+            for source in node.sources
         )
 
     def _is_handle(self, source: Tensor) -> bool:
@@ -239,7 +251,7 @@ class _Search:
 
     def _tensors(self, node: Node) -> list[Tensor]:
         """Return the tensors of a node that are no scalars."""
-        noted = node.attribute("_output_shapes")
+        noted = node.attributes.get("_output_shapes")
         count = len(noted.list.shape) if noted is not None else 1
         found = [Tensor(node.name, index) for index in range(count)]
         return [
@@ -260,7 +272,7 @@ class _Search:
 
     def _followers(self, node: Node) -> list[Node]:
         """Return what goes on from a node, without labels; out of a loop where it is in one."""
-        if node.op in NEXT:
+        if node.op in NEXT_ITERATION:
             return self._exits.get(self.graph.frames.get(node.name, ""), [])
         return [user for user in self._users(node) if user.name not in self._labelled]
 
@@ -268,8 +280,8 @@ class _Search:
     def _exits(self) -> dict[str, list[Node]]:
         found: dict[str, list[Node]] = {}
         for node in self.graph.nodes.values():
-            if node.op in EXITS and node.inputs:
-                frame = self.graph.frames.get(node.inputs[0].node, "")
+            if node.op in EXITS and node.sources:
+                frame = self.graph.frames.get(node.sources[0].node, "")
                 found.setdefault(frame, []).append(node)
         return found
 
@@ -318,7 +330,7 @@ class _Search:
             and source.node in self._data
             and source.node not in self._weights
             and self.graph.shape(source) != ()
-            for source in user.inputs
+            for source in user.sources
         )
 
     def _before_loss(self, source: Tensor, user: Node) -> Tensor:
@@ -330,12 +342,12 @@ class _Search:
             # The Python function of this loss flattens first, in old versions outside its scope.
             is_flat = source == first and node.op == "Reshape" and "CrossEntropy" in user.op
             is_layout = node.op in LAYOUT and (inside or is_flat)
-            parts = [part for part in node.inputs if part.node in self._weights & self._data]
-            others = [part for part in node.inputs if part not in parts]
-            is_loss = node.op in LOSS and all(
+            parts = [part for part in node.sources if part.node in self._weights & self._data]
+            others = [part for part in node.sources if part not in parts]
+            is_loss = node.op in _LOSS and all(
                 self.graph.constant(part) is not None for part in others
             )
-            is_loss = is_loss and (inside or node.op in ONLY_LOSS)
+            is_loss = is_loss and (inside or node.op in _ONLY_LOSS)
             if len(parts) != 1 or not (is_layout or is_loss):
                 break
             source = parts[0]
@@ -354,7 +366,7 @@ class _Search:
             node = self.graph.nodes[part.node]
             if not _shares_scope(node, user):
                 return False
-            for before in node.inputs:
+            for before in node.sources:
                 if before.node in self._weights & self._data and before not in seen:
                     seen.add(before)
                     waiting.append(before)
@@ -364,12 +376,12 @@ class _Search:
         """Return the logits behind a softmax or an argmax that is an output."""
         for _ in range(_MAX_STEPS):
             node = self.graph.nodes[source.node]
-            if node.op in DECISIONS or node.op in LAYOUT:
-                source = node.inputs[0]
+            if node.op in _DECISIONS or node.op in LAYOUT:
+                source = node.sources[0]
                 is_computed = source.node in self._weights & self._data
                 if not is_computed or source.node in self._labelled | set(self.graph.frames):
                     return None
-                if node.op in DECISIONS:
+                if node.op in _DECISIONS:
                     return source
             else:
                 break

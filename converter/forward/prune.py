@@ -10,12 +10,13 @@ from converter.dtype import DType
 from converter.errors import UsageError
 from converter.formats.messages import message
 from converter.forward.find import Forward
-from converter.forward.graph import Graph, Tensor
-from converter.forward.ops import RANDOM, is_effect
+from converter.graph.node import Tensor, encoded
+from converter.graph.ops import PLACEHOLDERS, RANDOM, is_effect
+from converter.graph.written import Graph
 
 # Hints that are wrong once a part of the graph is gone: shapes, colocation, the TPU's cluster.
-_DROPPED = frozenset({b"_output_shapes", b"_class", b"_tpu_replicate", b"_XlaCompile"})
-_ONE_OUTPUT = frozenset({"Placeholder", "PlaceholderV2", "PlaceholderWithDefault", "Const"})
+_DROPPED = frozenset({"_output_shapes", "_class", "_tpu_replicate", "_XlaCompile"})
+_ONE_OUTPUT = PLACEHOLDERS | {"Const"}
 
 
 class Pruned(NamedTuple):
@@ -57,7 +58,7 @@ def prune(forward: Forward, fed: Mapping[Tensor, DType]) -> Pruned:
     needed = graph.ancestors(wanted, given=fed, instead=instead)
     placeholders = _placeholders(graph, fed)
     definition = message("GraphDef")()
-    definition.versions.CopyFrom(graph.definition.versions)
+    definition.versions.CopyFrom(graph.definition.graph.versions)
     for source, name in placeholders.items():
         definition.node.append(_placeholder(name, fed[source]))
     kept = needed - set(placeholders.values())
@@ -100,28 +101,28 @@ def _copy(
     names: set[str],
 ) -> Any:
     node = graph.nodes[name]
-    copy = message("NodeDef")(name=node.message.name, op=node.message.op)
-    for source in node.inputs:
+    copy = message("NodeDef")(name=encoded(name), op=encoded(node.op))
+    for source in node.sources:
         taken = instead.get(source, source)
         text = placeholders.get(taken) or str(taken)
-        copy.input.append(text.encode("utf-8", "surrogateescape"))
+        copy.input.append(encoded(text))
     for control in node.controls:
         if control in names:
-            copy.input.append(b"^" + control.encode("utf-8", "surrogateescape"))
-    for entry in node.message.attr:
-        if entry.key not in _DROPPED:
-            copy.attr.append(entry)
+            copy.input.append(b"^" + encoded(control))
+    for key, value in node.attributes.items():
+        if key not in _DROPPED:
+            copy.attr.add(key=encoded(key)).value.CopyFrom(value)
     if node.op in RANDOM and not node.op.startswith("Stateless"):
         # One stream for each name: two models draw the same numbers.
-        for key, seed in ((b"seed", 1), (b"seed2", 1 + zlib.crc32(node.message.name))):
-            entry = next((e for e in copy.attr if e.key == key), None) or copy.attr.add(key=key)
-            entry.value.i = seed
+        for seeded, seed in ((b"seed", 1), (b"seed2", 1 + zlib.crc32(copy.name))):
+            said = next((entry for entry in copy.attr if entry.key == seeded), None)
+            (said or copy.attr.add(key=seeded)).value.i = seed
     return copy
 
 
 def _functions(graph: Graph, nodes: Any) -> list[Any]:
     """Return the functions that nodes call, and those that these call."""
-    library = {f.signature.name: f for f in graph.definition.library.function}
+    library = {f.signature.name: f for f in graph.definition.graph.library.function}
     found: dict[bytes, Any] = {}
     waiting = [*nodes] if library else []
     while waiting:

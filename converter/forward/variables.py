@@ -13,20 +13,23 @@ from typing import Any
 from converter.dtype import DType
 from converter.errors import InputError
 from converter.formats.messages import message
-from converter.forward.graph import Graph, Node, Tensor, texts
-from converter.forward.ops import (
+from converter.graph.definition import Definition
+from converter.graph.node import Node, Tensor, text_of, texts
+from converter.graph.ops import (
     ASSIGNS,
     CALLS,
     DEQUEUES,
     PLACEHOLDERS,
     RANDOM,
+    RESTORES,
+    SAVES,
+    UNSLICED,
     VARIABLES,
     is_effect,
 )
+from converter.graph.slices import read_slice
+from converter.graph.written import Graph
 from converter.variable import Array, Region, Variable, whole
-
-_SAVES = {"SaveV2": (1, 2, 3), "SaveSlices": (1, 2, 3), "Save": (1, None, 2)}
-_RESTORES = {"RestoreV2": (1, 2), "RestoreSlice": (1, 2), "Restore": (1, None)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,7 @@ def variables_of(graph: Graph, keys: Collection[str]) -> dict[str, Held]:
         keys: the names of the checkpoint's variables.
     """
     held = {name: Held(name) for name, node in graph.nodes.items() if node.op in VARIABLES}
-    if not held and graph.meta is None:
+    if not held and graph.definition.meta is None:
         return {name: Held(name) for name in keys if name in graph.nodes}
     found: dict[str, Held] = {}
     for mentioned in (_saved, _restored, _restored_in_functions):
@@ -86,18 +89,18 @@ def initial_values(graph: Graph, names: Collection[str]) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
     for node in graph.nodes.values():
-        if node.op in ASSIGNS and len(node.inputs) > 1:
-            name = _variable(graph, node.inputs[0])
+        if node.op in ASSIGNS and len(node.sources) > 1:
+            name = _variable(graph, node.sources[0])
             if name is not None and name in names and name not in found:
-                needed = (graph.nodes[n].op for n in graph.ancestors([node.inputs[1]]))
+                needed = (graph.nodes[n].op for n in graph.ancestors([node.sources[1]]))
                 if not any(_is_uncertain(op) for op in needed):
-                    found[name] = node.inputs[1]
+                    found[name] = node.sources[1]
     return found
 
 
 def _is_uncertain(op: str) -> bool:
     """Tell whether what an op gives is not said by the graph alone."""
-    return op in RANDOM | VARIABLES | PLACEHOLDERS | DEQUEUES | _RESTORES.keys() or is_effect(op)
+    return op in RANDOM | VARIABLES | PLACEHOLDERS | DEQUEUES | RESTORES or is_effect(op)
 
 
 def check_shape(graph: Graph, name: str, where: Held, variable: Variable) -> DType | None:
@@ -107,7 +110,7 @@ def check_shape(graph: Graph, name: str, where: Held, variable: Variable) -> DTy
         InputError: it does not, so the graph is not this checkpoint's.
     """
     node = graph.nodes[name]
-    wanted = graph.shape(Tensor(name)) if node.op != "VarHandleOp" else _handle_shape(node)
+    wanted = graph.variable_shape(node)
     shape = where.shape(variable.shape)
     fits = wanted is None or (
         len(wanted) == len(shape) and all(a in (-1, b) for a, b in zip(wanted, shape, strict=True))
@@ -123,32 +126,23 @@ def check_shape(graph: Graph, name: str, where: Held, variable: Variable) -> DTy
     return node.dtype("dtype") or variable.dtype
 
 
-def _handle_shape(node: Node) -> tuple[int, ...] | None:
-    said = node.attribute("shape")
-    if said is None or said.shape.unknown_rank:
-        return None
-    return tuple(dim.size for dim in said.shape.dim)
-
-
 def _sizes(shape: tuple[int, ...] | None) -> str:
     return "of unknown rank" if shape is None else f"[{', '.join(map(str, shape))}]"
 
 
 def _current_first(graph: Graph, nodes: list[Node]) -> list[Node]:
     """Put the nodes of the saver that wrote the checkpoint before those of others."""
-    saver = graph.meta.saver_def.save_tensor_name if graph.meta is not None else b""
-    (name,) = texts([saver])
-    scope = name.rpartition("/")[0]
+    meta = graph.definition.meta
+    scope = text_of(meta.saver_def.save_tensor_name).rpartition("/")[0] if meta is not None else ""
     return sorted(nodes, key=lambda node: not node.name.startswith(f"{scope}/"))
 
 
 def _saved(graph: Graph) -> Iterator[tuple[str, Held]]:
-    saves = [node for node in graph.nodes.values() if node.op in _SAVES]
+    saves = [node for node in graph.nodes.values() if node.op in SAVES]
     for node in _current_first(graph, saves):
-        names_at, slices_at, first = _SAVES[node.op]
-        names = _strings(graph, node, names_at)
-        slices = _strings(graph, node, slices_at)
-        for index, source in enumerate(node.inputs[first:]):
+        names, slices = _keys(graph, node)
+        first = 2 if node.op in UNSLICED else 3
+        for index, source in enumerate(node.sources[first:]):
             variable = _variable(graph, source)
             if variable is not None and index < len(names):
                 spec = slices[index] if index < len(slices) else ""
@@ -156,21 +150,17 @@ def _saved(graph: Graph) -> Iterator[tuple[str, Held]]:
 
 
 def _restored(graph: Graph) -> Iterator[tuple[str, Held]]:
-    assigns = [n for n in graph.nodes.values() if n.op in ASSIGNS and len(n.inputs) > 1]
+    assigns = [n for n in graph.nodes.values() if n.op in ASSIGNS and len(n.sources) > 1]
     # One node restores many variables.
     said: dict[str, tuple[list[str], list[str]]] = {}
     for node in _current_first(graph, assigns):
-        source = graph.origin(node.inputs[1])
+        source = graph.origin(node.sources[1])
         restore = graph.nodes.get(source.node)
-        variable = _variable(graph, node.inputs[0])
-        if restore is None or variable is None or restore.op not in _RESTORES:
+        variable = _variable(graph, node.sources[0])
+        if restore is None or variable is None or restore.op not in RESTORES:
             continue
         if restore.name not in said:
-            names_at, slices_at = _RESTORES[restore.op]
-            said[restore.name] = (
-                _strings(graph, restore, names_at),
-                _strings(graph, restore, slices_at),
-            )
+            said[restore.name] = _keys(graph, restore)
         names, slices = said[restore.name]
         if source.port < len(names):
             spec = slices[source.port] if source.port < len(slices) else ""
@@ -180,12 +170,12 @@ def _restored(graph: Graph) -> Iterator[tuple[str, Held]]:
 def _restored_in_functions(graph: Graph) -> Iterator[tuple[str, Held]]:
     """Yield what the function of a TensorFlow 2 export restores, by the nodes that it is given."""
     for call in graph.nodes.values():
-        said = call.attribute("f") if call.op in CALLS else None
-        function = graph.functions.get(next(texts([said.func.name]))) if said else None
+        said = call.attributes.get("f") if call.op in CALLS else None
+        function = graph.functions.get(text_of(said.func.name)) if said is not None else None
         if function is None or not any(node.op == b"RestoreV2" for node in function.node_def):
             continue
         arguments = list(texts(argument.name for argument in function.signature.input_arg))
-        given = dict(zip(arguments, call.inputs, strict=False))
+        given = dict(zip(arguments, call.sources, strict=False))
         for argument, held in _restored(_body(graph, function, arguments)):
             variable = _variable(graph, given[argument]) if argument in given else None
             if variable is not None:
@@ -203,13 +193,18 @@ def _body(graph: Graph, function: Any, arguments: list[str]) -> Graph:
             # What is `RestoreV2:tensors:3` here is `RestoreV2:3` in a graph.
             name, *rest = data.split(b":")
             copy.input.append(b":".join([name, *rest[-1:]]))
-    return Graph(graph.path, definition)
+    return Graph(Definition(graph.path, definition))
 
 
-def _strings(graph: Graph, node: Node, at: int | None) -> list[str]:
-    if at is None or at >= len(node.inputs):
+def _keys(graph: Graph, node: Node) -> tuple[list[str], list[str]]:
+    """Return the keys that a saver stores or restores, and the slices of them that it takes."""
+    return _strings(graph, node, 1), [] if node.op in UNSLICED else _strings(graph, node, 2)
+
+
+def _strings(graph: Graph, node: Node, at: int) -> list[str]:
+    if at >= len(node.sources):
         return []
-    value = graph.constant(node.inputs[at])
+    value = graph.constant(node.sources[at])
     if value is None or not value.dtype.hasobject:
         return []
     return list(texts(value.reshape(-1).tolist()))
@@ -221,20 +216,12 @@ def _variable(graph: Graph, source: Tensor) -> str | None:
 
 
 def _region(spec: str) -> Region | None:
-    """Return the region that `"48 20 0,48:0,10"` says: the full shape, then a slice for each axis.
-
-    None where it is empty, or cannot be read: then the shape decides.
-    """
-    sizes, _, slices = spec.rpartition(" ")
-    if not sizes:
-        return None
-    region = []
+    """Return the region that a saver takes; None for all of it, or where the shape decides."""
     try:
-        for size, part in zip(map(int, sizes.split()), slices.split(":"), strict=True):
-            start, length = (0, size) if part == "-" else map(int, part.split(","))
-            if not 0 <= start <= start + length <= size:
-                return None
-            region.append(slice(start, start + length))
-    except ValueError:
+        part = read_slice(spec)
+    except InputError:
         return None
-    return tuple(region)
+    if part is None:
+        return None
+    pairs = zip(part.offset, part.shape, strict=True)
+    return tuple(slice(begin, begin + size) for begin, size in pairs)

@@ -7,7 +7,7 @@ References:
 
 from __future__ import annotations
 
-from converter.names.optimizers import KERAS_OPTIMIZERS, SLOTS, class_of
+from converter.names.optimizers import class_called
 
 # Zeros would make the first update NaN (Adagrad) or several times too large (RMSProp).
 _STARTS = {
@@ -62,9 +62,7 @@ def fresh_value(optimizer: str | None, slot: str | None) -> float | None:
         optimizer: as in `Role`; a name that somebody gave counts as the class that it tells.
         slot: as in `Role`.
     """
-    known = optimizer or ""
-    if known not in SLOTS and known not in KERAS_OPTIMIZERS.values():
-        known = class_of(known) or known
+    known = class_called(optimizer)
     if (known, slot) in _STARTS:
         return _STARTS[known, slot or ""]
     # Shampoo's statistics of each axis.

@@ -11,7 +11,7 @@ References:
 
 from __future__ import annotations
 
-from converter.names.optimizers import KERAS_OPTIMIZERS, SLOTS, class_of
+from converter.names.optimizers import class_called
 
 # Sums and averages of gradients, of their squares, and what is measured in the variable's units.
 _FIRST = frozenset(
@@ -76,9 +76,7 @@ def gradient_power(optimizer: str | None, slot: str | None) -> int | None:
         optimizer: as in `Role`; a name that somebody gave counts as the class that it tells.
         slot: as in `Role`.
     """
-    known = optimizer or ""
-    if known not in SLOTS and known not in KERAS_OPTIMIZERS.values():
-        known = class_of(known) or known
+    known = class_called(optimizer)
     if (known, slot or "") in _OF:
         return _OF[known, slot or ""]
     if slot == "momentum":

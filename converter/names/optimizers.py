@@ -187,6 +187,14 @@ def class_of(name: str) -> str | None:
     return next((known for stem, known in _STEMS.items() if stem in plain), None)
 
 
+def class_called(name: str | None) -> str:
+    """Return the optimizer of a role: a name that somebody gave counts as the class it tells."""
+    known = name or ""
+    if known in SLOTS or known in KERAS_OPTIMIZERS.values():
+        return known
+    return class_of(known) or known
+
+
 def slots_of_op(op: str) -> tuple[str | None, tuple[str, ...]]:
     """Return the optimizer and the slots that an op which applies gradients takes, in order.
 

@@ -6,16 +6,14 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from converter.graph.node import Node, Output
+from converter.graph.ops import DIVISIONS, LOOKUPS, MOVES, SIZES, SLICES
 from converter.regraph.sizes import Sizes
-from converter.structure.analysis import Analysis
-from converter.structure.graph import Node, Output, ops
-from converter.structure.infer import SizeFactor, Structure
+from converter.structure.structure import SizeFactor, Structure
+from converter.structure.tensors.analysis import Analysis
 
 _MAX_STEPS = 64
-_PASSES = ops("Identity Cast Enter RefEnter Switch Merge ExpandDims Reshape StopGradient")
-_SIZES = ops("Shape ShapeN Size VariableShape")
-_PICKS = ops("StridedSlice Slice Gather GatherV2")
-_DIVISIONS = ops("RealDiv Div DivNoNan")
+_PICKS = SLICES | LOOKUPS
 
 
 class Rescaled(NamedTuple):
@@ -69,7 +67,7 @@ def changes(structure: Structure, sizes: Sizes) -> Iterator[Change | Rescaled]:
             if origin is None:
                 entry = _entry(analysis, node, before)
                 yield found if entry is None else Change(found, entry[0], after, entry[1])
-            elif origin.op in _SIZES:
+            elif origin.op in SIZES:
                 yield Change(found, None, 0)
             else:
                 value = _value(analysis, origin)
@@ -87,7 +85,7 @@ def _value(analysis: Analysis, constant: Node) -> float:
 
 
 def _divides(node: Node, factor: SizeFactor, value: float) -> bool:
-    return node.op in _DIVISIONS and math.isclose(1 / value, factor.number, rel_tol=1e-6)
+    return node.op in DIVISIONS and math.isclose(1 / value, factor.number, rel_tol=1e-6)
 
 
 def _origin(analysis: Analysis, node: Node, factor: SizeFactor, size: int) -> Node | None:
@@ -97,14 +95,14 @@ def _origin(analysis: Analysis, node: Node, factor: SizeFactor, size: int) -> No
         return None
     direct = scalars[0].node
     for _ in range(_MAX_STEPS):
-        if direct.op not in _PASSES or not direct.inputs:
+        if direct.op not in MOVES or not direct.inputs:
             break
         direct = direct.inputs[0].node
     if direct.op == "Const":
         return direct if _value(analysis, direct) and _is_own(analysis, direct, node) else None
     # Worked out in the graph: of a size that is told, or of one that is written down.
     sources = list(_sources(scalars[0].node))
-    told = [source for source in sources if source.op in _SIZES]
+    told = [source for source in sources if source.op in SIZES]
     if told:
         return told[0]
     written = [
@@ -145,7 +143,7 @@ def _sources(node: Node) -> Iterator[Node]:
             return
         current = waiting.pop()
         yield current
-        if current.op in _SIZES:
+        if current.op in SIZES:
             continue
         for source, _ in current.inputs:
             if source not in seen:

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from converter.checkpoint import Checkpoint
-from converter.formats.messages import parse
+from converter.graph.definition import definition_of, read_definition
+from converter.graph.node import encoded, text_of
+from converter.graph.ops import RESTORES, SAVES
 from converter.regraph.tensors import Constant
-from converter.structure.graph import read_definition
-
-_OPS = frozenset([b"Save", b"SaveSlices", b"SaveV2", b"Restore", b"RestoreSlice", b"RestoreV2"])
 
 
 def with_keys(
@@ -34,11 +33,11 @@ def with_keys(
         InputError: the graph is damaged.
     """
     found = read_definition(source)
-    if found is None:
+    if found is None or found.meta is None:
         return None
-    path, meta = found
+    path, _, meta = found
     if rewritten is not None:
-        meta = parse("MetaGraphDef", rewritten, f"{path}: what was rewritten of it")
+        meta = definition_of(path, rewritten, "what was rewritten of it").meta
     nodes = {node.name: node for node in meta.graph_def.node}
     named = {_constant(node.input[1]) for node in nodes.values() if _is_saver(node)}
     known: set[str] = set()
@@ -53,7 +52,7 @@ def with_keys(
 
 
 def _is_saver(node: Any) -> bool:
-    return node.op in _OPS and len(node.input) > 1
+    return text_of(node.op) in SAVES | RESTORES and len(node.input) > 1
 
 
 def _constant(tensor: bytes) -> bytes:
@@ -67,9 +66,9 @@ def _renamed(tensor: bytes, keys: Mapping[str, str], known: set[str], subject: s
     values = constant.values
     entries: dict[int, Any] = {}
     for place, value in enumerate([] if values is None else values.reshape(-1).tolist()):
-        old = value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else None
+        old = text_of(value) if isinstance(value, bytes) else None
         if old is not None and old in keys:
             known.add(old)
             if keys[old] != old:
-                entries[place] = keys[old].encode("utf-8", "surrogateescape")
+                entries[place] = encoded(keys[old])
     return constant.with_entries(entries) if entries else tensor

@@ -7,16 +7,18 @@ matrix is turned, so that all shapes fit; the initial values are still random.
 
 from __future__ import annotations
 
+from converter.graph.node import Node
+from converter.graph.ops import ADDS, NOISE, SAME
+from converter.graph.ordered import OrderedGraph
 from converter.regraph.sizes import Sizes
-from converter.structure.graph import Graph, Node, ops
 from converter.structure.lengths import Lengths
 
 _MAX_STEPS = 16
-_RANDOM = ops("RandomStandardNormal RandomUniform TruncatedNormal")
-_MOVES = ops("Identity Mul Add AddV2")
+# What makes numbers that are drawn into those of a distribution.
+_SCALES = SAME | ADDS | {"Mul"}
 
 
-def turned(graph: Graph, found: Lengths, sizes: Sizes) -> dict[str, str]:
+def turned(graph: OrderedGraph, found: Lengths, sizes: Sizes) -> dict[str, str]:
     """Return the constants whose two entries have to be swapped, with what decomposes."""
     swapped = {}
     for node in graph.nodes:
@@ -36,10 +38,10 @@ def turned(graph: Graph, found: Lengths, sizes: Sizes) -> dict[str, str]:
 def _shape(node: Node) -> Node | None:
     """Return the constant that says the shape of what is drawn."""
     for _ in range(_MAX_STEPS):
-        if node.op in _RANDOM and node.inputs:
+        if node.op in NOISE and node.inputs:
             source = node.inputs[0].node
             return source if source.op == "Const" else None
-        if node.op not in _MOVES or not node.inputs:
+        if node.op not in _SCALES or not node.inputs:
             return None
         node = node.inputs[0].node
     return None

@@ -12,26 +12,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from converter.allocation import without_collections
 from converter.checkpoint import Checkpoint
 from converter.errors import InputError, PlanError, UsageError, did_you_mean, printable
 from converter.formats.messages import message
+from converter.graph.definition import Definition, read_definition
+from converter.graph.node import Node, tensor, text_of
+from converter.graph.ops import RESTORES, SAVES, UNSLICED
+from converter.graph.ordered import OrderedGraph
+from converter.graph.slices import read_slice
 from converter.regraph.factors import Rescaled, changes
 from converter.regraph.matrices import turned
 from converter.regraph.sizes import Sizes
 from converter.regraph.slices import Slices, specification
 from converter.regraph.tensors import MAX_ENTRIES, Constant
-from converter.structure.graph import Graph, Node, read_definition
 from converter.structure.lengths import Lengths, lengths
-from converter.structure.run import analyse
-from converter.structure.variables import Binding, bind, read_slice
+from converter.structure.tensors.run import analyse
+from converter.structure.tensors.variables import Binding, bind
 
 if TYPE_CHECKING:
-    from converter.structure.axis import Axis
-    from converter.structure.infer import Structure
+    from converter.structure.axes.axis import Axis
+    from converter.structure.structure import Structure
 
 _SHAPED = (b"shape", b"element_shape", b"element_shape_except0")
-_MAX_DIGITS = 5
-_SAVES = frozenset({"SaveV2", "SaveSlices", "RestoreV2", "RestoreSlice"})
+_SLICED = (SAVES | RESTORES) - UNSLICED
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Regraphed:
     rescaled: tuple[Rescaled, ...]
 
 
+@without_collections()
 def regraph(source: Checkpoint, structure: Structure, sizes: Mapping[str, int]) -> Regraphed:
     """Return the graph of a checkpoint as its own code would build it at other sizes.
 
@@ -69,13 +74,13 @@ def regraph(source: Checkpoint, structure: Structure, sizes: Mapping[str, int]) 
     """
     _check(structure, sizes)
     found = read_definition(source)
-    if found is None or "frozen" in source.format or source.object_graph is not None:
+    if found is None or found.meta is None or source.object_graph is not None:
         why = "there is no graph beside it"
         if found is not None:
             why = "only the graph of a checkpoint that a Saver of TensorFlow 1 wrote can be resized"
         raise PlanError(f"{source.path}: {why}; leave the graph out (--to safetensors)")
-    path, meta = found
-    rewriter = _Rewriter(str(path), source, structure, sizes)
+    meta = found.meta
+    rewriter = _Rewriter(str(found.path), source, structure, sizes)
     rewriter.rewrite(meta)
     rewriter.check(meta)
     return Regraphed(
@@ -106,7 +111,7 @@ class _Rewriter:
         self._path = path
         self._source = source
         self._structure = structure
-        self._graph: Graph = structure.graph.findings.analysis.graph
+        self._graph: OrderedGraph = structure.graph.findings.analysis.graph
         self._found: Lengths = lengths(structure)
         self._sizes = Sizes(structure.sizes, {**structure.sizes, **sizes}, self._found.parts)
         self._bound: dict[Node, Binding] = bind(self._graph, source)
@@ -128,7 +133,7 @@ class _Rewriter:
         specifications = self._specifications()
         for node in meta.graph_def.node:
             _keep_shape(node)
-            name = _text(node.name)
+            name = text_of(node.name)
             self._rewrite_node(name, node)
             if name in specifications:
                 self._move(name, node, specifications[name])
@@ -145,7 +150,7 @@ class _Rewriter:
         """Look at the new graph as at any other: what contradicts in it was missed."""
         analysis = self._structure.graph.findings.analysis
         known = {conflict.node.name for conflict in analysis.conflicts}
-        graph = Graph(self._graph.path, meta.graph_def, meta)
+        graph = OrderedGraph(Definition(self._graph.path, meta.graph_def, meta))
         try:
             found = analyse(graph, self._resized()).analysis
         except InputError as error:
@@ -196,7 +201,7 @@ class _Rewriter:
         for argument in function.arg_attr:
             _forget(argument.value.attr, b"_output_shapes")
         for node in function.node_def:
-            key = (_text(function.signature.name), _text(node.name))
+            key = (text_of(function.signature.name), text_of(node.name))
             before = bytes(node.SerializeToString())
             found: dict[bytes, str] = {}
             for name in self._calls.get(key, [key[1]]):
@@ -211,7 +216,7 @@ class _Rewriter:
         """Return the keys that each constant of slices is about."""
         found: dict[str, list[str]] = {}
         for node in self._graph.nodes:
-            if node.op in _SAVES and len(node.inputs) > 2:
+            if node.op in _SLICED and len(node.inputs) > 2:
                 slices = node.inputs[2].node
                 if any(self._graph.strings(slices)):
                     found.setdefault(slices.name, self._graph.strings(node.inputs[1].node))
@@ -357,7 +362,7 @@ class _Rewriter:
         except DecodeError:
             return None
         info = definition.save_slice_info_def
-        node = self._graph.by_name.get(_text(definition.variable_name).partition(":")[0])
+        node = self._graph.by_name.get(tensor(text_of(definition.variable_name)).node)
         binding = self._bound.get(node) if node is not None else None
         if binding is None or not info.full_shape:
             return None
@@ -373,16 +378,16 @@ class _Rewriter:
         """Rewrite the shapes of signatures."""
         for entry in meta.signature_def:
             for told in (*entry.value.inputs, *entry.value.outputs):
-                name, _, port = _text(told.value.name).rpartition(":")
-                is_port = port.isdecimal() and len(port) < _MAX_DIGITS
-                axes = self._found.axes(name, int(port)) if is_port else None
+                axes = self._found.axes(*tensor(text_of(told.value.name)))
                 self._resize(told.value.tensor_shape, axes or ())
 
 
 def _keep_shape(node: Any) -> None:
     """Give a placeholder the shape that it noted nowhere else, as was usual before 1.4."""
+    if node.op != b"Placeholder":
+        return
     attributes = {entry.key: entry.value for entry in node.attr}
-    if node.op == b"Placeholder" and {b"shape", b"_output_shapes"} <= attributes.keys():
+    if {b"shape", b"_output_shapes"} <= attributes.keys():
         noted = attributes[b"_output_shapes"].list.shape
         told = attributes[b"shape"].shape
         if not told.dim and len(noted) == 1 and not noted[0].unknown_rank:
@@ -394,7 +399,3 @@ def _forget(attributes: Any, key: bytes) -> None:
     for place in range(len(attributes) - 1, -1, -1):
         if attributes[place].key == key:
             del attributes[place]
-
-
-def _text(name: bytes) -> str:
-    return name.decode("utf-8", "surrogateescape")

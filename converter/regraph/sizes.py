@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from converter.structure.axis import Axis, Blocks, Factor
+from converter.structure.axes.axis import Axis
+from converter.structure.axes.entries import entries
 from converter.structure.lengths import Part
 from converter.variable import Array
-
-Choose = Callable[[str], Array]
-"""Gives the old units of a width that stand for its new ones."""
 
 
 class Sizes:
@@ -54,9 +51,9 @@ class Sizes:
         Returns:
             int64 [new length].
         """
-        return self._places(
-            axis, lambda name: np.minimum(np.arange(self.after[name]), self.before[name] - 1)
-        )
+        changed = self.changed.intersection(axis.widths())
+        last = {n: np.minimum(np.arange(self.after[n]), self.before[n] - 1) for n in changed}
+        return entries(axis, last, self.before)
 
     def alike(self, axis: Axis) -> Array:
         """Return for each old entry of an axis that of the first unit of what changes.
@@ -64,26 +61,8 @@ class Sizes:
         Returns:
             int64 [old length].
         """
-        return self._places(
-            axis, lambda name: np.arange(self.before[name]) * (name not in self.changed)
-        )
-
-    def _places(self, axis: Axis, choose: Choose) -> Array:
-        found, start = [np.empty(0, int)], 0
-        for term in axis.terms:
-            entries = np.zeros(1, int)
-            for factor in term:
-                old = _size(factor, self.before)
-                if isinstance(factor, str):
-                    inner = choose(factor)
-                elif isinstance(factor, Axis):
-                    inner = self._places(factor, choose)
-                else:
-                    inner = np.arange(old)
-                entries = (entries[:, None] * old + inner).ravel()
-            found.append(entries + start)
-            start += math.prod(_size(factor, self.before) for factor in term)
-        return np.concatenate(found)
+        changed = self.changed.intersection(axis.widths())
+        return entries(axis, {n: np.zeros(self.before[n], int) for n in changed}, self.before)
 
 
 def shares(total: int, sizes: Sequence[int]) -> tuple[int, ...]:
@@ -101,11 +80,3 @@ def shares(total: int, sizes: Sequence[int]) -> tuple[int, ...]:
 
 def _even(total: int, count: int) -> tuple[int, ...]:
     return tuple(total // count + (index < total % count) for index in range(count))
-
-
-def _size(factor: Factor, sizes: Mapping[str, int]) -> int:
-    if isinstance(factor, str):
-        return sizes[factor]
-    if isinstance(factor, Axis):
-        return factor.size(sizes)
-    return len(factor.labels) if isinstance(factor, Blocks) else factor

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from converter.graph.node import Node
+from converter.graph.slices import Slice
 from converter.regraph.sizes import Sizes
-from converter.structure.axis import Axis
-from converter.structure.graph import Node
-from converter.structure.variables import Binding, Slice
+from converter.structure.axes.axis import Axis
+from converter.structure.tensors.variables import Binding
 
 if TYPE_CHECKING:
     from converter.structure.lengths import Lengths

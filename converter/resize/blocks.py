@@ -9,15 +9,16 @@ from typing import NamedTuple
 import numpy as np
 
 from converter.checkpoint import Checkpoint
-from converter.drawing import Block, Values, fans
+from converter.drawing import Block, fans
 from converter.errors import PlanError
 from converter.initializer import Zeros
 from converter.initializers import Constant, Ones
 from converter.resize.chosen import in_dtype
 from converter.resize.maps import AxisMap
 from converter.resize.units import Units, WidthMap
-from converter.structure.axis import Axis, Blocks, Use
-from converter.structure.newcomers import is_peephole
+from converter.structure.axes.axis import Axis, Blocks, Use
+from converter.structure.properties.newcomers import is_peephole
+from converter.values import Values
 from converter.variable import Region, Variable, regions, whole
 
 _RUNS = 1 << 16

@@ -12,8 +12,8 @@ from converter.variable import BLOCK_BYTES, Array, Region, Variable, regions, wh
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
-    from converter.structure.axis import Axis, Use
-    from converter.structure.infer import Structure
+    from converter.structure.axes.axis import Axis, Use
+    from converter.structure.structure import Structure
 
 
 @dataclass(frozen=True)

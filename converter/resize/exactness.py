@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,34 +10,20 @@ import numpy as np
 
 from converter.initializer import Zeros
 from converter.resize.units import Units, WidthMap
-from converter.structure.axis import Width
-from converter.structure.infer import SizeFactor, Structure
+from converter.structure.axes.axis import AVERAGING, SINGLING, Touch, Width
+from converter.structure.structure import SizeFactor, Structure
 
 # What is not the same with some units twice, though their shares add up to one.
-_COUNTING = frozenset(
-    [
-        "choice",
-        "computed",
-        "constant",
-        "counted",
-        "dynamic",
-        "index",
-        "input",
-        "norm",
-        "opaque",
-        "product",
-        "rest",
-        "self paired",
-        "softmax",
-        "square sum",
-        "sum",
-        "unread",
-        "weight norm",
-    ]
-)
-# What only asks that every unit stands there as often as any other.
-_AVERAGING = frozenset(["mean", "square mean", "variance"])
-_SEEN = _COUNTING | _AVERAGING
+_COUNTING: frozenset[Touch] = SINGLING | {
+    "computed",
+    "input",
+    "norm",
+    "self paired",
+    "square sum",
+    "sum",
+    "weight norm",
+}
+_SEEN = _COUNTING | AVERAGING
 _TOLERANCE = 1e-9
 _SCALED = ("free", "scaling")
 
@@ -97,12 +83,15 @@ class Resizes(NamedTuple):
         shapes: of each variable that changes.
         maps: what becomes of each width that changes.
         structure: that they are widths of; None where the shape of a variable was given.
+        held: the widths that a request fits and that stay, as they cannot be resized, with the
+            reason.
     """
 
     widths: tuple[Resized, ...]
     shapes: Mapping[str, Reshaped]
     maps: Mapping[str, WidthMap]
     structure: Structure | None
+    held: Mapping[str, str] = {}
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -113,6 +102,26 @@ class Resizes(NamedTuple):
 def is_looked_up(width: Width) -> bool:
     """Whether a width is only looked up in, so that nothing sums over it: an input vocabulary."""
     return "lookup" in dict(width.touches) and not width.produced_by
+
+
+def renumbered(resizes: Resizes) -> Iterator[str]:
+    """Tell of entries that get other numbers, or none: of words that are looked up, of classes."""
+    known = {} if resizes.structure is None else resizes.structure.widths
+    for changed in resizes.widths:
+        width = known.get(changed.name)
+        produce = resizes.maps[changed.name].produce
+        if width is None or changed.new >= changed.old or not isinstance(produce, Units):
+            continue
+        if dict(width.touches).keys().isdisjoint(("lookup", "softmax", "output")):
+            continue
+        if produce.kept is not None:
+            yield f"{changed.name}: the entries from {changed.new} on are gone; the others stay"
+        else:
+            yield (
+                f"{changed.name}: the entries that stay are numbered anew, 0 to "
+                f"{changed.new - 1}; what is written with --json tells in result.units which they "
+                "were"
+            )
 
 
 def judge(
@@ -127,7 +136,7 @@ def judge(
         tied: whether one axis produces and consumes it.
     """
     if width_map.size < width.size:
-        return Verdict(False, f"{width.size - width_map.size} of its units are removed")
+        return Verdict(False, _removed(width.size - width_map.size))
     produce, consume = width_map.produce, width_map.consume
     if not isinstance(produce, Units) or not isinstance(consume, Units):
         verdict = _judge_matrices(width, width_map, tied=tied)
@@ -143,7 +152,7 @@ def _judge_units(
 ) -> Verdict:
     taken = produce.taken(width.size)
     if taken.removed:
-        return Verdict(False, f"{taken.removed} of its units are removed")
+        return Verdict(False, _removed(taken.removed))
     if width_map.noise:
         return Verdict(False, "noise is added to the copies")
     touches = dict(width.touches)
@@ -166,7 +175,7 @@ def _judge_units(
         counting = _COUNTING - {"input"} if width.produced_by else _COUNTING
         if what := next((t for t in touches if t in counting), None):
             return Verdict(False, f"{touches[what]} sees each of the copies")
-        averaged = next((t for t in touches if t in _AVERAGING), None)
+        averaged = next((t for t in touches if t in AVERAGING), None)
         if averaged and not taken.even:
             return Verdict(False, f"{touches[averaged]} averages over it; copy every unit as often")
         if averaged and taken.new:
@@ -183,7 +192,7 @@ def _judge_units(
     zero = width_map.gain == 1 and isinstance(width_map.fill, Zeros) and not width_map.bias
     if width.growth == "any" or (width.growth == "zero" and zero):
         return Verdict(True, _shown(touches) or "what consumes the new units is zero")
-    if averaged := next((t for t in touches if t in _AVERAGING), None):
+    if averaged := next((t for t in touches if t in AVERAGING), None):
         return Verdict(False, f"{touches[averaged]} averages over it, new units included")
     if "counted" in touches:
         return Verdict(False, f"{touches['counted']} computes with the number of its units")
@@ -194,7 +203,11 @@ def _judge_units(
     return Verdict(False, width.why)
 
 
-def _shown(touches: Mapping[str, str]) -> str | None:
+def _removed(number: int) -> str:
+    return f"{number} of its units {'is' if number == 1 else 'are'} removed"
+
+
+def _shown(touches: Mapping[Touch, str]) -> str | None:
     """Return what an output that has more entries keeps; None where the width is an inner one."""
     if "cross entropy" in touches:
         return f"for the old entries of the outputs; {touches['cross entropy']} counts the new ones"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from converter.resize.units import MOST_RUNS, Matrix, Run, Units
-from converter.structure.axis import Axis, Blocks, Factor, Term
+from converter.structure.axes.axis import Axis, Factor, Term, term_size
 from converter.variable import Array
 
 
@@ -38,7 +38,8 @@ class AxisMap:
         self._axis = axis
         self._old = sizes
         self._units = units
-        self._new = {name: units[name].size if name in units else sizes[name] for name in sizes}
+        # Of its own widths alone: a checkpoint has thousands of variables and of widths.
+        self._new = {n: units[n].size if n in units else sizes[n] for n in axis.widths()}
         self.old_length = axis.size(self._old)
         self.length = axis.size(self._new)
         self.is_weighted = any(u.is_weighted for n, u in units.items() if n in axis.widths())
@@ -69,19 +70,19 @@ class AxisMap:
             if runs is None or len(found) + len(runs) > MOST_RUNS:
                 return None
             found += [_moved(run, begin, old) for run in runs]
-            begin += _length(term, self._new)
-            old += _length(term, self._old)
+            begin += term_size(term, self._new)
+            old += term_size(term, self._old)
         return found
 
     def _runs_of_term(self, term: Term) -> list[Run] | None:
-        length = _length(term, self._new)
+        length = term_size(term, self._new)
         if not self._changes(term):
             return [Run(0, length, 0)] if length else []
         head, rest = term[:1], term[1:]
         runs = self._runs_of_factor(head[0])
         if runs is None:
             return None
-        inner, old_inner = _length(rest, self._new), _length(rest, self._old)
+        inner, old_inner = term_size(rest, self._new), term_size(rest, self._old)
         if not self._changes(rest):
             return [
                 Run(r.start * inner, r.stop * inner, r.old if r.old < 0 else r.old * old_inner)
@@ -106,7 +107,7 @@ class AxisMap:
             return self._runs_of(factor)
         if isinstance(factor, str) and factor in self._units:
             return self._units[factor].runs()
-        return [Run(0, _length((factor,), self._new), 0)]
+        return [Run(0, term_size((factor,), self._new), 0)]
 
     def _changes(self, term: Term) -> bool:
         return any(
@@ -121,26 +122,26 @@ class AxisMap:
         weight = np.ones(places.shape)
         begin = old_begin = 0
         for term in axis.terms:
-            end = begin + _length(term, self._new)
+            end = begin + term_size(term, self._new)
             here = (places >= begin) & (places < end)
             if here.all() or here.any():
                 found, factor = self._of_term(term, places[here] - begin)
                 index[here] = np.where(found < 0, -1, found + old_begin)
                 weight[here] = factor
             begin = end
-            old_begin += _length(term, self._old)
+            old_begin += term_size(term, self._old)
         return index, weight
 
     def _of_term(self, term: Term, places: Array) -> tuple[Array, Array]:
         index = np.zeros(places.shape, np.int64)
         weight = np.ones(places.shape)
-        inner = _length(term, self._new)
+        inner = term_size(term, self._new)
         for factor in term:
-            inner //= max(1, _length((factor,), self._new))
+            inner //= max(1, term_size((factor,), self._new))
             digit, places = np.divmod(places, max(1, inner))
             found, more = self._of_factor(factor, digit)
             index = np.where(
-                (index < 0) | (found < 0), -1, index * _length((factor,), self._old) + found
+                (index < 0) | (found < 0), -1, index * term_size((factor,), self._old) + found
             )
             weight = weight * more
         return index, weight
@@ -192,12 +193,12 @@ def _owners(axis: Axis, sizes: Mapping[str, int], name: str, places: Array) -> A
     owner = np.full(places.shape, -1)
     begin = 0
     for term in axis.terms:
-        end = begin + _length(term, sizes)
+        end = begin + term_size(term, sizes)
         here = (places >= begin) & (places < end)
         rest, inner = places[here] - begin, end - begin
         found = np.full(rest.shape, -1)
         for factor in term:
-            inner //= max(1, _length((factor,), sizes))
+            inner //= max(1, term_size((factor,), sizes))
             digit, rest = np.divmod(rest, max(1, inner))
             if factor == name:
                 found = digit
@@ -207,18 +208,6 @@ def _owners(axis: Axis, sizes: Mapping[str, int], name: str, places: Array) -> A
         owner[here] = found
         begin = end
     return owner
-
-
-def _length(term: Sequence[Factor], sizes: Mapping[str, int]) -> int:
-    found = 1
-    for factor in term:
-        if isinstance(factor, Axis):
-            found *= factor.size(sizes)
-        elif isinstance(factor, Blocks):
-            found *= len(factor.labels)
-        else:
-            found *= sizes[factor] if isinstance(factor, str) else factor
-    return found
 
 
 class Panel(NamedTuple):
@@ -255,7 +244,7 @@ def panels(
     found = []
     begin = old_begin = 0
     for term in axis.terms:
-        length, old_length = _length(term, new_sizes), _length(term, sizes)
+        length, old_length = term_size(term, new_sizes), term_size(term, sizes)
         dense = [place for place, factor in enumerate(term) if factor in matrices]
         inside = any(
             isinstance(f, Axis) and not matrices.keys().isdisjoint(f.widths()) for f in term
@@ -265,7 +254,7 @@ def panels(
         old, new = slice(old_begin, old_begin + old_length), slice(begin, begin + length)
         if dense:
             place = dense[0]
-            outer, inner = _length(term[:place], sizes), _length(term[place + 1 :], sizes)
+            outer, inner = term_size(term[:place], sizes), term_size(term[place + 1 :], sizes)
             name = term[place]
             assert isinstance(name, str)
             found.append(Panel(old, new, outer, inner, matrices[name]))

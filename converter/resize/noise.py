@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from converter.drawing import Block, Drawing, Values
+from converter.drawing import Block, Drawing
 from converter.dtype import BY_NAME
 from converter.initializers import Normal
 from converter.resize.maps import AxisMap
 from converter.resize.units import Units
 from converter.rounding import round_to
+from converter.values import Values
 from converter.variable import Array, Region, Variable, shape_of, whole
 
 

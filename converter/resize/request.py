@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.errors import ConverterError, PlanError
@@ -20,14 +22,14 @@ from converter.resize.exactness import (
     judge,
     made_up,
 )
-from converter.resize.resizer import Resizer
 from converter.resize.units import Units, WidthMap
 from converter.resize.variables import Resizing
-from converter.structure.axis import Axis, Use, Width
-from converter.structure.choose import choose
-from converter.structure.followers import kept_axes
-from converter.structure.infer import Structure
+from converter.structure.axes.axis import Axis, Use, Width
+from converter.structure.axes.followers import kept_axes
+from converter.structure.choose import choose, held
+from converter.structure.infer import structure_of
 from converter.structure.layout import read_layout
+from converter.structure.structure import Structure
 from converter.structure.template import sizes_like
 from converter.variable import Variable
 
@@ -35,8 +37,45 @@ Shape = tuple[int, ...]
 _MOST_BYTES = (1 << 62) - 1
 
 
+class Method(Protocol):
+    """How widths get other sizes: a `Resizer` without what it does with checkpoints."""
+
+    @property
+    def name(self) -> str:
+        """The subject of errors."""
+
+    def width_map(self, width: Width, size: int, coupled: Coupled) -> WidthMap:
+        """Return what becomes of a width."""
+
+    def refusal(self, width: Width, size: int) -> str | None:
+        """Return why a width cannot get a size; None where it can."""
+
+
+class Wanted(NamedTuple):
+    """Which sizes are wanted, and of what: the options of a `Resizer`.
+
+    Attributes:
+        resize: the new size of the widths that a name, a glob or the old size chooses.
+        like: a checkpoint whose shapes are wanted; None for none.
+        shape: the shape of the variables that a glob fits.
+        layout: the file that says which axes share a width; None to tell it from the checkpoint.
+        seed: of what is drawn.
+    """
+
+    resize: Mapping[str, int]
+    like: Path | None
+    shape: Mapping[str, Shape]
+    layout: Path | None
+    seed: int
+
+
 class Request:
     """What a resizing strategy is asked to do with a checkpoint. Making one reads no values.
+
+    Args:
+        method: how widths get other sizes.
+        wanted: which sizes.
+        checkpoint: the variables.
 
     Attributes:
         structure: of the checkpoint, with widths of their own for the shapes that are given.
@@ -47,12 +86,14 @@ class Request:
         UsageError, PlanError: what is asked for cannot be.
     """
 
-    def __init__(self, resizer: Resizer, checkpoint: Checkpoint) -> None:
-        self._resizer = resizer
+    def __init__(self, method: Method, wanted: Wanted, checkpoint: Checkpoint) -> None:
+        self._method = method
+        self._wanted = wanted
         self._checkpoint = checkpoint
-        self._template = None if resizer.like is None else open_checkpoint(resizer.like)
-        self._shapes = by_name(resizer.shape, checkpoint)
+        self._template = None if wanted.like is None else open_checkpoint(wanted.like)
+        self._shapes = by_name(wanted.shape, checkpoint)
         self.structure = _with_shapes(self._known_structure(), checkpoint, self._shapes)
+        self._held: Mapping[str, str] = {}
         sizes, self.notes = self._sizes()
         self.maps = {name: self._map(name, size) for name, size in sizes.items()}
 
@@ -76,7 +117,7 @@ class Request:
             self.maps,
             frozenset(looked_up),
             self._template,
-            self._resizer.seed,
+            self._wanted.seed,
         )
         _check_sizes(self._checkpoint, resizing)
         _check_companions(self._checkpoint, resizing)
@@ -85,17 +126,18 @@ class Request:
     def resizes(self) -> Resizes:
         """Return what happens to each width that changes, and to the shapes of variables."""
         found = []
+        tied, made_apart = _tied(self.structure), _made_apart(self.structure)
         for name, width_map in self.maps.items():
             width = self.structure.widths[name]
             factors = tuple(self.structure.factors.get(name, ()))
-            verdict = judge(width, width_map, factors, tied=_is_tied(self.structure, name))
+            verdict = judge(width, width_map, factors, tied=name in tied)
             of = (*width.produced_by, *width.consumed_by, *width.followed_by)
             if apart := next((n for n in of if n in self._shapes), None):
                 verdict = Verdict(False, f"{apart} has a shape of its own")
-            dies = dead(width, width_map, is_filled=_is_made_apart(self.structure, name))
+            dies = dead(width, width_map, is_filled=name in made_apart)
             found.append(Resized(name, width.size, width_map.size, verdict, dies))
         old = self.structure.sizes
-        new = old | {width.name: width.new for width in found}
+        new = {**old, **{width.name: width.new for width in found}}
         shapes = {
             name: Reshaped(
                 self._checkpoint[name].sources,
@@ -106,29 +148,30 @@ class Request:
             if any(not self.maps.keys().isdisjoint(axis.widths()) for axis in axes)
         }
         structure = None if self._shapes else self.structure
-        return Resizes(tuple(found), shapes, self.maps, structure)
+        return Resizes(tuple(found), shapes, self.maps, structure, self._held)
 
     def _known_structure(self) -> Structure:
-        if self._template is None and not self._resizer.resize:
+        if self._template is None and not self._wanted.resize:
             # Nothing has to be known of the model where every shape is given.
             return Structure({}, {}, {}, (), {}, {}, (), None, None)
-        path = self._resizer.layout
-        return self._checkpoint.structure(None if path is None else read_layout(path))
+        path = self._wanted.layout
+        return structure_of(self._checkpoint, None if path is None else read_layout(path))
 
     def _sizes(self) -> tuple[dict[str, int], tuple[str, ...]]:
         sizes: dict[str, int] = {}
         notes: tuple[str, ...] = ()
         if self._template is not None:
             sizes = sizes_like(self.structure, self._checkpoint, self._template)
-        if self._resizer.resize:
-            chosen = choose(self.structure, self._resizer.resize)
+        if self._wanted.resize:
+            chosen = choose(self.structure, self._wanted.resize)
             sizes |= chosen.sizes
             notes = chosen.notes
+            self._held = held(self.structure, self._wanted.resize)
         for name, shape in self._shapes.items():
             old = self._checkpoint[name].shape
             if len(shape) != len(old):
                 raise PlanError(
-                    f"{name}: {self._resizer.name} cannot turn {list(old)} into {list(shape)}; "
+                    f"{name}: {self._method.name} cannot turn {list(old)} into {list(shape)}; "
                     f"the number of axes differs"
                 )
             sizes |= {f"{name}[{k}]": size for k, size in enumerate(shape)}
@@ -140,16 +183,16 @@ class Request:
 
     def _map(self, name: str, size: int) -> WidthMap:
         width = self.structure.widths[name]
-        if reason := self._resizer.refusal(width, size):
+        if reason := self._method.refusal(width, size):
             raise PlanError(
-                f"{name}: {self._resizer.name} cannot turn {width.size} units into {size}; {reason}"
+                f"{name}: {self._method.name} cannot turn {width.size} units into {size}; {reason}"
             )
         coupled = Coupled(self._checkpoint, self.structure, name)
-        width_map = self._resizer.width_map(width, size, coupled)
+        width_map = self._method.width_map(width, size, coupled)
         if not isinstance(width_map, WidthMap) or width_map.size != size:
             gave = f"{width_map.size} units" if isinstance(width_map, WidthMap) else width_map
             raise ConverterError(
-                f"{self._resizer.name}: width_map gave {gave} for {name}, where a WidthMap of "
+                f"{self._method.name}: width_map gave {gave} for {name}, where a WidthMap of "
                 f"{size} units is expected; this is a bug of the strategy"
             )
         for units in (width_map.produce, width_map.consume):
@@ -164,22 +207,24 @@ def _shown(axes: Sequence[Axis], sizes: Mapping[str, int]) -> str:
     return f"[{', '.join(axis.shown(sizes) for axis in axes)}]"
 
 
-def _is_tied(structure: Structure, name: str) -> bool:
-    """Whether one axis both produces and consumes a width."""
-    return any(
-        {"produce", "consume"} <= set(used.get(name, ()))
-        for uses in structure.uses.values()
-        for used in uses
+def _tied(structure: Structure) -> frozenset[str]:
+    """Return the widths that one axis both produces and consumes."""
+    return frozenset(name for name, found in _used(structure) if {"produce", "consume"} <= found)
+
+
+def _made_apart(structure: Structure) -> frozenset[str]:
+    """Return the widths that an axis produces which does not consume them, too."""
+    return frozenset(
+        name for name, found in _used(structure) if "produce" in found and "consume" not in found
     )
 
 
-def _is_made_apart(structure: Structure, name: str) -> bool:
-    """Whether an axis produces a width that does not consume it, too."""
-    return any(
-        "produce" in (found := used.get(name, ())) and "consume" not in found
-        for uses in structure.uses.values()
-        for used in uses
-    )
+def _used(structure: Structure) -> Iterator[tuple[str, set[Use]]]:
+    """Yield what each axis of a variable does with each of its widths."""
+    for uses in structure.uses.values():
+        for used in uses:
+            for name, found in used.items():
+                yield name, set(found)
 
 
 def _with_shapes(
@@ -191,7 +236,10 @@ def _with_shapes(
     widths = dict(structure.widths)
     axes = dict(structure.axes)
     uses = dict(structure.uses)
-    roles = checkpoint.roles()
+    followers: dict[str, list[tuple[str, str | None]]] = {}
+    for other, role in checkpoint.roles().items():
+        if role.of is not None and other not in declared:
+            followers.setdefault(role.of, []).append((other, role.slot))
     for name in declared:
         shape = checkpoint[name].shape
         named = tuple(f"{name}[{k}]" for k in range(len(shape)))
@@ -209,12 +257,11 @@ def _with_shapes(
         used: tuple[Use, ...] = ("produce",)
         axes[name] = own
         uses[name] = tuple({width: used} for width in named)
-        for other, role in roles.items():
-            if role.of == name and other not in declared:
-                kept = kept_axes(checkpoint[other].shape, shape, role.slot)
-                if kept is not None:
-                    axes[other] = tuple(own[axis] for axis in kept)
-                    uses[other] = tuple(uses[name][axis] for axis in kept)
+        for other, slot in followers.get(name, ()):
+            kept = kept_axes(checkpoint[other].shape, shape, slot)
+            if kept is not None:
+                axes[other] = tuple(own[axis] for axis in kept)
+                uses[other] = tuple(uses[name][axis] for axis in kept)
     return replace(structure, widths=widths, axes=axes, uses=uses)
 
 

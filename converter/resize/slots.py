@@ -13,15 +13,16 @@ from typing import NamedTuple
 import numpy as np
 
 from converter.errors import PlanError
+from converter.graph.node import Node
+from converter.graph.ordered import OrderedGraph
 from converter.names import Role
 from converter.names.fresh import COPIES, fresh_value
 from converter.names.gradient import FACTORED, gradient_power
 from converter.resize.taking import squares
 from converter.resize.units import UnitMap
 from converter.rounding import round_to
-from converter.structure.axis import Axis
-from converter.structure.graph import Graph, Node
-from converter.structure.infer import Structure
+from converter.structure.axes.axis import Axis
+from converter.structure.structure import Structure
 from converter.variable import Array, Region, Variable
 
 _SAMPLE = 1 << 18
@@ -104,7 +105,7 @@ def thinned(
     def factor() -> float:
         left: dict[str, float] = dict(structure.sizes)
         left |= {width: squares(maps[width]) for width in lost.widths() if width in maps}
-        return _sum(lost, left) / max(1, lost.size(new))
+        return lost.size(left) / max(1, lost.size(new))
 
     return factor
 
@@ -125,22 +126,6 @@ def _lost(own: Sequence[Axis], of: Sequence[Axis], role: Role) -> Axis | None:
     order = [usual, *(k for k in range(len(of)) if k != usual)]
     rest = ((k, (*of[:k], *of[k + 1 :])) for k in order)
     return next((of[k] for k, axes in rest if axes == tuple(own)), None)
-
-
-def _sum(axis: Axis, numbers: Mapping[str, float]) -> float:
-    """Return the length of an axis over numbers that need not be whole."""
-    total = 0.0
-    for term in axis.terms:
-        product = 1.0
-        for factor in term:
-            if isinstance(factor, Axis):
-                product *= _sum(factor, numbers)
-            elif isinstance(factor, str):
-                product *= numbers[factor]
-            else:
-                product *= Axis(((factor,),)).size({})
-        total += product
-    return total
 
 
 def multiplied(variable: Variable, factor: Callable[[], float]) -> Variable:
@@ -219,7 +204,7 @@ def _passed(node: Node) -> Iterator[Node]:
         node = node.inputs[0].node
 
 
-def _number(graph: Graph, node: Node) -> float | None:
+def _number(graph: OrderedGraph, node: Node) -> float | None:
     """Return the one number of a constant; None where it is computed."""
     for passed in _passed(node):
         if (constant := graph.constant(passed)) is not None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from converter.resize.units import Matrix, UnitMap, Units, WidthMap
-from converter.structure.axis import Use
+from converter.structure.axes.axis import Use
 from converter.variable import Array
 
 _FOLLOWS: frozenset[Use] = frozenset(["gain", "mean", "variance"])

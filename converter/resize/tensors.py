@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from converter.graph.node import Output
 from converter.resize.chosen import choose
 from converter.resize.dense import multiply
 from converter.resize.exactness import Resizes
 from converter.resize.maps import AxisMap, panels
 from converter.resize.units import Units
-from converter.structure.atoms import Clash
-from converter.structure.axis import Axis
-from converter.structure.graph import Output
-from converter.structure.infer import Structure
+from converter.structure.axes.axis import Axis
+from converter.structure.structure import Structure
+from converter.structure.tensors.atoms import Clash
 from converter.variable import Array, Variable
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from converter.errors import PlanError, UsageError, printable
 from converter.patterns import matching, nearest
-from converter.structure.axis import Width
-from converter.structure.infer import Structure
+from converter.structure.axes.axis import Width
+from converter.structure.structure import Structure
 
 _FEW = 8
+_FEW_TOLD = 2
 
 
 class Chosen(NamedTuple):
@@ -47,13 +48,11 @@ def choose(structure: Structure, requests: Mapping[str, int]) -> Chosen:
             raise UsageError(f"{_shown(request)}={size}: a width must have one unit at least")
         fitting = _fitting(structure, request)
         resizable = [width for width in fitting if width.resizable]
-        held = [width for width in fitting if not width.resizable]
+        rest = [width for width in fitting if not width.resizable]
         if not resizable:
-            raise PlanError(_refusal(request, held))
-        if held:
-            few = ", ".join(f"{width.name} ({width.why})" for width in held[:_FEW])
-            more = f" and {len(held) - _FEW} more" if len(held) > _FEW else ""
-            notes.append(f"{_shown(request)}: cannot be resized, and stay: {few}{more}")
+            raise PlanError(_refusal(request, rest))
+        if rest:
+            notes.append(f"{_shown(request)}: {_staying(rest)}")
         for width in resizable:
             known, by = wanted.setdefault(width.name, (size, request))
             if known != size:
@@ -63,6 +62,16 @@ def choose(structure: Structure, requests: Mapping[str, int]) -> Chosen:
                 )
     sizes = {name: wanted[name][0] for name in structure.widths if name in wanted}
     return Chosen(sizes, tuple(notes))
+
+
+def held(structure: Structure, requests: Mapping[str, int]) -> dict[str, str]:
+    """Return what holds each width that requests fit and that cannot be resized, by its name."""
+    return {
+        width.name: width.why
+        for request in requests
+        for width in _fitting(structure, request)
+        if not width.resizable
+    }
 
 
 def _fitting(structure: Structure, request: str) -> list[Width]:
@@ -82,27 +91,64 @@ def _fitting(structure: Structure, request: str) -> list[Width]:
                 f"{', '.join(map(str, sorted(sizes)))}"
             )
         return found
-    # The end of a name is enough: `lstm_cell` for `model/rnn/lstm_cell`.
-    if found := [width for name, width in widths.items() if name.endswith(f"/{request}")]:
-        return found
-    try:
-        return [widths[name] for name in matching(request, widths)]
-    except UsageError:
-        closest = nearest(request, widths)
+    chosen = _named(request, widths)
+    if not chosen:
+        # By what its variables are called now, too: of a plan people see both.
+        now: dict[str, list[str]] = {}
+        for name, called in structure.called.items():
+            now.setdefault(called, []).append(name)
+        names = _named(request, now)
+        chosen = [name for name in widths if any(name in now[called] for called in names)]
+    if not chosen:
+        closest = nearest(request, {**widths, **dict.fromkeys(structure.called.values())})
         if not closest and len(widths) <= _FEW:
             closest = f"; they are {', '.join(widths)}"
         closest = closest or "; convert inspect --widths lists them"
-        raise UsageError(
-            f"{_shown(request)} fits none of the {len(widths)} widths{closest}"
-        ) from None
+        raise UsageError(f"{_shown(request)} fits none of the {len(widths)} widths{closest}")
+    return [widths[name] for name in chosen]
+
+
+def _named(request: str, names: Collection[str]) -> list[str]:
+    """Return the names that a request fits: as a whole, by their ends, or as a glob."""
+    if request in names:
+        return [request]
+    # The end of a name is enough: `lstm_cell` for `model/rnn/lstm_cell`.
+    if found := [name for name in names if name.endswith(f"/{request}")]:
+        return found
+    try:
+        return matching(request, names)
+    except UsageError:
+        return []
+
+
+def _staying(held: list[Width]) -> str:
+    if len(held) <= _FEW_TOLD:
+        told = ", ".join(f"{width.name} ({width.why})" for width in held)
+        return f"cannot be resized, and stay: {told}"
+    names = ", ".join(width.name for width in held[:_FEW_TOLD])
+    return (
+        f"{len(held)} of these cannot be resized, and stay: {names} and {len(held) - _FEW_TOLD} "
+        f"more; --json tells why"
+    )
 
 
 def _refusal(request: str, held: list[Width]) -> str:
     if len(held) == 1:
-        return f"{held[0].name} cannot be resized: {held[0].why}"
+        return f"{held[0].name} cannot be resized: {held[0].why}{_next_step(held[0])}"
     few = ", ".join(f"{width.name} ({width.why})" for width in held[:_FEW])
     more = f" and {len(held) - _FEW} more" if len(held) > _FEW else ""
     return f"{_shown(request)} fits nothing that can be resized: {few}{more}"
+
+
+def _next_step(width: Width) -> str:
+    """Return what can be done about a width of which no op reads the entries, as of positions."""
+    variables = (*width.produced_by, *width.consumed_by, *width.followed_by)
+    if "rest" not in dict(width.touches) or not variables:
+        return ""
+    return (
+        f", so the graph does not tell what more of them would be; "
+        f"--shape '{variables[0]}=SIZES' resizes this variable alone"
+    )
 
 
 def _shown(request: str) -> str:

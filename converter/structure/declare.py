@@ -8,15 +8,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from converter.errors import UsageError
-from converter.structure.axis import Axis, Blocks, Factor, Symmetry, Term, Use, Width
-from converter.structure.followers import Axes, Uses, follows, with_followers
+from converter.structure.axes.axis import Axis, Blocks, Factor, Symmetry, Term, Use, Width
+from converter.structure.axes.followers import Axes, Uses, follows, with_followers
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
     from converter.names import Role
-    from converter.structure.atoms import Atom
-    from converter.structure.infer import Opaque, SizeFactor, Structure
     from converter.structure.layout import Layout
+    from converter.structure.structure import Opaque, SizeFactor, Structure
+    from converter.structure.tensors.atoms import Atom
 
 _MAX_BLOCKS = 64
 # From what allows most to what allows least.

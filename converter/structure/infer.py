@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from converter.errors import InputError, PlanError
+from converter.allocation import without_collections
+from converter.errors import PlanError
+from converter.graph.node import Node
+from converter.graph.ops import READS
+from converter.graph.ordered import OrderedGraph, read_ordered
 from converter.names import Role
 from converter.names.optimizers import slots_of_op
-from converter.structure import classes, naming
-from converter.structure.analysis import Analysis
-from converter.structure.atoms import ONE, Atom, Kind, Product, find, size_of, terms
-from converter.structure.axis import Axis, Blocks, Factor, Term, Use, Width
+from converter.structure.axes.axis import Axis, Blocks, Factor, Term, Use, Width
+from converter.structure.axes.followers import Axes, Uses, follows, with_followers
 from converter.structure.cells import by_name, labels_by_name
-from converter.structure.counts import mark_averages, mark_lengths
 from converter.structure.declare import declare
-from converter.structure.facts import Facts, Place, gather
-from converter.structure.flow import READS
-from converter.structure.followers import Axes, Uses, follows, with_followers
-from converter.structure.gates import labels_of
-from converter.structure.graph import Graph, Node, read_graph
-from converter.structure.growth import growth, mark_computed, stays_zero
-from converter.structure.newcomers import Carriers
-from converter.structure.normalised import normalised
-from converter.structure.run import Findings, analyse
+from converter.structure.follow import follow
+from converter.structure.properties import classes, naming
+from converter.structure.properties.counts import mark_averages, mark_lengths
+from converter.structure.properties.facts import Facts, Place, gather
+from converter.structure.properties.gates import labels_of
+from converter.structure.properties.growth import growth, mark_computed, stays_zero
+from converter.structure.properties.newcomers import Carriers
+from converter.structure.properties.normalised import normalised
+from converter.structure.structure import Opaque, SizeFactor, Structure
+from converter.structure.tensors.analysis import Analysis
+from converter.structure.tensors.atoms import ONE, Atom, Kind, Product, find, size_of, terms
+from converter.structure.tensors.run import Findings, analyse
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
@@ -39,97 +42,23 @@ _SAME = {"c": "j", "z": "u"}
 _APPLIES = re.compile(r"(Resource)?(Sparse)?Apply[A-Z]\w*")
 
 
-class Opaque(NamedTuple):
-    """A width of which an op that is not known hides what it is tied to.
+def structure_of(checkpoint: Checkpoint, layout: Layout | None = None) -> Structure:
+    """Return the structure of a checkpoint, that of what strategies made included.
 
-    Attributes:
-        name: the width.
-        op: the op, which is that of the variable itself where nothing reads it.
-        node: the node.
+    It is inferred once for a checkpoint and a layout; what was made of a checkpoint follows it.
+
+    Raises:
+        ConverterError: it cannot be told; the message says what would help.
     """
-
-    name: str
-    op: str
-    node: str
-
-
-class SizeFactor(NamedTuple):
-    """A constant of the graph that has to move with a width.
-
-    Attributes:
-        node: the node that multiplies with it.
-        number: its value.
-        power: the power of the width's size that it is.
-        is_of_products: whether all that is made of the width are contractions of two tensors, each
-            of them scaled by such a factor.
-    """
-
-    node: str
-    number: float
-    power: float
-    is_of_products: bool = False
+    key = (Structure, None if layout is None else layout.path)
+    origin = checkpoint.origin
+    if origin is None:
+        return checkpoint.once(key, lambda: infer(checkpoint, layout))
+    before = structure_of(origin.checkpoint, layout)
+    return checkpoint.once(key, lambda: follow(before, origin, checkpoint))
 
 
-class OfGraph(NamedTuple):
-    """What only a graph tells: `Structure.findings` and `Structure.write`."""
-
-    findings: Findings
-    write: Callable[[Atom], Axis]
-
-
-@dataclass(frozen=True)
-class Structure:
-    """Which axes share a width.
-
-    Attributes:
-        widths: by name, in the order of the graph.
-        axes: the axes of every variable of the checkpoint, slots and averages included.
-        uses: what each axis of a variable does with its widths, in the order of the axes.
-        opaque: the widths that cannot be resized, as it is not known what they are tied to.
-        factors: the constants that move with a width, by its name.
-        follows: the role of each slot and average of another variable, those included that only
-            the ops tell which apply gradients.
-        conflicts: ops that make two axes of different length one, for people.
-        findings: all that the graph says, for what has to be told of its other tensors; None
-            where no graph was read.
-        write: gives the expression of any axis in the findings; what is no width is a number,
-            0 where that is not known, and a slice of an axis that is stored in slices has a name.
-            None where there are no findings.
-        root: what this was made from: the structure of the checkpoint as it was opened, where
-            strategies renamed or left out variables since. None where this is it.
-    """
-
-    widths: Mapping[str, Width]
-    axes: Mapping[str, tuple[Axis, ...]]
-    uses: Mapping[str, tuple[Mapping[str, tuple[Use, ...]], ...]]
-    opaque: tuple[Opaque, ...]
-    factors: Mapping[str, tuple[SizeFactor, ...]]
-    follows: Mapping[str, Role]
-    conflicts: tuple[str, ...]
-    findings: Findings | None
-    write: Callable[[Atom], Axis] | None
-    root: Structure | None = None
-
-    @property
-    def graph(self) -> OfGraph:
-        """The findings, for what cannot do without a graph.
-
-        Raises:
-            InputError: no graph was read.
-        """
-        if self.findings is None or self.write is None:
-            raise InputError(
-                "there is no graph whose tensors could be told; put the .meta file that was saved "
-                "with the checkpoint beside it"
-            )
-        return OfGraph(self.findings, self.write)
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """The size of each width."""
-        return {name: width.size for name, width in self.widths.items()}
-
-
+@without_collections()
 def infer(checkpoint: Checkpoint, layout: Layout | None = None) -> Structure:
     """Tell the structure of a checkpoint from its graph; where there is none, from its names.
 
@@ -142,7 +71,7 @@ def infer(checkpoint: Checkpoint, layout: Layout | None = None) -> Structure:
         PlanError: lengths contradict the layout, or graph and names contradict each other.
         UsageError: the layout is of another checkpoint, or leaves something open.
     """
-    graph = read_graph(checkpoint)
+    graph = read_ordered(checkpoint)
     if graph is not None:
         return infer_from(graph, checkpoint, layout)
     roles = checkpoint.roles()
@@ -152,7 +81,9 @@ def infer(checkpoint: Checkpoint, layout: Layout | None = None) -> Structure:
     return Structure(told.widths, axes, uses, (), {}, followers, (), None, None)
 
 
-def infer_from(graph: Graph, checkpoint: Checkpoint, layout: Layout | None = None) -> Structure:
+def infer_from(
+    graph: OrderedGraph, checkpoint: Checkpoint, layout: Layout | None = None
+) -> Structure:
     """Tell the structure of a checkpoint from a graph, and from a layout if there is one.
 
     Raises:
@@ -175,19 +106,19 @@ def infer_from(graph: Graph, checkpoint: Checkpoint, layout: Layout | None = Non
     carriers = Carriers(findings.analysis)
     for fact in widths.values():
         mark_computed(findings.analysis, fact, carriers)
-    verdicts = {atom: classes.judge(fact) for atom, fact in widths.items()}
-    moving = [atom for atom, verdict in verdicts.items() if verdict.resizable]
+    told = {atom: classes.classify(fact) for atom, fact in widths.items()}
+    moving = [atom for atom, found in told.items() if found.resizable]
     factors = classes.scale_factors(findings.analysis, facts, moving)
     writer = _Writer(names, labels_of(findings.analysis, facts.values(), products))
     axes, uses = _axes(checkpoint, roles, products, facts, names, writer)
     structure = Structure(
         {
-            names[atom]: _width(names[atom], fact, verdicts[atom], findings.analysis, carriers)
+            names[atom]: _width(names[atom], fact, told[atom], findings.analysis, carriers)
             for atom, fact in widths.items()
         },
         axes,
         uses,
-        tuple(_opaque(names[a], f) for a, f in widths.items() if verdicts[a].symmetry == "opaque"),
+        tuple(_opaque(names[a], f) for a, f in widths.items() if told[a].symmetry == "opaque"),
         {
             names[atom]: tuple(
                 SizeFactor(f.node.name, f.number, f.power, f.is_of_products) for f in found
@@ -284,25 +215,25 @@ def _is_fixed(fact: Facts, products: Mapping[Place, Sequence[Product]]) -> bool:
 
 
 def _width(
-    name: str, fact: Facts, verdict: classes.Verdict, analysis: Analysis, carriers: Carriers
+    name: str, fact: Facts, found: classes.Classified, analysis: Analysis, carriers: Carriers
 ) -> Width:
     produced = fact.by_use("produce")
     consumed = fact.by_use("consume")
     rest = list(dict.fromkeys(place.variable for place in fact.places))
-    grows = growth(analysis, fact, carriers) if verdict.resizable else "none"
+    grows = growth(analysis, fact, carriers) if found.resizable else "none"
     return Width(
         name,
         size_of(fact.atom) or 0,
-        verdict.symmetry,
-        verdict.resizable,
+        found.symmetry,
+        found.resizable,
         grows,
         tuple(produced),
         tuple(consumed),
         tuple(n for n in rest if n not in produced and n not in consumed),
-        verdict.why,
-        tuple((what, f"{node.op} {node.name}") for what, node in fact.touches.items()),
+        found.why,
+        tuple((what, classes.named(node)) for what, node in fact.touches.items()),
         grows != "none" and stays_zero(analysis, fact, carriers),
-        normalised(analysis, fact) if verdict.resizable and grows == "none" else None,
+        normalised(analysis, fact) if found.resizable and grows == "none" else None,
     )
 
 

@@ -19,7 +19,6 @@ import json
 import os
 import re
 import reprlib
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
 from converter.errors import ConverterError, PlanError, UsageError, did_you_mean
-from converter.structure.axis import (
+from converter.structure.axes.axis import (
     USES,
     Axis,
     Equation,
@@ -38,11 +37,12 @@ from converter.structure.axis import (
     is_name,
     solve,
 )
+from converter.toml import read_toml
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
-    from converter.structure.followers import Uses
-    from converter.structure.infer import Structure
+    from converter.structure.axes.followers import Uses
+    from converter.structure.structure import Structure
 
 _CLASSES: tuple[str, ...] = get_args(Symmetry)
 _GROWTHS: tuple[str, ...] = get_args(Growth)
@@ -198,7 +198,7 @@ def read_layout(path: str | os.PathLike[str]) -> Layout:
         UsageError: it cannot be read, is no TOML, or says what no layout says.
     """
     path = Path(path)
-    table = _toml(path)
+    table = read_toml(path, "layout")
     for key in table:
         if key not in ("widths", "variables"):
             near = did_you_mean(key, ("widths", "variables")) or "; it has widths and variables"
@@ -311,21 +311,3 @@ def _axis_uses(name: str, item: object, axis: Axis, path: Path) -> Mapping[str, 
             raise UsageError(f"{path}: {name}: there is no use {wrong[0]!r}{near}")
         found[width] = tuple(cast("Use", word) for word in words)
     return found
-
-
-def _toml(path: Path) -> dict[str, object]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-
-    try:
-        table: dict[str, object] = tomllib.loads(path.read_bytes().decode())
-    except OSError as error:
-        raise UsageError(f"{path}: the layout cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: byte {error.start} is no UTF-8, which TOML is") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        said = str(error)
-        raise UsageError(f"{path}: {said[:1].lower()}{said[1:]}") from None
-    return table

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from converter.structure.analysis import Analysis
-from converter.structure.atoms import Atom, Clash, find, unify
-from converter.structure.axis import Axis
-from converter.structure.counts import counts, operands
-from converter.structure.graph import Node, Output
-from converter.structure.infer import Structure
+from converter.graph.node import Node, Output
+from converter.structure.axes.axis import Axis
+from converter.structure.properties.counts import counts, operands
+from converter.structure.structure import Structure
+from converter.structure.tensors.analysis import Analysis
+from converter.structure.tensors.atoms import Atom, Clash, find, unify
 
 _SHAPED = ("shape", "element_shape", "element_shape_except0")
 

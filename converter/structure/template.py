@@ -7,11 +7,11 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from converter.errors import PlanError
-from converter.structure.axis import Axis, Equation, check, solve
+from converter.structure.axes.axis import Axis, Equation, check, solve
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
-    from converter.structure.infer import Structure
+    from converter.structure.structure import Structure
 
 _ADVICE = "the template is of another model, or take --resize"
 

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from converter import (
     Beside,
-    Checkpoint,
     ConverterError,
     InputError,
     PlanError,
     Strategy,
     UsageError,
-    Variable,
     hookimpl,
     option,
 )
 
 if TYPE_CHECKING:
-    from converter.forward.graph import Graph, Node
+    from converter import Checkpoint, Variable
+    from converter.graph.node import Node
+    from converter.graph.written import Graph
 
 _MAX_BYTES = 1 << 20
 _MAX_NODES = 200
@@ -72,6 +72,7 @@ class Bert(Strategy):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.heads is not None and self.heads < 1:
             raise UsageError(f"heads must be at least 1, got {self.heads}")
 
@@ -215,7 +216,7 @@ def _read(given: Path | None, checkpoint: Checkpoint) -> tuple[dict[str, Any], s
 
 
 def _graph(checkpoint: Checkpoint) -> Graph | None:
-    from converter.forward.graph import read_graph
+    from converter.graph.written import read_graph
 
     try:
         return read_graph(checkpoint)
@@ -229,8 +230,10 @@ def _heads_of(checkpoint: Checkpoint) -> int | None:
     name = next(filter(fits, checkpoint), None)
     if name is None or checkpoint.meta is None:
         return None
+    from converter.structure.infer import structure_of
+
     try:
-        structure = checkpoint.structure()
+        structure = structure_of(checkpoint)
     except ConverterError:
         return None
     axes = structure.axes.get(name, ())

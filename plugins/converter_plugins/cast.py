@@ -4,26 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from converter import (
-    Array,
-    Checkpoint,
-    ConverterError,
-    DType,
-    PlanError,
-    Strategy,
-    UsageError,
-    Variable,
-    hookimpl,
-    option,
-    select,
+from converter import ConverterError, PlanError, Strategy, UsageError, hookimpl, option, select
+
+if TYPE_CHECKING:
+    from converter import Array, Checkpoint, DType, Variable
+
+# Spelt here, so that --help imports no numpy. All but float4, which has neither infinity nor NaN,
+# so that nobody would learn what overflowed.
+_FLOATS = (
+    *("float32", "float64", "bfloat16", "float16", "float8_e5m2", "float8_e4m3fn"),
+    *("float8_e4m3fnuz", "float8_e4m3b11fnuz", "float8_e5m2fnuz"),
 )
-from converter.dtype import BY_NAME
-from converter.rounding import round_to
-
-# float4 has neither infinity nor NaN, so that nobody would learn what overflowed.
-_FLOATS = tuple(d.name for d in BY_NAME.values() if d.is_float and d.name != "float4_e2m1fn")
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 
@@ -52,10 +45,13 @@ class Cast(Strategy):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.cast in _INTEGERS and not self.only:
             raise UsageError(f"{self.cast} is for integers; say which ones (--cast-only GLOB)")
 
     def apply(self, checkpoint: Checkpoint) -> Iterable[Variable]:
+        from converter.dtype import BY_NAME
+
         dtype = BY_NAME[self.cast]
         chosen = {name for pattern in self.only for name in select(pattern, checkpoint)}
         for name, variable in checkpoint.items():
@@ -71,6 +67,8 @@ def _cast(variable: Variable, dtype: DType) -> Variable:
     if not old.is_float and old.name not in (*_INTEGERS, "bool"):
         raise PlanError(f"{refused}; narrow --cast-only")
     if dtype.is_float:
+        from converter.rounding import round_to
+
         return variable.map(lambda values: round_to(values, dtype, variable.counts), dtype=dtype)
     bits = 8 * dtype.itemsize
     low, high = (

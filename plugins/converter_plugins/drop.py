@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from converter import Checkpoint, Strategy, UsageError, Variable, hookimpl, option, select
+from converter import Strategy, UsageError, hookimpl, option, select
+
+if TYPE_CHECKING:
+    from converter import Checkpoint, Variable
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Drop(Strategy):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.drop:
             raise UsageError("at least one glob or word is needed")
 

@@ -6,22 +6,12 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
+from converter import Resizer, UsageError, hookimpl, option
 
-from converter import (
-    Array,
-    Coupled,
-    Resizer,
-    Strategy,
-    Units,
-    UsageError,
-    Width,
-    WidthMap,
-    hookimpl,
-    option,
-)
+if TYPE_CHECKING:
+    from converter import Array, Coupled, Strategy, Width, WidthMap
 
 # Every unit has its share, and these are held in memory.
 _LARGEST = 1 << 24
@@ -62,6 +52,8 @@ class Duplicate(Resizer):
             raise UsageError(f"noise must be 0 or a positive number, got {self.noise}")
 
     def width_map(self, width: Width, size: int, coupled: Coupled) -> WidthMap:
+        from converter import Units, WidthMap
+
         produce = Units(size, partial(_copied, width.size, size))
         seed = self.seed if self.shares == "uneven" else None
         shares = partial(_shares, coupled, size, seed)
@@ -76,6 +68,8 @@ class Duplicate(Resizer):
 
 
 def _copied(old: int, size: int) -> Array:
+    import numpy as np
+
     return np.arange(size) % old
 
 
@@ -87,6 +81,8 @@ def _shares(coupled: Coupled, size: int, seed: int | None) -> Array:
         size: how many units there are to be.
         seed: of uneven shares; None for even ones.
     """
+    import numpy as np
+
     old = coupled.size
     rounds = -(-size // old)
     # One row for each round of copies; the last may be incomplete.

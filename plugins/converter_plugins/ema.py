@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from converter import Checkpoint, PlanError, Strategy, Variable, hookimpl, option
+from converter import PlanError, Strategy, hookimpl, option
+
+if TYPE_CHECKING:
+    from converter import Checkpoint, Variable
 
 # TensorFlow's name for the average of a variable, which is also there when the variable is not.
 _SUFFIX = "/ExponentialMovingAverage"

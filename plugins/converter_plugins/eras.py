@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from converter import (
-    Checkpoint,
-    PlanError,
-    Strategy,
-    UsageError,
-    Variable,
-    by_name,
-    hookimpl,
-    matching,
-    option,
-)
-from converter.blocks import block, concatenated, even_sizes
+from converter import PlanError, Strategy, UsageError, by_name, hookimpl, matching, option
 from converter.names.cells import Era
-from converter.names.eras import EraNames, Sharded, era_of, names_in
-from converter.names.evidence import MAX_DEPTH
 from converter.names.follow import followers, following, root_of
 
-Kind = Literal["LSTMBlockCell", "GRUBlockCellV2", "ConvLSTMCell", "static", "own"]
+if TYPE_CHECKING:
+    from converter import Checkpoint, Variable
+    from converter.conventions.layers import Cell
+    from converter.names.eras import EraNames, Sharded
+
+Kind = Literal[
+    "BasicRNNCell",
+    "BasicLSTMCell",
+    "LSTMCell",
+    "LSTMBlockCell",
+    "LSTMBlockFusedCell",
+    "LayerNormBasicLSTMCell",
+    "GRUCell",
+    "GRUBlockCellV2",
+    "ConvLSTMCell",
+    "dynamic",
+    "static",
+    "own",
+]
+_BLOCK = re.compile(r"(?P<scope>(?:.*/)?lstm_cell(?:_\d+)?)/(?:kernel|weights)", re.DOTALL)
+_STACK = re.compile(
+    r"(?P<scope>(?:.*/)?StackRNN)/Layer\d+/BiRNN/[FB]W/.*(?:Matrix|W_0|W)", re.DOTALL
+)
+_BLOCK_OP = "LSTMBlockCell"
 
 
 @dataclass(frozen=True)
@@ -46,8 +57,8 @@ class Eras(Strategy):
     )
     kind: Mapping[str, Kind] = option(
         {},
-        help="what made the scopes that a glob fits, where names don't tell: LSTMBlockCell, "
-        "GRUBlockCellV2, ConvLSTMCell, a static stack of layers, or your own code",
+        help="what made the scopes that a glob fits, where names don't tell: the class of a cell, "
+        "a dynamic or a static stack of layers, or your own code",
         metavar="GLOB=KIND",
     )
     shards: Mapping[str, int] = option(
@@ -60,6 +71,7 @@ class Eras(Strategy):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for glob, count in self.shards.items():
             if count < 1:
                 raise UsageError(f"{glob!r} cannot be in {count} shards; give at least 1")
@@ -86,31 +98,39 @@ class Eras(Strategy):
         return result
 
     def notes(self, checkpoint: Checkpoint) -> Iterable[str]:
+        from converter.names.eras import era_of
+
         names = _of_model(checkpoint)
         era = era_of(checkpoint, names)
-        if era is None:
+        found = self._names(checkpoint)
+        if era is None and not found.renamed:
             yield "no variable has the name of a recurrent cell of TensorFlow 1"
             return
-        found = self._names(checkpoint)
         yield from found.notes
+        if self.eras == "0.12":
+            yield from _basic(_told(checkpoint, names, self.eras), self.kind)
         for shard in found.joined:
             yield (
                 f"{shard.name} is joined from {len(shard.shards)} shards; --eras 0.12 "
                 f"--eras-shards '{shard.name}={len(shard.shards)}' makes them again"
             )
         yield from _left(checkpoint, found.renamed | followers(checkpoint.roles(), found.renamed))
-        if era.eras and self.eras not in era.eras:
+        if era is not None and era.eras and self.eras not in era.eras:
             if not self.bare_slots and "0.12" in era.eras:
                 yield from _scoped(checkpoint)
             yield from _changed(checkpoint, found, era.eras[0])
 
     def _names(self, checkpoint: Checkpoint) -> EraNames:
+        from converter.names.eras import names_in
+
         names = _of_model(checkpoint)
         scopes = _scopes(names)
         classes: dict[str, str] = {}
         for glob, kind in self.kind.items():
             for scope in matching(glob, scopes, "scopes"):
                 classes.setdefault(scope, kind)
+        for scope, told in _told(checkpoint, names, self.eras).items():
+            classes.setdefault(scope, told)
         shards = _partitioned(checkpoint) | by_name(self.shards, names)
         return names_in(self.eras, checkpoint, names, classes=classes, shards=shards)
 
@@ -127,12 +147,65 @@ class Eras(Strategy):
         return renamed
 
 
+def _told(checkpoint: Checkpoint, names: Sequence[str], era: Era) -> dict[str, Kind]:
+    """Return what a graph tells of scopes whose names don't tell what they are in an era."""
+    blocks, stacks = _scopes_of(_BLOCK, names), _scopes_of(_STACK, names)
+    own = dict(_unnamed(checkpoint, names))
+    blocks, stacks = blocks if era == "0.12" else {}, stacks if era in ("1.2", "1.15") else {}
+    if not blocks and not stacks and not own:
+        return {}
+    # Imported where a graph is read: a command is to start at once.
+    from converter.conventions.graph import look
+    from converter.graph.ops import ENTERS, INLINED, LSTM_BLOCKS, WHILES
+
+    seen, _ = look(checkpoint)
+    if seen is None:
+        return {}
+    kinds: dict[str, Kind] = {}
+    for name, scope in blocks.items():
+        if taken := seen.ops_of(name):
+            kinds[scope] = "LSTMBlockCell" if _BLOCK_OP in taken else "LSTMCell"
+    for name, scope in stacks.items():
+        if taken := seen.ops_of(name):
+            kinds[scope] = "dynamic" if taken & (ENTERS | WHILES | INLINED) else "static"
+    for name, cell in own.items():
+        if seen.is_lstm(cell):
+            is_fused = bool(seen.ops_of(name) & LSTM_BLOCKS - {_BLOCK_OP})
+            is_other = cell.projection is not None or cell.peepholes or name.endswith("/W_0")
+            other: Kind = "LSTMCell" if is_other else "BasicLSTMCell"
+            kinds[cell.scope] = "LSTMBlockFusedCell" if is_fused else other
+    return kinds
+
+
+def _basic(told: Mapping[str, Kind], kinds: Mapping[str, Kind]) -> Iterable[str]:
+    """Say which cells could also be of another class, whose variables 0.12 called otherwise."""
+    for scope, kind in told.items():
+        if kind == "BasicLSTMCell" and scope not in kinds:
+            yield (
+                f"{scope} is taken for BasicLSTMCell; if it is LSTMCell, say --eras-kind "
+                f"'{scope}=LSTMCell'"
+            )
+
+
+def _scopes_of(pattern: re.Pattern[str], names: Iterable[str]) -> dict[str, str]:
+    return {name: match["scope"] for name in names if (match := pattern.fullmatch(name))}
+
+
+def _unnamed(checkpoint: Checkpoint, names: Sequence[str]) -> Iterable[tuple[str, Cell]]:
+    """Return what may be an LSTM in a scope that the code named, by the name of its kernel."""
+    from converter.conventions.cells import unnamed
+
+    return unnamed({name: checkpoint[name].shape for name in names}, {})
+
+
 def _of_model(checkpoint: Checkpoint) -> list[str]:
     return [name for name, role in checkpoint.roles().items() if role.kind == "model"]
 
 
 def _scopes(names: Iterable[str]) -> list[str]:
     """Return all scopes that names stand in."""
+    from converter.names.evidence import MAX_DEPTH
+
     found: dict[str, None] = {}
     for name in names:
         parts = name.split("/", MAX_DEPTH)
@@ -180,6 +253,8 @@ def _scoped(checkpoint: Checkpoint) -> Iterable[str]:
 
 def _changed(checkpoint: Checkpoint, found: EraNames, era: Era) -> Iterable[str]:
     """Say which names would be others if the new ones were brought back."""
+    from converter.names.eras import names_in
+
     joined = {shard.name for shard in found.joined}
     split = {shard.name for shard in found.split}
     before = {
@@ -207,6 +282,8 @@ def _joined(
     shards: Mapping[str, tuple[str, ...]],
 ) -> Variable:
     """Return what all the `olds` become that would have one name: shards are joined."""
+    from converter.blocks import concatenated
+
     roots = {root_of(checkpoint.roles(), old): old for old in olds}
     order = next((shards[root] for root in roots if root in shards), ())
     if sorted(order) != sorted(roots) or len(roots) != len(olds):
@@ -226,6 +303,8 @@ def _split(
     checkpoint: Checkpoint, variable: Variable, sharded: Sharded, renamed: Mapping[str, str]
 ) -> list[Variable]:
     """Return the shards of a variable, or of a slot of it."""
+    from converter.blocks import block, even_sizes
+
     whole = checkpoint[sharded.name]
     if variable.shape != whole.shape:
         raise PlanError(

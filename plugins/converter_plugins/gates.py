@@ -6,23 +6,15 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from converter import (
-    Checkpoint,
-    PlanError,
-    Strategy,
-    UsageError,
-    Variable,
-    hookimpl,
-    matching,
-    option,
-)
-from converter.blocks import block, concatenated
+from converter import PlanError, Strategy, UsageError, hookimpl, matching, option
 from converter.names.follow import root_of
 from converter.names.gates import GatePattern, letter_of, ordered, read_order
-from converter_plugins.fusion import Fused, shifted, with_slots
-from converter_plugins.kernels import kernel_of
+
+if TYPE_CHECKING:
+    from converter import Checkpoint, Variable
+    from converter_plugins.fusion import Fused
 
 _PARTS = {"wx+wt": "kernel", "bi": "bias"}
 _FORGET = (
@@ -78,6 +70,7 @@ class Gates(Strategy):
     bias_rows: bool = option(False, help="split biases into [1, units] and not [units]")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         read_order(self.order)
         if self.old is not None:
             read_order(self.old)
@@ -97,6 +90,8 @@ class Gates(Strategy):
     def apply(self, checkpoint: Checkpoint) -> Iterable[Variable]:
         if self.gates == "reorder":
             return self._reordered(checkpoint)
+        from converter_plugins.fusion import with_slots
+
         join = self.gates == "join"
         fused = with_slots(checkpoint, self._fused(checkpoint), join=join)
         home = {name: one for one in fused for name in (one.all_pieces if join else [one.name])}
@@ -224,6 +219,8 @@ class Gates(Strategy):
                 raise UsageError("old says the order of some variables; say of which: --gates-only")
             yield from ((name, read_order(self.old)) for name in names)
             return
+        from converter_plugins.kernels import kernel_of
+
         biases: defaultdict[str, list[str]] = defaultdict(list)
         for name in names:
             scope, _, leaf = name.rpartition("/")
@@ -242,6 +239,9 @@ class Gates(Strategy):
     def _moved(
         self, variable: Variable, old: Sequence[str], order: Sequence[str], *, is_value: bool
     ) -> Variable:
+        from converter.blocks import block, concatenated
+        from converter_plugins.fusion import shifted
+
         units, rest = divmod(variable.shape[-1], len(order))
         if rest:
             raise PlanError(
@@ -262,6 +262,8 @@ class Gates(Strategy):
 def _named(
     name: str, grid: tuple[tuple[str, ...], ...], gates: Sequence[str], *, is_bias: bool
 ) -> Fused:
+    from converter_plugins.fusion import Fused
+
     letters = [letter_of(gate) for gate in gates]
     forget = letters.index("f") if is_bias and "f" in letters else None
     return Fused(name, grid, forget, is_bias)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from converter import Strategy, hookimpl
-from converter.conventions.convention import Convention, Converted, Note, Refused
+from converter.conventions.convention import Convention
+from converter.conventions.converted import Converted, Note, Refused
 
 if TYPE_CHECKING:
     from converter.conventions.layers import Cell, Layer

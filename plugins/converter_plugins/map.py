@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from converter import (
-    Beside,
-    Checkpoint,
-    PlanError,
-    Region,
-    Strategy,
-    UsageError,
-    Variable,
-    expressions,
-    hookimpl,
-    option,
-)
+from converter import Beside, PlanError, Strategy, UsageError, expressions, hookimpl, option
 from converter.errors import printable
+
+if TYPE_CHECKING:
+    from converter import Checkpoint, Region, Variable
 
 
 @dataclass(frozen=True)
@@ -50,6 +42,7 @@ class Map(Strategy):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         expressions.check({**self.map, **self.transpose}, "drop leaves variables out")
         if twice := self.map.keys() & self.transpose.keys():
             raise UsageError(f"{min(twice)!r} is a rule of both map and transpose")

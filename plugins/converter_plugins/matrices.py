@@ -1,4 +1,4 @@
-"""Reads the matrices of `project` from files."""
+"""The matrices of `project`: drawn, computed from what makes the units, or read from files."""
 
 from __future__ import annotations
 
@@ -12,10 +12,44 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib import format as npy
 
-from converter import Array, InputError, PlanError, open_checkpoint
+from converter import Array, Coupled, InputError, Matrix, PlanError, open_checkpoint
 
 _UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 _HEADER_BYTES = 1 << 14
+
+
+def gaussian(coupled: Coupled, seed: int, shape: tuple[int, int]) -> Array:
+    """Return random numbers of variance 1/N, independent of one another."""
+    return coupled.random(seed).normal(0, shape[1] ** -0.5, shape)
+
+
+def orthonormal(coupled: Coupled, seed: int, shape: tuple[int, int]) -> Array:
+    """Return a matrix with orthonormal rows or columns, whichever are fewer, drawn evenly."""
+    tall = (max(shape), min(shape))
+    q, r = np.linalg.qr(coupled.random(seed).standard_normal(tall))
+    # Without it the signs would not be those of chance.
+    q *= np.where(np.diagonal(r) < 0, -1, 1)
+    found: Array = q if shape == tall else q.T
+    return found
+
+
+def principal(coupled: Coupled, size: int) -> Array:
+    """Return the directions (n, size) in which what makes the units is largest, by its squares."""
+    squares = np.zeros((coupled.size, coupled.size))
+    for rows in coupled.rows("produce"):
+        squares += rows.T @ rows
+    _, directions = np.linalg.eigh(squares)
+    found: Array = directions[:, ::-1][:, :size].copy()
+    # Of a direction and its opposite the one whose largest entry is positive.
+    signs = np.sign(found[np.abs(found).argmax(axis=0), np.arange(size)])
+    found *= signs
+    return found
+
+
+def undoing(produce: Matrix) -> Matrix:
+    """Return the pseudo-inverse."""
+    old, new = produce.shape
+    return Matrix((new, old), lambda: np.linalg.pinv(produce.values))
 
 
 class Matrices(NamedTuple):
@@ -122,7 +156,8 @@ def _npy(path: Path, shape: tuple[int, int]) -> Array:
         with path.open("rb") as file:
             return _array(file.read(_most_bytes(shape) + 1), shape)
     except _UNREADABLE as error:
-        raise InputError(f"{path}: it is no readable .npy file ({error})") from None
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: it is no readable .npy file ({why})") from None
 
 
 def _most_bytes(shape: tuple[int, int]) -> int:

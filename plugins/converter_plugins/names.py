@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from converter import Checkpoint, PlanError, Strategy, Variable, hookimpl, option
+from converter import PlanError, Strategy, hookimpl, option
 from converter.names.follow import followers
-from converter.structure.flow import VARIABLES
-from converter.structure.graph import read_graph
-from converter.structure.variables import bind
+
+if TYPE_CHECKING:
+    from converter import Checkpoint, Variable
 
 _PART = re.compile(r"/part_\d+\Z")
 
@@ -59,7 +59,11 @@ class Names(Strategy):
 
 def _in_graph(checkpoint: Checkpoint) -> dict[str, str]:
     """Return the name in the graph of each variable that it has."""
-    graph = read_graph(checkpoint)
+    from converter.graph.ops import VARIABLES
+    from converter.graph.ordered import read_ordered
+    from converter.structure.tensors.variables import bind
+
+    graph = read_ordered(checkpoint)
     if graph is None:
         raise PlanError(
             f"{checkpoint.path}: there is no graph beside it (a .meta file), which would tell the "

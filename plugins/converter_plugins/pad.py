@@ -5,22 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from converter import (
-    Checkpoint,
-    Coupled,
-    Initializer,
-    PlanError,
-    Resizer,
-    Strategy,
-    Units,
-    Width,
-    WidthMap,
-    hookimpl,
-    option,
-)
-from converter.resize.units import ZEROS
+from converter import Initializer, PlanError, Resizer, hookimpl, option
+from converter.initializer import Zeros
+
+if TYPE_CHECKING:
+    from converter import Checkpoint, Coupled, Strategy, Width, WidthMap
 
 
 @dataclass(frozen=True)
@@ -37,12 +28,14 @@ class Pad(Resizer):
     """
 
     name: ClassVar[str] = "pad"
-    fill: Initializer = option(ZEROS, help="what makes the new units: zeros, glorot_uniform, ...")
+    fill: Initializer = option(Zeros(), help="what makes the new units: zeros, glorot_uniform, ...")
     output_bias: float | None = option(
         None, help="the biases of new outputs: -1e4 keeps new classes or words out of a softmax"
     )
 
     def width_map(self, width: Width, size: int, coupled: Coupled) -> WidthMap:
+        from converter import Units, WidthMap
+
         units = Units.first(width.size, size)
         if width.normalised is not None:
             # Zeros count in its mean squares, which what makes the width makes up for.
@@ -50,7 +43,7 @@ class Pad(Resizer):
             centred = width.normalised.is_centred
             return WidthMap(units, units, gain=1 / scale, rescale=scale, is_centred=centred)
         # Where new units have to be zero to change nothing, nothing else is drawn.
-        fill = ZEROS if width.growth == "zero" else self.fill
+        fill = Zeros() if width.growth == "zero" else self.fill
         bias = self.output_bias if _is_output(width) else None
         if bias is not None and not width.followed_by:
             raise PlanError(
@@ -69,10 +62,13 @@ class Pad(Resizer):
                 and resized.name in known
                 and _is_output(known[resized.name])
             ):
+                is_told = "softmax" in dict(known[resized.name].touches)
+                what = (
+                    "count in a softmax" if is_told else "would count in a softmax, if one follows"
+                )
                 yield (
-                    f"{resized.name}: new outputs count in a softmax, zeros too; "
-                    f"--pad-output-bias -1e4 keeps them out, --pad-fill match makes them like the "
-                    f"old ones"
+                    f"{resized.name}: new outputs {what}, zeros too; --pad-output-bias -1e4 keeps "
+                    f"them out, --pad-fill match makes them like the old ones"
                 )
 
     def refusal(self, width: Width, size: int) -> str | None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from converter import Checkpoint, PlanError, Strategy, Variable, expressions, hookimpl, option
+from converter import PlanError, Strategy, expressions, hookimpl, option
+
+if TYPE_CHECKING:
+    from converter import Checkpoint, Variable
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Paths(Strategy):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         expressions.check(self.paths, "drop leaves variables out")
 
     def apply(self, checkpoint: Checkpoint) -> Iterable[Variable]:

@@ -6,24 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
+from converter import PlanError, Resizer, UsageError, hookimpl, option
 
-from converter import (
-    Array,
-    Coupled,
-    Matrix,
-    PlanError,
-    Resizer,
-    Strategy,
-    UsageError,
-    Width,
-    WidthMap,
-    hookimpl,
-    option,
-)
-from converter_plugins.matrices import read_matrices
+if TYPE_CHECKING:
+    from converter import Array, Coupled, Strategy, Width, WidthMap
 
 _LARGEST = 1 << 27
 
@@ -67,24 +55,29 @@ class Project(Resizer):
             raise UsageError("transposed is about the matrix of a file; give --project-matrix FILE")
 
     def width_map(self, width: Width, size: int, coupled: Coupled) -> WidthMap:
+        from converter import Matrix, WidthMap
+        from converter_plugins import matrices
+
         shape = (width.size, size)
         if self.matrix is not None:
-            given = read_matrices(self.matrix, width.name, shape, transposed=self.transposed)
+            given = matrices.read_matrices(
+                self.matrix, width.name, shape, transposed=self.transposed
+            )
             produce = Matrix.of(given.produce)
             if given.consume is not None:
                 return WidthMap(produce, Matrix.of(given.consume))
-            return WidthMap(produce, _undoing(produce))
+            return WidthMap(produce, matrices.undoing(produce))
         if self.by == "pca" and not (width.produced_by or coupled.structure.findings is None):
             raise PlanError(
                 f"{width.name}: no variable makes its units, so they have no principal components; "
                 f"choose another matrix (--project-by orthonormal)"
             )
         if self.by == "gaussian":
-            produce = Matrix(shape, partial(_gaussian, coupled, self.seed, shape))
-            return WidthMap(produce, _undoing(produce))
+            produce = Matrix(shape, partial(matrices.gaussian, coupled, self.seed, shape))
+            return WidthMap(produce, matrices.undoing(produce))
         make: Mapping[str, Callable[[], Array]] = {
-            "orthonormal": partial(_orthonormal, coupled, self.seed, shape),
-            "pca": partial(_principal, coupled, size),
+            "orthonormal": partial(matrices.orthonormal, coupled, self.seed, shape),
+            "pca": partial(matrices.principal, coupled, size),
         }
         produce = Matrix(shape, make[self.by])
         return WidthMap(produce, produce.T)
@@ -100,38 +93,6 @@ class Project(Resizer):
                 f"(--project-lossy)"
             )
         return None
-
-
-def _gaussian(coupled: Coupled, seed: int, shape: tuple[int, int]) -> Array:
-    return coupled.random(seed).normal(0, shape[1] ** -0.5, shape)
-
-
-def _orthonormal(coupled: Coupled, seed: int, shape: tuple[int, int]) -> Array:
-    """Return a matrix with orthonormal rows or columns, whichever are fewer, drawn evenly."""
-    tall = (max(shape), min(shape))
-    q, r = np.linalg.qr(coupled.random(seed).standard_normal(tall))
-    # Without it the signs would not be those of chance.
-    q *= np.where(np.diagonal(r) < 0, -1, 1)
-    found: Array = q if shape == tall else q.T
-    return found
-
-
-def _principal(coupled: Coupled, size: int) -> Array:
-    """Return the directions (n, size) in which what makes the units is largest, by its squares."""
-    squares = np.zeros((coupled.size, coupled.size))
-    for rows in coupled.rows("produce"):
-        squares += rows.T @ rows
-    _, directions = np.linalg.eigh(squares)
-    found: Array = directions[:, ::-1][:, :size].copy()
-    # Of a direction and its opposite the one whose largest entry is positive.
-    signs = np.sign(found[np.abs(found).argmax(axis=0), np.arange(size)])
-    found *= signs
-    return found
-
-
-def _undoing(produce: Matrix) -> Matrix:
-    old, new = produce.shape
-    return Matrix((new, old), lambda: np.linalg.pinv(produce.values))
 
 
 @hookimpl

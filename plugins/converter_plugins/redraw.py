@@ -22,10 +22,11 @@ from converter import (
     select,
     shape_of,
 )
-from converter.drawing import Block, Drawing, Values, fans
+from converter.drawing import Block, Drawing, fans
 from converter.initializers import Constant, Identity, Ones
 from converter.names.fresh import COPIES, fresh_value
 from converter.patterns import nearest
+from converter.values import Values
 from converter.variable import whole
 from converter_plugins.kernels import Kernel, adds_forget_bias, kernel_of, start_of
 

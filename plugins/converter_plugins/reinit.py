@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from converter import Checkpoint, Initializer, Strategy, UsageError, Variable, hookimpl, option
+from converter import Initializer, Strategy, UsageError, hookimpl, option
 
 if TYPE_CHECKING:
+    from converter import Checkpoint, Variable
     from converter_plugins.redraw import Redraw
 
 
@@ -54,6 +55,7 @@ class Reinit(Strategy):
     seed: int = option(0, help="another one gives other values")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         given = (*self.reinit.values(), *self.input.values(), *self.hidden.values())
         if not given:
             raise UsageError("nothing is to be drawn; give --reinit 'GLOB=INITIALIZER'")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from converter import Checkpoint, PlanError, Strategy, Variable, expressions, hookimpl, option
+from converter import PlanError, Strategy, expressions, hookimpl, option
 from converter.names.follow import followers
+
+if TYPE_CHECKING:
+    from converter import Checkpoint, Variable
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Rename(Strategy):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         expressions.check(self.rename, "drop leaves variables out")
 
     def apply(self, checkpoint: Checkpoint) -> Iterable[Variable]:

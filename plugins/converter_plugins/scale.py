@@ -6,24 +6,14 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
+from converter import PlanError, Strategy, UsageError, by_name, hookimpl, option
 
-from converter import (
-    Array,
-    Checkpoint,
-    PlanError,
-    Region,
-    Strategy,
-    UsageError,
-    Variable,
-    by_name,
-    hookimpl,
-    option,
-)
-from converter.rounding import round_to
-from converter_plugins.statistics import read_mean_abs
+if TYPE_CHECKING:
+    import numpy as np
+
+    from converter import Array, Checkpoint, Region, Variable
 
 
 @dataclass(frozen=True)
@@ -50,6 +40,7 @@ class Scale(Strategy):
     floor: float = option(1e-6, help="what smaller statistics count as, so that none divides by 0")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.scale and self.statistics is None:
             raise UsageError(
                 "factors or statistics are needed; give --scale 'GLOB=FACTOR' or "
@@ -62,6 +53,8 @@ class Scale(Strategy):
             raise UsageError(f"floor must be a positive number, got {self.floor}")
 
     def apply(self, checkpoint: Checkpoint) -> Iterable[Variable]:
+        import numpy as np
+
         factors: dict[str, np.ndarray[Any, Any]] = {
             name: np.asarray(factor, np.float64)
             for name, factor in by_name(self.scale, checkpoint).items()
@@ -91,11 +84,18 @@ class Scale(Strategy):
             )
 
     def _mean_abs(self, checkpoint: Checkpoint) -> Mapping[str, np.ndarray[Any, Any]]:
-        return {} if self.statistics is None else read_mean_abs(self.statistics, checkpoint)
+        if self.statistics is None:
+            return {}
+        from converter_plugins.statistics import read_mean_abs
+
+        return read_mean_abs(self.statistics, checkpoint)
 
 
 def _scaled(variable: Variable, factor: np.ndarray[Any, Any]) -> Variable:
     """Multiply by a factor of shape () or (size of the last axis,)."""
+    import numpy as np
+
+    from converter.rounding import round_to
 
     def load(region: Region) -> Array:
         values = variable.load(region)

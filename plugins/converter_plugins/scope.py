@@ -5,21 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from converter import (
-    Checkpoint,
-    PlanError,
-    Strategy,
-    UsageError,
-    Variable,
-    hookimpl,
-    open_checkpoint,
-    option,
-)
-from converter.names import Role
+from converter import PlanError, Strategy, UsageError, hookimpl, option
 from converter.names.follow import followers
 from converter.patterns import nearest
+
+if TYPE_CHECKING:
+    from converter import Checkpoint, Variable
+    from converter.names import Role
 
 
 @dataclass(frozen=True)
@@ -47,6 +41,7 @@ class Scope(Strategy):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.scope:
             raise UsageError("at least one scope is needed")
         given: set[str] = set()
@@ -62,7 +57,7 @@ class Scope(Strategy):
 
     def apply(self, checkpoint: Checkpoint) -> Iterable[Variable]:
         renamed = self._renamed(checkpoint)
-        template = None if self.fill is None else open_checkpoint(self.fill)
+        template = self._template()
         taken: dict[str, str] = {}
         result = []
         for name, variable in checkpoint.items():
@@ -95,8 +90,14 @@ class Scope(Strategy):
                 f"{len(left)} slots and averages keep names that don't hold their variable's, such "
                 f"as {left[0]}; rename them by a pattern"
             )
-        if self.fill is not None:
-            yield from self._filled(checkpoint, renamed, open_checkpoint(self.fill))
+        template = self._template()
+        if template is not None:
+            yield from self._filled(checkpoint, renamed, template)
+
+    def _template(self) -> Checkpoint | None:
+        from converter import open_checkpoint
+
+        return None if self.fill is None else open_checkpoint(self.fill)
 
     def _filled(
         self, checkpoint: Checkpoint, renamed: Mapping[str, str], template: Checkpoint

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
+from converter import Resizer, hookimpl, option
 
-from converter import Array, Coupled, Resizer, Strategy, Units, Width, WidthMap, hookimpl, option
+if TYPE_CHECKING:
+    from converter import Array, Coupled, Strategy, Width, WidthMap
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Select(Resizer):
     )
 
     def width_map(self, width: Width, size: int, coupled: Coupled) -> WidthMap:
+        from converter import Units, WidthMap
+
         choices = {
             "norm": partial(_strongest, coupled, size),
             "uniform": partial(_evenly_spread, width.size, size),
@@ -48,6 +51,8 @@ class Select(Resizer):
 
 
 def _strongest(coupled: Coupled, size: int) -> Array:
+    import numpy as np
+
     # Not the statistics of a normalisation, whose size says nothing.
     squares = coupled.squares("produce", "consume", "shift", "gain")
     # Of units that are equal the first stays.
@@ -56,12 +61,16 @@ def _strongest(coupled: Coupled, size: int) -> Array:
 
 
 def _evenly_spread(old: int, size: int) -> Array:
+    import numpy as np
+
     if size and old % size == 0:
         return np.arange(size) * (old // size)
     return np.round(np.linspace(0, old - 1, size)).astype(np.int64)
 
 
 def _drawn(coupled: Coupled, size: int, seed: int) -> Array:
+    import numpy as np
+
     return np.sort(coupled.random(seed).permutation(coupled.size)[:size])
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from converter import Strategy, hookimpl, option
-from converter.conventions.convention import Convention, Converted, Note, Refused
+from converter.conventions.convention import Convention
+from converter.conventions.converted import Converted, Note, Refused
 
 if TYPE_CHECKING:
     from converter.conventions.layers import Cell, Layer

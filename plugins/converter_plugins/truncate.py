@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from converter import Coupled, Resizer, Strategy, Units, Width, WidthMap, hookimpl
+from converter import Resizer, hookimpl
+
+if TYPE_CHECKING:
+    from converter import Coupled, Strategy, Width, WidthMap
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class Truncate(Resizer):
     name: ClassVar[str] = "truncate"
 
     def width_map(self, width: Width, size: int, coupled: Coupled) -> WidthMap:
+        from converter import Units, WidthMap
+
         units = Units.first(width.size, size)
         return WidthMap(units, units)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from converter.structure.axis import Use
+from converter.structure.axes.axis import Use
 from converter.structure.cells.layer import (
     Known,
     Layer,

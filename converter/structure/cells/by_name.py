@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from converter.structure.axis import Axis, Blocks, Width
+from converter.structure.axes.axis import Axis, Blocks, Width
+from converter.structure.axes.followers import Axes, Uses, follows
+from converter.structure.axes.scopes import scope_of
 from converter.structure.cells.bert import berts
 from converter.structure.cells.layer import Known, Layer, Names, Shapes, fixed, one
 from converter.structure.cells.links import Links
@@ -20,8 +22,6 @@ from converter.structure.declare import (
     substituted,
     with_members,
 )
-from converter.structure.followers import Axes, Uses, follows
-from converter.structure.naming import scope_of
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint

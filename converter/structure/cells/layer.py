@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from converter.structure.axis import Axis, Blocks, Growth, Symmetry, Term, Use, is_name
-from converter.structure.followers import Axes, Uses
+from converter.structure.axes.axis import Axis, Blocks, Growth, Symmetry, Term, Use, is_name
+from converter.structure.axes.followers import Axes, Uses
 
 Shapes = Mapping[str, tuple[int, ...]]
 Kind = Literal["cell", "dense", "embedding", "norm", "other"]

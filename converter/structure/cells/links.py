@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
-from converter.structure.axis import Axis
+from converter.structure.axes.axis import Axis
 from converter.structure.cells.layer import Layer, one
 from converter.structure.cells.stacks import Stacks, numbered
 

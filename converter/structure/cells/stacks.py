@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from converter.structure.axis import Axis
+from converter.structure.axes.axis import Axis
 from converter.structure.cells.layer import Layer, joined
 
 _STACKS = ("multirnncell", "stackbidirectionalrnn", "stackrnn")

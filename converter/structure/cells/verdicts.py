@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from converter.structure.axis import Axis
+from converter.structure.axes.axis import Axis
+from converter.structure.axes.followers import Axes
 from converter.structure.cells.layer import Known, Layer
 from converter.structure.cells.links import Links, is_output
-from converter.structure.followers import Axes
 
 _FEW = 3
 

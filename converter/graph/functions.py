@@ -1,0 +1,164 @@
+"""Calls of functions, replaced by the nodes of the functions.
+
+A call leaves a node of its own name behind, of one of three kinds that are no ops of TensorFlow:
+`_Join` gives out what either branch of a condition gives; `_Loop` takes one variable of a loop as
+it comes in, and as it is after a turn, and gives it out. `_Return` gives out each of its inputs; it
+is left out where something takes these, which then takes them from where they come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from typing import Any
+
+from converter.errors import InputError
+from converter.graph.node import Node, Tensor, encoded, read_node, tensor, text_of
+from converter.graph.ops import CALLS, CASES, IFS, INLINED, WHILES
+
+_MAX_NODES = 1 << 20
+_MAX_DEPTH = 24
+
+# At which port an output begins that is called by its name, where it is not the first one.
+_PORTS: Mapping[str, tuple[str, ...]] = {
+    "BlockLSTM": ("i", "cs", "f", "o", "ci", "co", "h"),
+    "BlockLSTMV2": ("i", "cs", "f", "o", "ci", "co", "h"),
+    "CudnnRNN": ("output", "output_h", "output_c", "reserve_space"),
+    "CudnnRNNV2": ("output", "output_h", "output_c", "reserve_space", "host_reserved"),
+    "CudnnRNNV3": ("output", "output_h", "output_c", "reserve_space", "host_reserved"),
+    "FusedBatchNorm": ("y", "batch_mean", "batch_variance"),
+    "FusedBatchNormV2": ("y", "batch_mean", "batch_variance"),
+    "FusedBatchNormV3": ("y", "batch_mean", "batch_variance"),
+    "GRUBlockCell": ("r", "u", "c", "h"),
+    "LSTMBlockCell": ("i", "cs", "f", "o", "ci", "co", "h"),
+    "Merge": ("output", "value_index"),
+    "SoftmaxCrossEntropyWithLogits": ("loss", "backprop"),
+    "SparseSoftmaxCrossEntropyWithLogits": ("loss", "backprop"),
+    "Switch": ("output_false", "output_true"),
+    "TensorArrayV3": ("handle", "flow"),
+    "TensorListPopBack": ("output_handle", "tensor"),
+    "TopKV2": ("values", "indices"),
+    "Unique": ("y", "idx"),
+    "UniqueV2": ("y", "idx"),
+}
+
+
+def inline(definition: Any, subject: str) -> list[Node]:
+    """Return the nodes of a GraphDef with all calls replaced.
+
+    Raises:
+        InputError: two nodes have one name, or the functions call each other without end.
+    """
+    functions = {function.signature.name: function for function in definition.library.function}
+    found: list[Node] = []
+    names: set[str] = set()
+    waiting = [(read_node(message), 0) for message in definition.node]
+    waiting.reverse()
+    while waiting:
+        node, depth = waiting.pop()
+        if node.name in names:
+            raise InputError(f"{subject}: two nodes are named {node.name}; it is damaged")
+        names.add(node.name)
+        bodies = _bodies(node, functions)
+        if not bodies:
+            found.append(node)
+            continue
+        if depth == _MAX_DEPTH or len(found) + len(waiting) > _MAX_NODES:
+            raise InputError(f"{subject}: its functions call each other without end; it is damaged")
+        for new in _replaced(node, bodies):
+            if new.op in INLINED:
+                found.append(new)
+                names.add(new.name)
+            else:
+                waiting.append((new, depth + 1))
+    return _without_returns(found)
+
+
+def _without_returns(nodes: list[Node]) -> list[Node]:
+    """Take what calls return from where it comes, and leave out the calls that are taken from."""
+    returns = {node.name: node.sources for node in nodes if node.op == "_Return"}
+    if not returns:
+        return nodes
+    taken: set[str] = set()
+
+    def source(given: Tensor) -> Tensor:
+        # Calls may be nested in each other's results, though not in circles for long.
+        for _ in range(_MAX_DEPTH + 1):
+            if given.node not in returns or given.port >= len(returns[given.node]):
+                break
+            taken.add(given.node)
+            given = returns[given.node][given.port]
+        return given
+
+    for node in nodes:
+        node.sources = tuple(map(source, node.sources))
+    return [node for node in nodes if node.name not in taken]
+
+
+def _bodies(node: Node, functions: Mapping[bytes, Any]) -> list[Any]:
+    """Return the functions that a node calls; none where they are not in the graph."""
+    if node.op in CALLS:
+        names = [node.attributes["f"].func.name] if "f" in node.attributes else []
+    elif node.op in WHILES:
+        names = [node.attributes["body"].func.name] if "body" in node.attributes else []
+    elif node.op in IFS:
+        keys = ("then_branch", "else_branch")
+        names = [node.attributes[key].func.name for key in keys if key in node.attributes]
+    elif node.op in CASES and "branches" in node.attributes:
+        names = [function.name for function in node.attributes["branches"].list.func]
+    else:
+        # TensorFlow 1 calls a function by an op of the function's name.
+        names = [encoded(node.op)] if functions else []
+    bodies = [functions[name] for name in names if name in functions]
+    return bodies if len(bodies) == len(names) else []
+
+
+def _replaced(call: Node, bodies: list[Any]) -> Iterator[Node]:
+    if call.op in WHILES:
+        arguments = [Tensor(f"{call.name}/_turn_{i}") for i in range(len(call.sources))]
+        for argument, source in zip(arguments, call.sources, strict=True):
+            yield Node(argument.node, "Identity", (source,), {})
+        returned = yield from _body(call, bodies[0], "", arguments)
+        joined = []
+        for i, (before, after) in enumerate(zip(arguments, returned, strict=False)):
+            joined.append(Tensor(f"{call.name}/_loop_{i}"))
+            yield Node(joined[-1].node, "_Loop", (before, after), {})
+    elif call.op in IFS | CASES:
+        results = []
+        for number, body in enumerate(bodies):
+            results.append((yield from _body(call, body, f"_branch_{number}/", call.sources[1:])))
+        joined = []
+        for i, sources in enumerate(zip(*results, strict=False)):
+            joined.append(Tensor(f"{call.name}/_join_{i}"))
+            yield Node(joined[-1].node, "_Join", sources, {})
+    else:
+        joined = yield from _body(call, bodies[0], "", call.sources)
+    yield Node(call.name, "_Return", tuple(joined), call.attributes)
+
+
+def _body(
+    call: Node, body: Any, inner: str, arguments: Iterable[Tensor]
+) -> Generator[Node, None, list[Tensor]]:
+    """Yield the nodes of a function's body; return what the function returns."""
+    scope = f"{call.name}/{inner}"
+    given = {text_of(a.name): v for a, v in zip(body.signature.input_arg, arguments, strict=False)}
+    ops = {text_of(node.name): text_of(node.op) for node in body.node_def}
+
+    def resolve(inside: Tensor) -> Tensor:
+        """Return what `name:output:1` is outside of the function, where outputs have no names."""
+        name, _, output = inside.node.partition(":")
+        if name in given:
+            return given[name]
+        ports = _PORTS.get(ops.get(name, ""), ())
+        first = ports.index(output) if output in ports else 0
+        return Tensor(scope + name, first + inside.port)
+
+    origin = text_of(body.signature.name)
+    for message in body.node_def:
+        node = read_node(message)
+        node.sources = tuple(map(resolve, node.sources))
+        node.origin = (origin, node.name)
+        node.name = scope + node.name
+        yield node
+    returned = {text_of(entry.key): tensor(text_of(entry.value)) for entry in body.ret}
+    outputs = [text_of(argument.name) for argument in body.signature.output_arg]
+    return [resolve(returned[name]) for name in outputs if name in returned]

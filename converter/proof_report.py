@@ -1,0 +1,101 @@
+"""What a proof says: in a line, as plain data, and as the error that keeps an output back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from converter.errors import ConverterError
+from converter.proof import Proof
+
+if TYPE_CHECKING:
+    from converter.forward.feeds import Feeds
+    from converter.forward.find import Forward
+    from converter.plan import Plan
+
+
+def verdict(proof: Proof) -> str:
+    """Return what a proof says, in one line."""
+    failed = [found.name for found in proof.outputs if found.passed is False]
+    compared = sum(found.passed is not None for found in proof.outputs)
+    within = f"within {proof.tolerance:g} of the scale"
+    if failed:
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        return f"failed  {failed[0]}{more} is not {within}"
+    if not compared:
+        return "failed  no output could be compared"
+    outputs = f"{compared:,} output{'' if compared == 1 else 's'}"
+    return f"passed  {outputs} {within}, {on_which(proof.feeds)}"
+
+
+def on_which(feeds: Feeds) -> str:
+    """Say where inputs came from."""
+    return "on drawn inputs" if feeds.drawn else "on the given inputs"
+
+
+def refuse(plan: Plan, proof: Proof, *, is_written: bool) -> None:
+    """Raise where an output does not compute what its source does.
+
+    Args:
+        plan: what is converted.
+        proof: what came of running both.
+        is_written: whether there is an output that will not be published.
+
+    Raises:
+        ConverterError: they do not compute the same.
+    """
+    if proof.passed:
+        return
+    how = "; nothing was published" if is_written else ""
+    if not plan.is_exact:
+        how += ". The plan says that they change: --tolerance says how far they may"
+    raise ConverterError(
+        f"{plan.source.path}: the output does not compute the same: "
+        f"{verdict(proof).removeprefix('failed  ')}{how}"
+    )
+
+
+def input_entries(forward: Forward, feeds: Feeds) -> Iterator[dict[str, Any]]:
+    """Yield what a graph was fed as plain data, input by input."""
+    for found in forward.inputs:
+        value = feeds.values.get(found.tensor)
+        if value is None:
+            continue
+        source = "given"
+        if found.tensor in feeds.drawn:
+            source = "drawn"
+        elif found.value is not None and found.tensor not in feeds.given:
+            source = "decided"
+        yield {
+            "name": str(found.tensor),
+            "dtype": found.dtype.name if found.dtype else str(value.dtype),
+            "shape": list(value.shape),
+            "source": source,
+            "value": value.item() if value.shape == () and value.dtype.kind in "biuf" else None,
+        }
+
+
+def proof_json(proof: Proof) -> dict[str, object]:
+    """Return a proof as plain data."""
+    return {
+        "graph": str(proof.forward.graph.path),
+        "inputs": list(input_entries(proof.forward, proof.feeds)),
+        "outputs": [
+            {
+                "name": found.name,
+                "dtype": found.dtype,
+                "shape": list(found.shape),
+                "largest": found.largest,
+                "scale": found.scale,
+                "error": found.error,
+                "nans": list(found.nans),
+                "agreement": found.agreement,
+                "passed": found.passed,
+                "note": found.note,
+            }
+            for found in proof.outputs
+        ],
+        "tolerance": proof.tolerance,
+        "passed": proof.passed,
+        "notes": list(proof.notes),
+    }

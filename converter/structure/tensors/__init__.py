@@ -1,0 +1,1 @@
+"""What the ops of a graph say about the axes of its tensors: which of them are one."""
