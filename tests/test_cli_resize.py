@@ -15,8 +15,6 @@ from safetensors.numpy import save_file
 
 from converter import open_checkpoint
 
-SOFTMAX = "SparseSoftmaxCrossEntropyWithLogits/Sparse"
-
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -8,13 +8,12 @@ are not nothing, whatever they are multiplied with.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from converter.graph.node import Node, Output
-from converter.graph.ops import LOOKUPS, QUOTIENTS, ops
+from converter.graph.ops import QUOTIENTS, ops
 from converter.structure.axes.axis import AVERAGING, SINGLING, Growth, Touch
 from converter.structure.properties.facts import Facts
 from converter.structure.properties.newcomers import (
+    OVER_ALL,
     PRODUCTS,
     Carriers,
     Newcomers,
@@ -24,18 +23,10 @@ from converter.structure.properties.newcomers import (
 from converter.structure.properties.ranges import ANY, ONE, ZERO, Range
 from converter.structure.properties.shares import is_shared_out
 from converter.structure.tensors.analysis import Analysis
-from converter.structure.tensors.atoms import leaves
 
 NEVER: frozenset[Touch] = SINGLING | AVERAGING
 """These see units that are zero, too. An output only has more entries, beside the old ones."""
 
-_SUMS: frozenset[Touch] = frozenset(
-    ["paired", "self paired", "sum", "square sum", "norm", "weight norm", "extreme"]
-)
-_LOOKUPS = LOOKUPS | ops("""
-    GatherNd ResourceGatherNd SparseTensorDenseMatMul SparseSegmentSum SparseSegmentMean
-    SparseSegmentSqrtN
-    """)
 _ADDS_UP = ops("Sum EuclideanNorm L2Loss Einsum")
 
 
@@ -44,7 +35,7 @@ def growth(analysis: Analysis, fact: Facts, carriers: Carriers) -> Growth:
     if not NEVER.isdisjoint(fact.touches):
         return "none"
     newcomers = Newcomers(analysis, fact, carriers, ANY)
-    takers = dict.fromkeys(_takers(analysis, fact, carriers))
+    takers = carriers.takers(fact.atom)
     if all(_gets_nothing(analysis, node, newcomers, fact, carriers) for node in takers):
         return "any"
     newcomers = Newcomers(analysis, fact, carriers, ZERO)
@@ -84,19 +75,6 @@ def mark_computed(analysis: Analysis, fact: Facts, carriers: Carriers) -> None:
             fact.touches.setdefault("computed", node)
 
 
-def _takers(analysis: Analysis, fact: Facts, carriers: Carriers) -> Iterator[Node]:
-    """Yield the nodes that sum over a width, or take the largest of it."""
-    for node, _ in carriers.sums(fact.atom):
-        yield node
-    for node, roles in analysis.roles.items():
-        consumes = any(role.use == "consume" and fact.atom in leaves(role.atom) for role in roles)
-        if consumes and node.op not in _LOOKUPS:
-            yield node
-    for node, events in analysis.events.items():
-        if any(event.what in _SUMS and fact.atom in leaves(event.atom) for event in events):
-            yield node
-
-
 def _gets_nothing(
     analysis: Analysis, node: Node, newcomers: Newcomers, fact: Facts, carriers: Carriers
 ) -> bool:
@@ -114,7 +92,7 @@ def _gets_nothing(
     if node.op == "Mul" or node.op in QUOTIENTS:
         # A product that is summed: what sums it is asked.
         return True
-    if any(event.what in _SUMS for event in analysis.events.get(node, ())):
+    if any(event.what in OVER_ALL for event in analysis.events.get(node, ())):
         return False
     found = [newcomers.of(output) for output in node.inputs if not analysis.is_weight(output)]
     return all(r is None or r.is_finite for r in found)

@@ -30,6 +30,7 @@ from converter.graph.ops import (
     VARIABLES,
     ops,
 )
+from converter.structure.axes.axis import Touch
 from converter.structure.properties.facts import Facts, Place
 from converter.structure.properties.ranges import ANY, ONE, UNKNOWN, ZERO, Range, of_op
 from converter.structure.tensors.analysis import Analysis, Tensor
@@ -66,6 +67,15 @@ PRODUCTS = CONTRACTIONS | ops("""
     """)
 _CELLS = LSTM_BLOCKS | ops("GRUBlockCell")
 _DIVISIONS = QUOTIENTS | ops("FloorDiv FloorMod Mod")
+# Nobody looks up what is new.
+_TABLES = LOOKUPS | ops("""
+    GatherNd ResourceGatherNd SparseTensorDenseMatMul SparseSegmentSum SparseSegmentMean
+    SparseSegmentSqrtN
+    """)
+OVER_ALL: frozenset[Touch] = frozenset(
+    ["paired", "self paired", "sum", "square sum", "norm", "weight norm", "extreme"]
+)
+"""What is one number of all units."""
 # After so many changes a number grows for ever, as a sum does in a loop.
 _MOST_CHANGES = 4
 _MAX_DEPTH = 64
@@ -81,6 +91,7 @@ class Carriers:
 
     def __init__(self, analysis: Analysis) -> None:
         self._found: dict[Atom, dict[Node, None]] = {}
+        self._takers: dict[Atom, dict[Node, None]] = {}
         self._sums: dict[Atom, dict[tuple[Node, Output], list[int]]] = {}
         self._known: dict[int, list[Atom]] = {}
         self.after: dict[Node, Output] = {}
@@ -100,11 +111,23 @@ class Carriers:
             if node.op in PRODUCTS and node in analysis.flow.telling:
                 self._add_sums(analysis, node)
 
+        for node, roles in analysis.roles.items():
+            if node.op not in _TABLES:
+                self._add_takers(node, (role.atom for role in roles if role.use == "consume"))
+        for node, events in analysis.events.items():
+            self._add_takers(node, (event.atom for event in events if event.what in OVER_ALL))
+
+    def _add_takers(self, node: Node, atoms: Iterable[Atom]) -> None:
+        for atom in atoms:
+            for leaf in self.leaves(atom):
+                self._takers.setdefault(leaf, {})[node] = None
+
     def _add_sums(self, analysis: Analysis, node: Node) -> None:
         for output in node.inputs:
             for axis in contracted(analysis, node, output):
                 for leaf in self.leaves((analysis.tensor(output).axes or ())[axis]):
                     self._sums.setdefault(leaf, {}).setdefault((node, output), []).append(axis)
+                    self._takers.setdefault(leaf, {})[node] = None
 
     def leaves(self, atom: Atom) -> list[Atom]:
         """Return the leaves that an axis is made of."""
@@ -115,6 +138,10 @@ class Carriers:
     def of(self, atom: Atom) -> Collection[Node]:
         """Return the nodes of a leaf, in the order of the graph."""
         return self._found.get(atom, {}).keys()
+
+    def takers(self, atom: Atom) -> Collection[Node]:
+        """Return the nodes that sum over a leaf, or take the largest of it."""
+        return self._takers.get(atom, {}).keys()
 
     def sums(self, atom: Atom) -> Mapping[tuple[Node, Output], Sequence[int]]:
         """Return the products that sum over a leaf: by operand, over which of its axes."""
