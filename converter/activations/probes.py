@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from converter.checkpoint import Checkpoint
-from converter.errors import InputError
-from converter.forward.variables import variables_of
 from converter.graph.node import Node, Output, Tensor
-from converter.graph.ordered import OrderedGraph, read_ordered
-from converter.graph.written import Graph, read_graph
+from converter.structure.infer import structure_of
+from converter.structure.layers.chains import CELLS, TABLES, Chain, Part, Units
+from converter.structure.layers.masks import Mask, in_loops, mask_of
+from converter.structure.layers.read import chains_of, tensor_of
+from converter.structure.layers.steps import same_axis
+from converter.structure.structure import Structure
 
 Side = Literal["produced", "consumed"]
+Key = tuple[str, Side]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,98 +41,146 @@ class Probe:
     for_: tuple[tuple[str, Side], ...]
 
 
-_CONTRACTIONS = {
-    "MatMul": 1,
-    "BatchMatMul": 1,
-    "BatchMatMulV2": 1,
-    "Conv1D": 1,
-    "Conv2D": 1,
-    "Conv3D": 1,
-}
-_LOOKUPS = frozenset({"Gather", "GatherV2", "ResourceGather"})
-_PER_UNIT = frozenset({"BiasAdd", "Add", "AddV2"}) | {
-    f"FusedBatchNorm{version}" for version in ("", "V2", "V3")
-}
-_ACTIVATIONS = frozenset(
-    {"Relu", "Relu6", "LeakyRelu", "Elu", "Selu", "Tanh", "Sigmoid", "Softplus", "Identity"}
-)
-_PASSING = frozenset({"Identity", "Enter", "RefEnter", "Switch", "RefSwitch", "ReadVariableOp"})
-_MAX_PASSED = 64
+class Found(NamedTuple):
+    """What can be measured, and what cannot.
+
+    Attributes:
+        probes: the tensors.
+        unmeasured: why there is no tensor for a side of a variable. What nothing is made of, and
+            what takes nothing, is not listed for that side.
+    """
+
+    probes: tuple[Probe, ...]
+    unmeasured: Mapping[Key, str]
 
 
-def probes(checkpoint: Checkpoint) -> tuple[Probe, ...]:
-    """Return what is to be measured for the variables that contractions and lookups take.
-
-    Args:
-        checkpoint: with a graph.
+def probes(checkpoint: Checkpoint, structure: Structure | None = None) -> tuple[Probe, ...]:
+    """Return the tensors in which the activations around the variables of a checkpoint are.
 
     Raises:
         InputError: it has no graph, or that is damaged.
+        ConverterError: the structure cannot be told.
     """
-    graph, structure = read_graph(checkpoint), read_ordered(checkpoint)
-    if graph is None or structure is None:
-        raise InputError(
-            f"{checkpoint.path}: it has no graph (.meta, .pb) in which it could be run"
-        )
-    return tuple(_Finder(checkpoint, graph, structure).find())
+    return find_probes(checkpoint, structure).probes
+
+
+def find_probes(checkpoint: Checkpoint, structure: Structure | None = None) -> Found:
+    """Return what can be measured, and why the rest cannot.
+
+    Raises:
+        InputError: the checkpoint has no graph, or that is damaged.
+        ConverterError: the structure cannot be told.
+    """
+    structure = structure or structure_of(checkpoint)
+    return _Finder(checkpoint, structure).find()
 
 
 class _Finder:
-    def __init__(self, checkpoint: Checkpoint, graph: Graph, structure: OrderedGraph) -> None:
-        self._checkpoint = checkpoint
-        self._held = variables_of(graph, set(checkpoint))
-        self._nodes = structure.nodes
-        self._after: dict[str, list[Node]] = {}
-        for node in structure.nodes:
-            for name in dict.fromkeys(source.node.name for source in node.inputs):
-                self._after.setdefault(name, []).append(node)
+    def __init__(self, checkpoint: Checkpoint, structure: Structure) -> None:
+        self._structure = structure
+        self._analysis = structure.graph.findings.analysis
+        roles = checkpoint.roles()
+        self._shapes = {
+            name: checkpoint[name].shape
+            for name in checkpoint
+            if name not in structure.follows
+            and roles[name].kind in ("model", "batch_statistic")
+        }
+        self._why: dict[Key, str] = {}
+        self._axes: dict[Key, int] = {}
+        self._found: dict[tuple[Tensor, int, int, Mask | None], dict[Key, None]] = {}
+        self._masks: dict[Output, Mask | None] = {}
+        self._loops = in_loops(self._analysis.graph)
 
-    def find(self) -> Iterator[Probe]:
-        found: dict[tuple[Tensor, int], list[tuple[str, Side]]] = {}
-        for node in self._nodes:
-            place = _CONTRACTIONS.get(node.op, 0 if node.op in _LOOKUPS else None)
-            if place is None or len(node.inputs) < 2:
-                continue
-            name = self._variable(node.inputs[place])
-            if name is None or len(self._checkpoint[name].shape) < 2:
-                continue
-            shape = self._checkpoint[name].shape
-            rows, columns = shape[-2:]
-            if node.integer("transpose_b") or node.integer("adj_y"):
-                rows, columns = columns, rows
-            end, others = self._end(node)
-            for_ = found.setdefault((end, columns), [])
-            for_ += [(name, "produced"), *((other, "produced") for other in others)]
-            if node.op in _CONTRACTIONS:
-                data = node.inputs[1 - place]
-                taken = Tensor(data.node.name, data.port)
-                found.setdefault((taken, rows), []).append((name, "consumed"))
-        for (source, size), for_ in found.items():
-            yield Probe(source, -1, size, None, False, tuple(dict.fromkeys(for_)))
+    def find(self) -> Found:
+        for chain in chains_of(self._structure):
+            mask = self._mask(chain)
+            for node, part in chain.parts:
+                if part.variable in self._shapes:
+                    self._take(chain, node, part, mask)
+        found = tuple(
+            Probe(
+                tensor,
+                axis,
+                size,
+                None if mask is None else tensor_of(mask.output),
+                mask is not None and mask.keeps,
+                tuple(keys),
+            )
+            for (tensor, axis, size, mask), keys in self._found.items()
+        )
+        return Found(found, dict(self._unmeasured({key for probe in found for key in probe.for_})))
 
-    def _variable(self, source: Output) -> str | None:
-        for _ in range(_MAX_PASSED):
-            if source.node.name in self._held:
-                held = self._held[source.node.name]
-                return held.key if held.region is None and held.key in self._checkpoint else None
-            if source.node.op not in _PASSING or not source.node.inputs:
-                break
-            source = source.node.inputs[0]
-        return None
+    def _mask(self, chain: Chain) -> Mask | None:
+        if chain.linear is None or chain.linear.output.node not in self._loops:
+            return None
+        begin = chain.linear.output
+        if begin not in self._masks:
+            self._masks[begin] = mask_of(self._analysis, begin)
+        return self._masks[begin]
 
-    def _end(self, node: Node) -> tuple[Tensor, list[str]]:
-        """Return where the output of a layer is finished, and what else it takes until there."""
-        others = []
-        for _ in range(_MAX_PASSED):
-            users = self._after.get(node.name, [])
-            if len(users) != 1 or any(source.port for source in users[0].inputs[:1]):
-                break
-            (user,) = users
-            rest = [source for source in user.inputs if source.node is not node]
-            names = [self._variable(source) for source in rest]
-            if user.op in _PER_UNIT and rest and all(names):
-                others += [name for name in names if name is not None]
-            elif user.op not in _ACTIVATIONS:
-                break
-            node = user
-        return Tensor(node.name), others
+    def _take(self, chain: Chain, node: Node, part: Part, mask: Mask | None) -> None:
+        is_kernel = node in chain.kernels
+        if node.op in CELLS:
+            side: Side = "consumed" if part.use == "consume" else "produced"
+            self._why.setdefault((part.variable, side), chain.why)
+        elif part.use == "consume" or (is_kernel and part.use == "gain"):
+            self._take_input(chain, node, part, mask)
+        elif part.use in ("mean", "variance"):
+            self._add(chain.normalised, part, "produced", mask, chain, node)
+        else:
+            self._add(chain.finished, part, "produced", mask, chain, node)
+
+    def _take_input(self, chain: Chain, node: Node, part: Part, mask: Mask | None) -> None:
+        key: Key = (part.variable, "consumed")
+        if node.op in TABLES:
+            self._why.setdefault(key, "its rows are looked up by their numbers")
+        elif node in chain.kernels:
+            given = chain.inputs[chain.kernels.index(node)]
+            self._add(given, part, "consumed", mask, chain, node)
+
+    def _add(
+        self,
+        units: Units | None,
+        part: Part,
+        side: Side,
+        mask: Mask | None,
+        chain: Chain,
+        node: Node,
+    ) -> None:
+        key: Key = (part.variable, side)
+        if units is None or units.size is None:
+            self._why.setdefault(key, chain.why or f"{node.name} ({node.op}) has no axis for it")
+            return
+        length = self._shapes[part.variable][part.axis]
+        if not same_axis(units.atom, part.atom) and not _is_spread(node, units, part):
+            return
+        if length != units.size and not _is_spread(node, units, part):
+            self._why.setdefault(key, f"{node.name} ({node.op}) takes {units.size} of {length}")
+            return
+        if self._axes.setdefault(key, part.axis) != part.axis:
+            # A table that is tied to an output is a kernel the other way round there.
+            return
+        place = tensor_of(units.output), units.axis, units.size, mask
+        self._found.setdefault(place, {})[key] = None
+
+    def _unmeasured(self, found: set[Key]) -> Iterator[tuple[Key, str]]:
+        used = self._structure.uses
+        for name in self._shapes:
+            uses = {use for axis in used.get(name, ()) for all_ in axis.values() for use in all_}
+            sides: tuple[Side, ...] = ("produced", "consumed")
+            for side in sides:
+                if (name, side) not in found and (name, side) in self._why:
+                    yield (name, side), self._why[name, side]
+            if not any((name, side) in found or (name, side) in self._why for side in sides):
+                why = "nothing that the graph computes forward takes it"
+                if not self._shapes[name]:
+                    why = "it is one number, which is no unit's"
+                elif uses:
+                    why = "it is not clear which tensor it makes"
+                yield (name, "produced"), why
+
+
+def _is_spread(node: Node, units: Units, part: Part) -> bool:
+    """Whether one channel makes several: a depthwise kernel is [.., channels, multiplier]."""
+    return node.op == "DepthwiseConv2dNative" and part.use == "produce"
