@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from converter.checkpoint import Checkpoint
 from converter.graph.node import Node, Output, Tensor
 from converter.structure.infer import structure_of
-from converter.structure.layers.chains import CELLS, TABLES, Chain, Part, Units
+from converter.structure.layers.chains import CELLS, TABLES, Chain, Part, UnitAxis
 from converter.structure.layers.masks import Mask, in_loops, mask_of
 from converter.structure.layers.read import chains_of, tensor_of
 from converter.structure.layers.steps import same_axis
@@ -83,8 +83,7 @@ class _Finder:
         self._shapes = {
             name: checkpoint[name].shape
             for name in checkpoint
-            if name not in structure.follows
-            and roles[name].kind in ("model", "batch_statistic")
+            if name not in structure.follows and roles[name].kind in ("model", "batch_statistic")
         }
         self._why: dict[Key, str] = {}
         self._axes: dict[Key, int] = {}
@@ -141,7 +140,7 @@ class _Finder:
 
     def _add(
         self,
-        units: Units | None,
+        units: UnitAxis | None,
         part: Part,
         side: Side,
         mask: Mask | None,
@@ -165,9 +164,9 @@ class _Finder:
         self._found.setdefault(place, {})[key] = None
 
     def _unmeasured(self, found: set[Key]) -> Iterator[tuple[Key, str]]:
-        used = self._structure.uses
+        roles = self._analysis.roles.values()
+        taken = {role.origin.variable for at_node in roles for role in at_node}
         for name in self._shapes:
-            uses = {use for axis in used.get(name, ()) for all_ in axis.values() for use in all_}
             sides: tuple[Side, ...] = ("produced", "consumed")
             for side in sides:
                 if (name, side) not in found and (name, side) in self._why:
@@ -176,11 +175,11 @@ class _Finder:
                 why = "nothing that the graph computes forward takes it"
                 if not self._shapes[name]:
                     why = "it is one number, which is no unit's"
-                elif uses:
+                elif name in taken:
                     why = "it is not clear which tensor it makes"
                 yield (name, "produced"), why
 
 
-def _is_spread(node: Node, units: Units, part: Part) -> bool:
+def _is_spread(node: Node, units: UnitAxis, part: Part) -> bool:
     """Whether one channel makes several: a depthwise kernel is [.., channels, multiplier]."""
     return node.op == "DepthwiseConv2dNative" and part.use == "produce"

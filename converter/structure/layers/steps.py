@@ -44,9 +44,15 @@ _NORMALISES = _ROOTS | _MEANS | RECIPROCALS | ops("Square SquaredDifference Maxi
 _HOMOGENEOUS = ops("Relu LeakyRelu Abs")
 _EXTREMES = ops("Maximum Minimum")
 _FUNCTIONS = ACTIVATIONS.keys() | SELECTS | _HOMOGENEOUS | ops("Gelu Swish Mish Atan Erfc")
-_ENTRYWISE = _FUNCTIONS | _ROOTS | RECIPROCALS | BOOLS | ops("""
+_ENTRYWISE = (
+    _FUNCTIONS
+    | _ROOTS
+    | RECIPROCALS
+    | BOOLS
+    | ops("""
     Square Neg Log Log1p Expm1 Sign Cosh Sinh Cos ClipByValue
     """)
+)
 _ALLOWED = _MOVES | _SUMS | _PRODUCTS | _NORMALISES | _ENTRYWISE | BATCH_NORMS
 _DROPS = _MOVES | _PRODUCTS | SELECTS
 _MAX_NODES = 64
@@ -234,16 +240,14 @@ def _is_homogeneous(analysis: Analysis, nodes: Iterable[Node], own: Collection[N
             if any(analysis.tensor(output).number != 0 for output in others):
                 return False
         elif node.op in _PRODUCTS:
-            if len(others) != 1 or node.inputs[0].node not in own and node.op != "Mul":
+            if len(others) != 1 or (node.op != "Mul" and node.inputs[0].node not in own):
                 return False
         elif node.op not in _HOMOGENEOUS | _MOVES | {"Neg"}:
             return False
     return True
 
 
-def _is_over_units(
-    analysis: Analysis, nodes: Iterable[Node], before: Output, axis: int
-) -> bool:
+def _is_over_units(analysis: Analysis, nodes: Iterable[Node], before: Output, axis: int) -> bool:
     """Tell whether what is averaged in a step has no units any more."""
     axes = analysis.tensor(before).axes or ()
     if len(axes) < -axis:
