@@ -68,13 +68,20 @@ def bias_of(structure: Structure, checkpoint: Checkpoint, name: str, axis: int) 
         axis: along which it contracts.
     """
 
-    def fits(other: str) -> bool:
+    def fits(other: str | None) -> bool:
         return (
-            other in structure.axes
+            other is not None
+            and other in structure.axes
             and _common(structure.axes[name], structure.axes[other], axis) is not None
         )
 
-    found = None if structure.findings is None else _behind(structure.findings, name, fits)
+    found: set[str] | None = None
+    if structure.findings is not None:
+        # The graph knows variables by the names that they had.
+        called = _called(structure, checkpoint)
+        was = next((old for old, new in called.items() if new == name), name)
+        behind = _behind(structure.findings, was, lambda other: fits(called.get(other)))
+        found = None if behind is None else {called[other] for other in behind}
     if found is None:
         found = {other for other in _beside(structure, checkpoint, name) if fits(other)}
     if len(found) != 1:
@@ -84,6 +91,17 @@ def bias_of(structure: Structure, checkpoint: Checkpoint, name: str, axis: int) 
         return None
     axes = _common(structure.axes[name], structure.axes[bias], axis)
     return None if axes is None else Bias(bias, axes)
+
+
+def _called(structure: Structure, checkpoint: Checkpoint) -> dict[str, str]:
+    """Return what the variables are called now, by the names that the graph knows them by."""
+    if structure.root is None:
+        return {name: name for name in checkpoint}
+    made: dict[str, list[str]] = {}
+    for name, variable in checkpoint.items():
+        for source in variable.sources:
+            made.setdefault(source, []).append(name)
+    return {source: names[0] for source, names in made.items() if len(names) == 1}
 
 
 def _common(kernel: Sequence[Axis], bias: Sequence[Axis], consumed: int) -> tuple[int, ...] | None:

@@ -45,7 +45,7 @@ def _opened(checkpoint: Checkpoint, path: Path) -> Activations:
             f"{path}: it has no key VARIABLE/STATISTIC; convert stats makes such files"
             if first is None
             else f"{path}: none of its statistics is of a variable that is here, such as "
-            f"{first!r}{nearest(first, checkpoint)}; measure this model (convert stats)"
+            f"{first!r}{nearest(first, checkpoint)}"
         )
     return Activations(path, checkpoint, entries)
 
