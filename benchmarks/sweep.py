@@ -127,7 +127,7 @@ def check_units(
     (resizes,) = result.plan.resized
     structure = resizes.structure
     assert structure is not None
-    new = structure.sizes | resizes.sizes
+    new = {**structure.sizes, **resizes.sizes}
     for resized in resizes.widths:
         moved = 0.0
         for name, axes in structure.axes.items():

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
+from converter.allocation import keep_freed_memory
 from converter.checkpoint import open_checkpoint
 from converter.errors import ConverterError, InputError, PlanError
 from converter.location import Location, find
@@ -244,7 +245,7 @@ def _in_pools(
 def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
     # Not fork: a strategy may have loaded libraries with threads, TensorFlow for one.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, initializer=_heed_parent) as pool:
+    with ProcessPoolExecutor(processes, context, initializer=_prepare) as pool:
         try:
             yield pool
         except BaseException:
@@ -262,6 +263,11 @@ def _submit(pool: ProcessPoolExecutor, job: Job, settings: Settings) -> Future[O
         return pool.submit(_convert, job, settings)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _prepare() -> None:
+    keep_freed_memory()
+    _heed_parent()
 
 
 def _heed_parent() -> None:

@@ -313,6 +313,9 @@ def _fit(
         if target.format == "tf":
             reason = "it is not what it was; TensorFlow 2 finds the variables by name only"
         left_out = [(result[n], f"the object graph: {reason}") for n in graph]
+        if target.format != "tf":
+            counters = [n for n, role in result.roles().items() if role.kind == "save_counter"]
+            left_out += [(result[n], "it belongs to the object graph") for n in counters]
     meta: Path | bytes | None = source.meta if carried else None
     if source.meta is not None and target is not None and target.format == "tf" and not same:
         meta, told = _rewritten(source, result, resized)
@@ -419,7 +422,7 @@ def _shape(source: Checkpoint, resized: Sequence[Resizes], name: str) -> tuple[i
     structure = _structure(resized)
     if structure is None or name not in structure.axes:
         return source[name].shape
-    sizes = structure.sizes | _sizes(resized)
+    sizes = {**structure.sizes, **_sizes(resized)}
     return tuple(axis.size(sizes) for axis in structure.axes[name])
 
 

@@ -170,6 +170,7 @@ def _built_in(option_: Option) -> Mapping[str, type[Initializer]] | None:
     """Return the initializers that a text can name; None for an option that takes none."""
     if option_.kind.read is None:
         return None
+    # Imported where they are used: a command is to start at once.
     from converter.initializers import BUILT_IN
 
     return BUILT_IN
@@ -238,11 +239,6 @@ def build(
     Raises:
         UsageError: an option is unknown, missing, or of another type; the strategy refuses them.
     """
-    if initializers is None:
-        # Imported where they are used: a command is to start at once.
-        from converter.initializers import BUILT_IN
-
-        initializers = BUILT_IN
     known = {option.name: option for option in options(strategy)}
     checked = {}
     for key, value in values.items():
@@ -250,7 +246,8 @@ def build(
             near = did_you_mean(key, known) or f"; it has {', '.join(known) or 'no options'}"
             raise UsageError(f"{where}: {strategy.name} has no option {key!r}{near}")
         try:
-            checked[key] = known[key].check(value, directory, initializers)
+            classes = _built_in(known[key]) if initializers is None else initializers
+            checked[key] = known[key].check(value, directory, classes)
         except UsageError as error:
             raise UsageError(f"{where}: {key} {error}") from None
     for option_ in known.values():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import VALID, Case, case
+from conftest import VALID, Case, case, structure_of
 from structure_maker import told
 
 from converter import Checkpoint, Variable, open_checkpoint
@@ -45,7 +46,7 @@ def fates(shapes: Shapes) -> dict[str, str]:
     }
 
 
-def units_of(axis: Axis, sizes: dict[str, int]) -> list[tuple[tuple[str, int], ...]]:
+def units_of(axis: Axis, sizes: Mapping[str, int]) -> list[tuple[tuple[str, int], ...]]:
     """Return of each entry of an axis the units that it is about, without the blocks."""
     found: list[tuple[tuple[str, int], ...]] = []
     for term in axis.terms:
@@ -68,7 +69,7 @@ def test_names_claim_nothing_that_the_graph_denies(one: Case) -> None:
     source = open_checkpoint(one.path)
     if read_ordered(source) is None:
         return
-    graph = infer(source)
+    _, graph = structure_of(one)
     names = by_name(source, source.roles())
     sizes = {name: width.size for name, width in names.widths.items()}
     by_unit = defaultdict(set)

@@ -310,6 +310,13 @@ def test_an_unknown_cell_is_no_dense_layer(scope: str, reason: str) -> None:
         plan_of(arrays, Keras())
 
 
+@pytest.mark.parametrize("scope", ["nas_rnn", "NASCell", "indy_lstm_cell"])
+def test_a_cell_that_nobody_else_has_is_refused_under_each_of_its_names(scope: str) -> None:
+    arrays = drawn({f"rnn/{scope}/weights": (X, 8 * U), f"rnn/{scope}/recurrent_weights": (U, 16)})
+    with pytest.raises(PlanError, match=f"^rnn/{scope}: no other framework has such a cell"):
+        plan_of(arrays, Torch())
+
+
 def test_normalised_gates_are_refused() -> None:
     scope = "layer_norm_basic_lstm_cell"
     gates = ("input", "transform", "forget", "output", "state")
@@ -396,6 +403,38 @@ def test_where_a_cell_stands(scope: str, place: Place) -> None:
     assert place_of(scope) == place
 
 
+def test_directions_in_a_scope_of_your_own_are_told_by_each_other() -> None:
+    inner = {"": ["bw", "enc"], "enc": ["fw", "bw"], "own": ["forward_gru_1", "backward_gru_1"]}
+    assert place_of("enc/bw/lstm_cell", inner) == Place("enc", 0, True, True)
+    assert place_of("enc/bw/lstm_cell") == Place("enc/bw/lstm_cell")
+    assert place_of("bw/rnn/lstm_cell", inner) == Place("bw/rnn/lstm_cell")
+    assert place_of("own/backward_gru_1", inner) == Place("own", 0, True, True)
+    plan = plan_of(stack(("enc/fw/lstm_cell", X, U), ("enc/bw/lstm_cell", X, U)), Torch())
+    assert "torch: enc: nn.LSTM(3, 2, bidirectional=True)" in plan.notes
+
+
+def test_directions_of_keras_in_1_4_are_told_by_their_numbers() -> None:
+    inner = {"m/bidirectional_1": ["gru_2", "gru"], "bidirectional": ["lstm", "gru_1"]}
+    inner["own"] = ["gru", "gru_1"]
+    assert place_of("m/bidirectional_1/gru_2", inner) == Place("m/bidirectional_1", 0, True, True)
+    assert place_of("m/bidirectional_1/gru", inner) == Place("m/bidirectional_1", 0, False, True)
+    assert place_of("bidirectional/gru_1", inner) == Place("bidirectional/gru_1")
+    assert place_of("own/gru_1", inner) == Place("own/gru_1")
+
+
+@pytest.mark.parametrize(
+    ("scope", "wrapper"),
+    [
+        ("multi_rnn_cell/cell_0/attention_cell_wrapper/gru_cell", "attention_cell_wrapper"),
+        ("bidirectional_rnn/fw/input_projection_wrapper/gru_cell", "input_projection_wrapper"),
+        ("bidirectional_rnn/fw/multi_rnn_cell/cell_0/own/gru_cell", "own"),
+        ("own/bidirectional_rnn/fw/gru_cell", ""),
+    ],
+)
+def test_which_scope_stands_between_a_stack_and_its_cell(scope: str, wrapper: str) -> None:
+    assert place_of(scope).wrapper == wrapper
+
+
 def stack(*layers: tuple[str, int, int]) -> dict[str, Array]:
     """Return LSTM cells: scope, inputs, units."""
     shapes: dict[str, tuple[int, ...]] = {}
@@ -449,6 +488,118 @@ def test_directions_with_stacks_of_their_own_are_apart() -> None:
     turned = [note for note in plan.notes if "from their ends" in note]
     assert len(turned) == 1
     assert "/bw/" in turned[0]
+
+
+@pytest.mark.parametrize(
+    ("cell", "wrapper"),
+    [
+        ("input_projection_wrapper/lstm_cell", "input_projection_wrapper/kernel"),
+        ("lstm_cell", "input_projection_wrapper/weights"),
+        ("LSTMCell", "InputProjectionWrapper/Linear/Matrix"),
+    ],
+)
+def test_what_a_wrapper_gives_to_each_direction_is_its_own(cell: str, wrapper: str) -> None:
+    ways = [f"bidirectional_rnn/{way}" for way in ("fw", "bw")]
+    arrays = stack(*((f"{way}/{cell}", X, U) for way in ways))
+    arrays |= drawn({f"{way}/{wrapper}": (4, X) for way in ways})
+    plan = plan_of(arrays, Torch(layer={"*/Matrix": "dense"} if "Matrix" in wrapper else {}))
+    assert not any("_reverse" in v.name for v in plan.variables)
+    component = wrapper.partition("/")[0]
+    assert any(note.endswith(f"{component} stands between them") for note in plan.notes)
+
+
+def test_a_projection_makes_layers_of_another_kind() -> None:
+    scope = "multi_rnn_cell/cell_{}/lstm_cell"
+    arrays = stack((scope.format(0), X, U), (scope.format(1), U, U))
+    arrays |= drawn({f"{scope.format(1)}/projection/kernel": (U, U)})
+    # nn.LSTM wants fewer outputs than units.
+    with pytest.raises(PlanError, match="its 2 units are projected to 2, and proj_size"):
+        plan_of(arrays, Torch())
+    arrays = {n: v for n, v in arrays.items() if "cell_1" not in n}
+    arrays |= drawn(
+        {
+            f"{scope.format(1)}/kernel": (2 * U, 4 * 4),
+            f"{scope.format(1)}/bias": (4 * 4,),
+            f"{scope.format(1)}/projection/kernel": (4, U),
+        }
+    )
+    arrays |= drawn(
+        {
+            f"{scope.format(0)}/kernel": (X + U, 4 * 4),
+            f"{scope.format(0)}/bias": (4 * 4,),
+            f"{scope.format(0)}/projection/kernel": (4, U),
+        }
+    )
+    both = plan_of(arrays, Torch()).notes
+    assert "torch: multi_rnn_cell: nn.LSTM(3, 4, num_layers=2, proj_size=2)" in both
+    arrays |= stack((scope.format(0), X, 4))
+    del arrays[f"{scope.format(0)}/projection/kernel"]
+    notes = plan_of(arrays, Torch()).notes
+    assert "torch: multi_rnn_cell.cell_0.lstm_cell: nn.LSTM(3, 4)" in notes
+
+
+@pytest.mark.parametrize(
+    ("start", "extra"),
+    [
+        ("dec/attention_wrapper", {}),
+        ("rnn/attention_cell_wrapper", {}),
+        ("own", {"own/AttnW_0": (1, 1, U, U)}),
+    ],
+)
+def test_cells_between_whose_steps_an_attention_goes_are_cells_of_pytorch(
+    start: str, extra: dict[str, tuple[int, ...]]
+) -> None:
+    scopes = [f"{start}/multi_rnn_cell/cell_{n}/lstm_cell" for n in (0, 1)]
+    arrays = stack((scopes[0], X, U), (scopes[1], U, U)) | drawn(extra)
+    plan = plan_of(arrays, Torch(rest="drop"))
+    dotted = [scope.replace("/", ".") for scope in scopes]
+    assert {v.name for v in plan.variables} == {
+        f"{scope}.{kind}_{side}"
+        for scope in dotted
+        for kind in ("weight", "bias")
+        for side in ("ih", "hh")
+    }
+    assert f"torch: {dotted[0]}: nn.LSTMCell(3, 2)" in plan.notes
+    assert any("an attention goes between its steps" in note for note in plan.notes)
+    arrays |= drawn({f"{scopes[1]}/projection/kernel": (U, U)})
+    with pytest.raises(PlanError, match=r"nn\.LSTMCell has no projection"):
+        plan_of(arrays, Torch())
+
+
+def test_what_stands_beside_cells_in_a_stack_is_a_layer() -> None:
+    scope = "multi_rnn_cell/cell_0/output_projection_wrapper"
+    arrays = stack((f"{scope}/lstm_cell", X, U))
+    arrays |= drawn({f"{scope}/kernel": (U, 5), f"{scope}/bias": (5,)})
+    dotted = scope.replace("/", ".")
+    assert result_of(arrays, Torch())[f"{dotted}.weight"].shape == (5, U)
+
+
+@pytest.mark.parametrize(
+    "leaves",
+    [
+        ("gates/kernel", "gates/bias", "candidate/kernel", "candidate/bias"),
+        ("gates/weights", "gates/biases", "candidate/weights", "candidate/biases"),
+        (
+            "Gates/Linear/Matrix",
+            "Gates/Linear/Bias",
+            "Candidate/Linear/Matrix",
+            "Candidate/Linear/Bias",
+        ),
+    ],
+)
+def test_a_gru_in_a_scope_that_is_called_after_none_is_told_by_its_variables(
+    leaves: tuple[str, ...],
+) -> None:
+    shapes = [(X + U, 2 * U), (2 * U,), (X + U, U), (U,)]
+    named = drawn({f"gru_cell/{leaf}": s for leaf, s in zip(leaves, shapes, strict=True)})
+    own = {n.replace("gru_cell", "top/own"): v for n, v in named.items()}
+    found, wanted = result_of(own, Keras()), result_of(named, Keras())
+    assert {n: v.tobytes() for n, v in found.items()} == {
+        n.replace("gru_cell", "top/own"): v.tobytes() for n, v in wanted.items()
+    }
+    # Of other shapes they are two layers.
+    arrays = drawn({"a/gates/kernel": (5, 4), "a/candidate/kernel": (7, 4)})
+    assert set(result_of(arrays, Torch())) == {"a.gates.weight", "a.candidate.weight"}
 
 
 # --- what the graph says ---
@@ -530,6 +681,59 @@ def test_gates_in_another_order_than_the_name_says_are_refused(tmp_path: Path) -
                 node.input[place] = other
     with pytest.raises(PlanError, match="gates in another order than its name says"):
         make_plan(with_graph(m, tmp_path), [Keras()])
+
+
+@pytest.mark.parametrize("leaves", [("kernel", "bias"), ("Linear/Matrix", "Linear/Bias")])
+def test_an_lstm_in_a_scope_that_is_called_after_none_is_told_by_the_graph(
+    leaves: tuple[str, str], tmp_path: Path
+) -> None:
+    m = cell_graph(0.5)
+    named = with_graph(m, tmp_path)
+    own = {
+        f"lstm_cell/{old}": f"top/own/{leaf}"
+        for old, leaf in zip(("kernel", "bias"), leaves, strict=True)
+    }
+    renamed = named.derive(v.rename(own[n]) for n, v in named.items())
+    wanted = make_plan(named, [Keras()]).result
+    found = make_plan(renamed, [Keras()]).result
+    assert {n: v.read().tobytes() for n, v in found.items()} == {
+        n.replace("lstm_cell", "top/own"): v.read().tobytes() for n, v in wanted.items()
+    }
+    # Without the four gates behind it, it is a dense layer.
+    for node in m.definition.node:
+        if node.op == b"Split":
+            node.op = b"Unpack"
+    plain = with_graph(m, tmp_path)
+    plain = plain.derive(v.rename(own[n]) for n, v in plain.items())
+    assert "top/own/recurrent_kernel" not in make_plan(plain, [Keras()]).result
+
+
+def stacked(source: Checkpoint) -> Checkpoint:
+    """Return a checkpoint with its cell as the first of a stack, and another one behind it."""
+    start = "multi_rnn_cell/cell_{}/"
+    first = [v.rename(start.format(0) + n) for n, v in source.items()]
+    second = drawn({"lstm_cell/kernel": (2 * U, 4 * U), "lstm_cell/bias": (4 * U,)})
+    return source.derive(
+        [*first, *(Variable.from_array(start.format(1) + n, v) for n, v in second.items())]
+    )
+
+
+@pytest.mark.parametrize("op", ["Add", "Mul"])
+@pytest.mark.parametrize("dropped", [False, True])
+def test_layers_whose_inputs_are_added_to_their_outputs_are_apart(
+    op: str, dropped: bool, tmp_path: Path
+) -> None:
+    m = cell_graph(1.0)
+    joint = next(node for node in m.definition.node if node.op == b"ConcatV2")
+    if dropped:
+        mask = m.op("Floor", m.input(1, X, name="random"))
+        scaled = m.op("RealDiv", "x", m.input(name="keep"))
+        joint.input[0] = m.op("Mul", scaled, mask).encode()
+    notes = make_plan(stacked(with_graph(m, tmp_path)), [Torch()]).notes
+    assert "torch: multi_rnn_cell: nn.LSTM(3, 2, num_layers=2)" in notes
+    m.op(op, "x", "out")
+    notes = make_plan(stacked(with_graph(m, tmp_path)), [Torch()]).notes
+    assert any("what one takes is added to what it gives" in note for note in notes)
 
 
 # --- layers without a state ---

@@ -8,16 +8,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import DATA, case
 from converter_plugins.eras import Eras, Kind
+from structure_maker import Model
 
 from converter import Checkpoint, PlanError, Role, UsageError, Variable, open_checkpoint
 from converter.cli import cli
-from converter.names.cells import ERAS, Era
+from converter.formats.messages import message
+from converter.names.cells import BY_PLAIN_NAME, ERAS, GATE_KERNELS, Era, plain, spelt
 from converter.names.eras import era_of
 from converter.testing import check_strategy
 
@@ -270,9 +274,9 @@ class TestDoubts:
             "m/output_projection_wrapper may be around any of 2 cells, which from 1.2 on has to be"
         )
 
-    def test_a_class_that_a_release_lacks_keeps_its_scope(self) -> None:
+    def test_a_class_that_a_release_lacks_keeps_its_scopes(self) -> None:
         source = checkpoint({"rnn/ugrnn_cell/kernel": (4, 4)})
-        assert named(Eras("0.12"), source) == {"RNN/ugrnn_cell/kernel": 1}
+        assert named(Eras("0.12"), source) == {"rnn/ugrnn_cell/kernel": 1}
         assert notes(Eras("0.12"), source)[0] == (
             "rnn/ugrnn_cell stays: TensorFlow 0.12 had no UGRNNCell"
         )
@@ -286,7 +290,11 @@ class TestDoubts:
                 "for LSTMCell; if it is LSTMBlockCell",
             ),
             ({"RNN/LSTMCell/B": (8,)}, "1.2", "RNN becomes rnn, TensorFlow's own name for it;"),
-            ({"a/Linear/Matrix": (2, 2), "LSTMCell/B": (8,)}, "1.2", "stay, such as a/Linear/Matr"),
+            (
+                {"a/Linear/Matrix": (2, 2), "LSTMCell/B": (8,)},
+                "1.2",
+                "taken for TensorFlow's, such as a;",
+            ),
             (
                 {"rnn/attention_wrapper/lstm_cell/bias": (8,)},
                 "1.0",
@@ -336,6 +344,151 @@ def shards(*sizes: int) -> Checkpoint:
     ]
     # Numbers, not letters, give the order: W_10 is the last one.
     return Checkpoint([*reversed(variables), *slots])
+
+
+class TestOwnScopes:
+    """A cell that is called itself can be given a scope: `cell(x, state, scope="mine")`."""
+
+    GRU: ClassVar[dict[Era, tuple[str, str]]] = {
+        "0.12": ("Gates/Linear/Matrix", "Candidate/Linear/Matrix"),
+        "1.0": ("gates/weights", "candidate/weights"),
+        "1.2": ("gates/kernel", "candidate/kernel"),
+        "1.15": ("gates/kernel", "candidate/kernel"),
+    }
+
+    @pytest.mark.parametrize("before", ERAS)
+    @pytest.mark.parametrize("after", ERAS)
+    def test_a_gru_is_told_by_its_variables(self, before: Era, after: Era) -> None:
+        shapes = ((5, 4), (5, 2))
+        names = [f"top/mine/{leaf}" for leaf in self.GRU[before]]
+        source = checkpoint(dict(zip(names, shapes, strict=True)))
+        assert list(named(Eras(after), source)) == [f"top/mine/{n}" for n in self.GRU[after]]
+        era = era_of(source, names)
+        assert era is not None
+        assert before in era.eras
+
+    def test_of_other_shapes_it_is_none(self) -> None:
+        names = dict.fromkeys((f"a/{leaf}" for leaf in self.GRU["1.0"]), (5, 4))
+        assert list(named(Eras("1.2"), checkpoint(names))) == list(names)
+
+    def test_a_linear_function_of_0_12_is_told_by_its_variables(self) -> None:
+        names = ["top/mine/Linear/Matrix", "top/mine/Linear/Bias"]
+        source = checkpoint(dict(zip(names, ((5, 8), (8,)), strict=True)))
+        assert list(named(Eras("1.15"), source)) == ["top/mine/kernel", "top/mine/bias"]
+        assert list(named(Eras("1.15", {"top/mine": "own"}), source)) == names
+        (note, less) = notes(Eras("1.15"), source)
+        assert note == (
+            "1 linear layers in scopes of their own are taken for TensorFlow's, such as top/mine; "
+            "if the code has its own, say --eras-kind 'top/mine=own'"
+        )
+        assert "tell less" in less
+        back = checkpoint({"top/mine/kernel": (5, 8), "top/mine/bias": (8,)})
+        assert list(named(Eras("0.12", {"top/mine": "BasicLSTMCell"}), back)) == names
+
+    def test_any_other_is_said(self) -> None:
+        source = checkpoint({"m/mine/W_0": (5, 8), "m/mine/B": (8,), "m/mine/W_P_0": (2, 2)})
+        assert list(named(Eras("1.2"), source)) == list(source)
+        assert list(named(Eras("1.2", {"m/mine": "LSTMCell"}), source)) == [
+            "m/mine/kernel",
+            "m/mine/bias",
+            "m/mine/projection/kernel",
+        ]
+
+    def test_the_attention_of_a_decoder_is_its_own(self) -> None:
+        names = [f"m/Attention_0/Linear/{leaf}" for leaf in ("Matrix", "Bias")]
+        source = checkpoint({"m/AttnW_0": (1, 1, 2, 2), names[0]: (4, 2), names[1]: (2,)})
+        assert not any("scopes of their own" in note for note in notes(Eras("1.2"), source))
+
+
+@pytest.mark.parametrize(
+    ("name", "eras"),
+    [
+        ("cudnn_compatible_lstm_cell/kernel", ("1.2", "1.15")),
+        ("cudnn_compatible_gru_cell/candidate/hidden_projection/kernel", ("1.2", "1.15")),
+        ("sru_cell/kernel", ("1.15",)),
+        ("indy_gru_cell/gates/kernel_w", ("1.15",)),
+    ],
+)
+def test_cells_that_came_later_are_known(name: str, eras: tuple[Era, ...]) -> None:
+    source = checkpoint({f"rnn/{name}": (4, 4)})
+    found = era_of(source, list(source))
+    assert found is not None
+    assert found.eras == eras
+    assert list(named(Eras("1.0"), source)) == list(source)
+
+
+def test_spellings_of_every_release_come_from_one_table() -> None:
+    assert set(spelt("projection/kernel")) == {"projection/kernel", "projection/weights", "w_p_0"}
+    assert {"gates/linear/matrix", "w_ru", "w_r"} <= set(GATE_KERNELS)
+    assert BY_PLAIN_NAME[plain("LSTMFusedCell_2")].columns == ("i", "j", "f", "o")
+    assert BY_PLAIN_NAME[plain("lstm_block_wrapper")].adds_forget_bias
+    assert not BY_PLAIN_NAME[plain("cudnn_compatible_lstm_cell")].adds_forget_bias
+
+
+class TestGraph:
+    """What two classes call the same, the ops of a graph tell apart."""
+
+    @staticmethod
+    def with_graph(m: Model, directory: Path) -> Checkpoint:
+        meta = message("MetaGraphDef")()
+        meta.graph_def.CopyFrom(m.definition)
+        (directory / "x.meta").write_bytes(meta.SerializeToString())
+        made = checkpoint(m.shapes)
+        return Checkpoint(made.values(), path=directory / "x", meta=directory / "x.meta")
+
+    def test_a_block_cell_is_one_op(self, tmp_path: Path) -> None:
+        for op, wanted in (("LSTMBlockCell", "LSTMBlockCell/W"), ("MatMul", "LSTMCell/W_0")):
+            m = Model()
+            kernel = m.variable("rnn/lstm_cell/kernel", 4, 8)
+            m.op(op, *(m.input(2, 4, name=n) for n in "xyz"), kernel, name="out")
+            source = self.with_graph(m, tmp_path)
+            assert list(named(Eras("0.12"), source)) == [f"RNN/{wanted}"]
+            assert not any("is taken for" in note for note in notes(Eras("0.12"), source))
+
+    @pytest.mark.parametrize("leaves", [("weights", "biases"), ("W_0", "B")])
+    def test_an_lstm_in_a_scope_of_its_own_is_seen(
+        self, leaves: tuple[str, str], tmp_path: Path
+    ) -> None:
+        for activation in ("Sigmoid", "Relu"):
+            m = Model()
+            kernel, bias = (
+                m.variable(f"top/mine/{leaf}", *shape)
+                for leaf, shape in zip(leaves, ((5, 8), (8,)), strict=True)
+            )
+            both = m.op("ConcatV2", m.input(2, 3), m.input(2, 2, name="h"), m.constant(1))
+            gates = m.op("BiasAdd", m.op("MatMul", both, kernel), bias)
+            m.op("Split", m.constant(1), gates, name="s", num_split=4)
+            c = m.op("Mul", m.op("Sigmoid", "s:0"), m.op("Tanh", "s:1"))
+            c = m.op("Add", c, m.op(activation, "s:2"))
+            m.op("Mul", m.op("Tanh", c), m.op("Sigmoid", "s:3"), name="out")
+            wanted = ("kernel", "bias") if activation == "Sigmoid" else leaves
+            source = self.with_graph(m, tmp_path)
+            assert list(named(Eras("1.2"), source)) == [f"top/mine/{leaf}" for leaf in wanted]
+            old = Eras("0.12")
+            if leaves[0] == "weights" and activation == "Sigmoid":
+                assert list(named(old, source)) == [
+                    "top/mine/Linear/Matrix",
+                    "top/mine/Linear/Bias",
+                ]
+                assert notes(old, source)[0] == (
+                    "top/mine is taken for BasicLSTMCell; if it is LSTMCell, say --eras-kind "
+                    "'top/mine=LSTMCell'"
+                )
+
+    def test_a_static_stack_has_no_loop(self, tmp_path: Path) -> None:
+        names = [f"StackRNN/Layer0/BiRNN/{way}/LSTMCell/W_0" for way in ("FW", "BW")]
+        inner = {"Enter": "bidirectional_rnn/", "Identity": ""}
+        for op, between in inner.items():
+            m = Model()
+            for name in names:
+                kernel = m.op(op, m.variable(name, 4, 8))
+                m.op("MatMul", m.input(2, 4, name=f"x_{name[-16:-14]}"), kernel)
+            source = self.with_graph(m, tmp_path)
+            assert not any("is taken for" in note for note in notes(Eras("1.2"), source))
+            assert list(named(Eras("1.2"), source)) == [
+                f"stack_bidirectional_rnn/cell_0/{between}{way}/lstm_cell/kernel"
+                for way in ("fw", "bw")
+            ]
 
 
 class TestShards:

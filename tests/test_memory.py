@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import shutil
 import subprocess
 import sys
@@ -75,3 +77,34 @@ def test_peak_is_bounded(
     finally:
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
     assert int(done.stdout) / 1024 < LIMIT_MB, f"{int(done.stdout) // 1024} MB"
+
+
+FAULTS = """
+import resource, sys
+from converter.cli import cli
+cli.main(sys.argv[1:], standalone_mode=False)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
+def test_blocks_use_the_memory_of_those_before_them(tmp_path: Path) -> None:
+    faults = []
+    for count in (2, 12):
+        directory = tmp_path / str(count)
+        variables = [
+            Variable(f"layer_{k}/{name}", BY_NAME["float32"], (768, columns), _values)
+            for k in range(count)
+            for name, columns in (("key", 768), ("dense", 3072))
+        ]
+        target = parse_target(directory, name="source", to="tf")
+        run(make_plan(Checkpoint(variables), [], target), sync=False, verify_output=False)
+        grown = ["--plugin", "pad", "--shape", "*/key=845,845", "--shape", "*/dense=845,3380"]
+        command = [sys.executable, "-c", FAULTS, "ckpt", str(directory), *grown, "--no-sync", "-q"]
+        done = subprocess.run(
+            [*command, "-o", str(directory / "out")], check=True, capture_output=True, text=True
+        )
+        faults.append(int(done.stdout))
+    few, many = faults
+    more_pages = 10 * 845 * (845 + 3380) * 4 // mmap.PAGESIZE
+    assert many - few < more_pages / 10, f"{few} faults, {many} faults of {more_pages} more pages"

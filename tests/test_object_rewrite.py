@@ -133,6 +133,22 @@ def test_dropped_variables_leave_with_what_led_to_them_alone(tmp_path: Any) -> N
     assert not plan.left_out
 
 
+def test_what_is_kept_has_the_save_counter_that_restore_asks_for(tmp_path: Any) -> None:
+    root = Object(
+        {"model": Object({"kernel": var("kernel")}), "save_counter": count("save_counter")}
+    )
+    found, plan, _ = rewritten(root, [Keep(("model",))], tmp_path)
+    assert found.edges() == {"model", "save_counter"}
+    assert plan.notes == ()
+    source = open_checkpoint(tmp_path / "in")
+    # Safetensors have no objects whose saves could be counted.
+    plan = make_plan(source, [Keep(("model",))], parse_target(tmp_path / "x.safetensors", name="x"))
+    assert [v.name for v in plan.variables] == ["kernel"]
+    assert [v.name for v, _ in plan.left_out] == [KEY, "save_counter"]
+    by_name = Checkpoint([source["save_counter"], source["kernel"]])
+    assert [v.name for v in Keep(("model",)).apply(by_name)] == ["kernel"]
+
+
 def test_slots_stay_with_their_optimizer(tmp_path: Any) -> None:
     model = Object({"kernel": var("kernel"), "bias": var("bias", (4,))})
     root = Object({"model": model, "optimizer": adam(model)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -306,7 +306,7 @@ def _product(factors: list[Any]) -> Iterator[Entry]:
     yield from found
 
 
-def entries_of(axis: Axis, sizes: dict[str, int]) -> list[Entry]:
+def entries_of(axis: Axis, sizes: Mapping[str, int]) -> list[Entry]:
     """Write an axis out: the widths and units of each entry."""
     found: list[Entry] = []
     for term in axis.terms:

@@ -145,7 +145,7 @@ def test_what_cannot_be_resized_is_refused() -> None:
 def test_a_real_model_with_its_slots() -> None:
     here = open_checkpoint(case("tf14_v2_charlm_lstm_ema").path)
     found = infer(here)
-    new = found.sizes | {"charlm/rnn/lstm_cell": 45, "charlm/embedding": 12}
+    new = {**found.sizes, "charlm/rnn/lstm_cell": 45, "charlm/embedding": 12}
     shapes = {name: tuple(a.size(new) for a in axes) for name, axes in found.axes.items()}
     wanted = {"charlm/embedding": 12, "charlm/rnn/lstm_cell": 45}
     assert sizes_like(found, here, checkpoint("there", shapes)) == wanted

@@ -64,10 +64,12 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     convert ckpt model.ckpt-100 --cast float16 --prove --tolerance 1e-2
     """
 
+    from converter.allocation import keep_freed_memory
     from converter.cli import report
     from converter.cli.output import json_text
     from converter.pipeline import run
 
+    keep_freed_memory()
     plan = _planned(ctx, given)
     check = None
     if wants_proof(given):

@@ -59,7 +59,7 @@ def _shown(one: Checkpoint, other: Checkpoint) -> Mapping[str, Variable]:
     if (one.object_graph is None) == (other.object_graph is None):
         return one
     roles = one.roles()
-    return {name: v for name, v in one.items() if roles[name].kind != "object_graph"}
+    return {n: v for n, v in one.items() if roles[n].kind not in ("object_graph", "save_counter")}
 
 
 def _common_bytes(a: Checkpoint, b: Checkpoint) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from converter.conventions.layers import Cell, Kind
@@ -16,11 +16,13 @@ from converter.graph.ops import (
     ADDS,
     BATCH_NORMS,
     BIAS_ADDS,
+    COMPARING,
     JOINS,
     LSTM_BLOCKS,
     MATMULS,
     MERGES,
     PASSING,
+    QUOTIENTS,
     RESHAPES,
     SLICES,
     SPLITS,
@@ -51,6 +53,9 @@ _KINDS: Mapping[tuple[str, int], Kind] = {
 _NORM_LEAVES = ((1, "gamma"), (2, "beta"), (3, "moving_mean"), (4, "moving_variance"))
 _BEHIND = _PASSES | _BROADCASTS | RESHAPES | ops("Sub Mul RealDiv")
 _CUTS = SPLITS | SLICES
+_SCALES = QUOTIENTS | {"Mul"}
+_MIXES = ADDS | {"Mul"}
+_MASKS = COMPARING | ops("Floor Const")
 
 
 @dataclass(frozen=True)
@@ -62,12 +67,14 @@ class OfCell:
         activations: what its gates go through, by `gate`, and what is new, by `new`.
         clip: at which number it cuts its state or its output; 0 where it does not.
         odd: what of it is not as its name says, as half a sentence; None where all is.
+        is_skipped: whether what it takes is also mixed into what it gives.
     """
 
     forget_bias: float | None = None
     activations: Mapping[str, str] = field(default_factory=dict)
     clip: float = 0.0
     odd: str | None = None
+    is_skipped: bool = False
 
 
 class Seen:
@@ -116,8 +123,30 @@ class Seen:
         }
         return Told(kinds, frozenset(others), biases, tuple(norms.values()), epsilons)
 
+    def ops_of(self, name: str) -> frozenset[str]:
+        """Return the ops that take a variable, and those that pass it on to them."""
+        waiting = list(self._nodes.get(name, ()))
+        seen = set(waiting)
+        found = set()
+        while waiting and len(seen) < _MAX_NODES:
+            for consumer in self._graph.consumers[waiting.pop()]:
+                if consumer in self._forward and consumer not in seen:
+                    seen.add(consumer)
+                    found.add(consumer.op)
+                    if self._passes(consumer):
+                        waiting.append(consumer)
+        return frozenset(found)
+
     def cell(self, cell: Cell) -> OfCell:
         """Return what is seen of a cell."""
+        return replace(self._cell(cell), is_skipped=self._is_skipped(cell))
+
+    def is_lstm(self, cell: Cell) -> bool:
+        """Return whether the graph computes an LSTM with what may be one by its shapes."""
+        found = self._cell(cell)
+        return any(True for _ in self._taken(cell)) and bool(found.activations) and not found.odd
+
+    def _cell(self, cell: Cell) -> OfCell:
         for name in cell.members:
             for node, _ in self._uses(name):
                 if node.op in LSTM_BLOCKS:
@@ -131,6 +160,54 @@ class Seen:
                         max(0.0, clip.f) if clip is not None else 0.0,
                     )
         return self._of_blocks(cell)
+
+    def _taken(self, cell: Cell) -> Iterator[Output]:
+        """Yield what a cell takes beside its state: the first part of what its kernel multiplies.
+
+        References:
+            rnn_cell_impl.py of TensorFlow 1, `_Linear`: concat([inputs, state], 1) times kernel.
+        """
+        for name in cell.members:
+            for node, port in self._uses(name):
+                if node.op in LSTM_BLOCKS:
+                    place = 0 if node.op == "LSTMBlockCell" else 1
+                    yield from node.inputs[place : place + 1]
+                elif node.op in MATMULS and port == 1:
+                    joint = self._origin(node.inputs[0])
+                    parts = joint.inputs[1:] if joint.op == "Concat" else joint.inputs[:-1]
+                    if joint.op in JOINS and len(parts) == 2:
+                        yield parts[0]
+
+    def _is_skipped(self, cell: Cell) -> bool:
+        for start in self._taken(cell):
+            chain = [start]
+            while len(chain) < _MAX_NODES and (before := self._undropped(chain[-1])) is not None:
+                chain.append(before)
+            own = {output.node for output in chain}
+            for output in chain:
+                if any(n.op in _MIXES and n not in own for n in self._consumers(output)):
+                    return True
+        return False
+
+    def _undropped(self, output: Output) -> Output | None:
+        """Return what a dropout, or what only passes it on, made a tensor of; None for others."""
+        node = output.node
+        if not node.inputs:
+            return None
+        if self._passes(node):
+            return node.inputs[0]
+        if node.op not in _SCALES:
+            return None
+        if node.op != "Mul":
+            return node.inputs[0]
+        scaled = [one for one in node.inputs if not self._is_mask(self._origin(one))]
+        return scaled[0] if len(scaled) == 1 else None
+
+    def _is_mask(self, node: Node) -> bool:
+        """Whether a dropout multiplies with it: its mask, or the inverse of what it keeps."""
+        if node.op in QUOTIENTS and node.inputs:
+            node = self._origin(node.inputs[0])
+        return node.op in _MASKS
 
     def _uses(self, name: str) -> Iterator[tuple[Node, int]]:
         """Yield what takes a variable, and as which of its inputs."""

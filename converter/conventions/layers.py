@@ -57,6 +57,12 @@ class Cell:
         refusal: why no other convention can have it, as half a sentence; or None.
         notes: what is to be known of it.
         is_gatewise: whether each gate has variables of its own.
+        is_stepped: whether an attention goes between its steps: what it takes depends on what it
+            gave before.
+        wrapper: the scope of a wrapper with variables that stands beside the cell, as before 1.2,
+            and projects or looks up what it takes or gives; empty for none.
+        is_skipped: whether what it takes is also added to what it gives, or gated with it, as
+            ResidualWrapper and HighwayWrapper do.
     """
 
     scope: str
@@ -75,6 +81,9 @@ class Cell:
     refusal: str | None = None
     notes: tuple[str, ...] = ()
     is_gatewise: bool = False
+    is_stepped: bool = False
+    wrapper: str = ""
+    is_skipped: bool = False
 
     @property
     def members(self) -> tuple[str, ...]:

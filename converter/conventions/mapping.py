@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from converter.conventions import plain
-from converter.conventions.cells import cells, family_of
+from converter.conventions.cells import cells, family_of, unnamed
 from converter.conventions.converted import Converted, Refused
 from converter.conventions.graph import OfCell, Seen, look
 from converter.conventions.layers import Cell, Unmapped
@@ -106,12 +106,15 @@ class Mapped:
             for name, variable in checkpoint.items()
             if self._roles[name].kind in _MODEL and variable.dtype.is_number
         }
-        declared = by_name(said.layer, shapes) if said.layer else {}
+        declared = dict(by_name(said.layer, shapes)) if said.layer else {}
         forget = by_name(said.forget_bias, shapes) if said.forget_bias else {}
         seen, unused = look(checkpoint)
         self._notes += [unused] if unused else []
         self._followers = self._all_followers()
         found: list[Cell] = []
+        if seen is not None:
+            maybe = unnamed(shapes, declared)
+            declared |= {name: "lstm" for name, cell in maybe if seen.is_lstm(cell)}
         for one in cells(shapes, declared):
             if isinstance(one, Unmapped):
                 self._left |= dict.fromkeys(one.members, f"{_scope(one)}: {one.reason}")
@@ -168,6 +171,7 @@ class Mapped:
             cell,
             forget_bias=cell.forget_bias if bias is None else bias,
             activations=found.activations,
+            is_skipped=found.is_skipped,
             refusal=refusal,
             notes=tuple(notes),
         )

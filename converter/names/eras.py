@@ -11,7 +11,16 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from converter.errors import PlanError, printable
-from converter.names.cells import DECODER, DIRECTIONS, ERAS, NESTED, NEWEST, NUMBER, OLDEST, Era
+from converter.names.cells import (
+    DIRECTIONS,
+    ERAS,
+    LINEAR,
+    NESTED,
+    NEWEST,
+    NUMBER,
+    OLDEST,
+    Era,
+)
 from converter.names.evidence import MAX_DEPTH
 from converter.names.recurrent import Found, find_cells
 from converter.variable import Variable
@@ -166,7 +175,9 @@ class _Renaming:
 
     def _rename_around(self, path: str, is_old: bool) -> None:
         """Rename the scopes around a cell that TensorFlow named."""
-        if is_old == (self.target == OLDEST) or self.found[path].cell is DECODER:
+        if is_old == (self.target == OLDEST) or self.found[path].scope(self.target) is None:
+            return
+        if not self.found[path].cell.scopes:
             return
         path = path.rpartition("/")[0]
         while path:
@@ -176,7 +187,7 @@ class _Renaming:
                 self._rename(parent, {"MultiRNNCell": "multi_rnn_cell"}, is_old)
                 self._rename(path, {f"Cell{number}": f"cell_{number}"}, is_old)
                 path = parent.rpartition("/")[0]
-            elif path in self.found and self.found[path].cell is not DECODER:
+            elif path in self.found and self.found[path].cell.scopes:
                 path = parent
             else:
                 break
@@ -223,7 +234,7 @@ class _Renaming:
             self.scopes[layer] = f"Layer{number}/BiRNN"
         elif is_old and self.classes.get(stack) == STATIC:
             self.scopes[path] = ""
-        elif is_old and self.target >= NESTED and number == "0":
+        elif is_old and self.target >= NESTED and number == "0" and stack not in self.classes:
             text = (
                 f"{stack} is taken for stack_bidirectional_dynamic_rnn; if its function is the "
                 f"static one, say --eras-kind '{stack}=static'"
@@ -347,12 +358,11 @@ class _Renaming:
                 f"{which} is taken for {taken}; if it is {other}, say --eras-kind "
                 f"'{paths[0]}={other}'"
             )
-        known = {leaf.name for cell in self.found.values() for leaf in cell.leaves}
-        linear = [n for n in self.names if n.endswith("Linear/Matrix") and n not in known]
+        linear = [path for path, cell in self.found.items() if cell.cell is LINEAR]
         if linear and self.target != OLDEST:
             self.notes.append(
-                f"{len(linear)} kernels of a linear layer are in no cell of TensorFlow's and stay, "
-                f"such as {linear[0]}; rename them"
+                f"{len(linear)} linear layers in scopes of their own are taken for TensorFlow's, "
+                f"such as {linear[0]}; if the code has its own, say --eras-kind '{linear[0]}=own'"
             )
         wrapped = [n for n in self.names if "/attention_wrapper/" in f"/{n}"]
         if wrapped and self.target < NESTED:

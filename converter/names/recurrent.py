@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from converter.names.cells import (
@@ -14,6 +14,8 @@ from converter.names.cells import (
     EARLIER,
     EARLIER_SCOPES,
     ERAS,
+    LINEAR,
+    NEWEST,
     NUMBER,
     OLDEST,
     Cell,
@@ -22,6 +24,8 @@ from converter.names.cells import (
 from converter.names.evidence import MAX_DEPTH, unnumbered
 from converter.variable import Variable
 
+_MAX_BELOW = 3
+"""How many components stand below the scope of a cell at most."""
 _DIGITS = re.compile(r"(?<=[A-Za-z_])\d{1,4}(?![A-Za-z0-9])")
 _ALL = frozenset(range(len(ERAS)))
 
@@ -68,7 +72,7 @@ class Found:
 
     def scope(self, era: int) -> str | None:
         """Return the last component of its scope in an era; None where the era had no such cell."""
-        if self.cell is DECODER:
+        if not self.cell.scopes:
             return self.path.rpartition("/")[2]
         name = self.cell.scopes[era]
         return name and name + self.number
@@ -87,6 +91,7 @@ def find_cells(
         classes: the class of a cell whose scope and variables are also another's, by its scope.
     """
     known = dict(classes or {})
+    names = list(names)
     below, decoders = _below(names)
     found = {}
     for path in sorted(below, key=lambda path: path.count("/")):
@@ -98,7 +103,47 @@ def find_cells(
             count = len(read[0].leaves)
             others = tuple(other.cell for other in read[1:] if len(other.leaves) == count)
             found[path] = replace(read[0], others=others)
+    taken = {leaf.name for cell in found.values() for leaf in cell.leaves}
+    rest = [name for name in names if name not in taken and name.count("/") <= MAX_DEPTH]
+    for cell in _in_own_scopes(rest, variables, known):
+        found.setdefault(cell.path, cell)
     return _settled(found)
+
+
+def _in_own_scopes(
+    names: Iterable[str], variables: Mapping[str, Variable], known: Mapping[str, str]
+) -> Iterator[Found]:
+    """Yield cells in scopes that the code named: a cell that is called itself can be given one.
+
+    A GRU is known by its variables, and a cell with one kernel in 0.12 by those of its linear
+    function. What any other is has to be said.
+    """
+    scopes: defaultdict[str, list[str]] = defaultdict(list)
+    for name in names:
+        parts = name.split("/")
+        for depth in range(max(1, len(parts) - _MAX_BELOW), len(parts)):
+            scopes["/".join(parts[:depth])].append(name)
+    taken: set[str] = set()
+    for path in sorted(scopes, key=lambda path: path.count("/")):
+        below = [name for name in scopes[path] if name not in taken]
+        wanted = [_OWN[known[path]]] if known.get(path) in _OWN else [_OWN["GRUCell"], LINEAR]
+        for cell in wanted if known.get(path) in (None, *_OWN) else ():
+            read = _read(path, cell, below, variables)
+            is_told = cell.name == known.get(path)
+            if read is not None and (is_told or _is_like(read, variables)):
+                taken.update(leaf.name for leaf in read.leaves)
+                yield read
+                break
+
+
+def _is_like(found: Found, variables: Mapping[str, Variable]) -> bool:
+    """Return whether what names make of a scope fits the shapes of its variables."""
+    shapes = {leaf.names[NEWEST]: variables[leaf.name].shape for leaf in found.leaves}
+    if found.cell is LINEAR:
+        return found.eras == {OLDEST} and len(shapes.get("kernel", ())) == 2
+    gates, candidate = shapes.get("gates/kernel", ()), shapes.get("candidate/kernel", ())
+    is_gru = len(gates) == len(candidate) == 2 and bool(found.eras)
+    return is_gru and gates == (candidate[0], 2 * candidate[1]) and candidate[0] > candidate[1]
 
 
 def _below(names: Iterable[str]) -> tuple[dict[str, list[str]], set[str]]:
@@ -125,7 +170,7 @@ def _read(
     last = path.rpartition("/")[2]
     base = unnumbered(last)[0]
     is_numbered = base in cell.scopes
-    spelling = _ALL if cell is DECODER else _eras(cell.scopes, base if is_numbered else last)
+    spelling = _ALL if not cell.scopes else _eras(cell.scopes, base if is_numbered else last)
     names = list(names)
     leaves, eras = [], spelling
     for name in names:
@@ -192,5 +237,6 @@ def _by_scope() -> dict[str, list[Cell]]:
 _BY_SCOPE = _by_scope()
 _LEAVES: dict[str, dict[str, Names]] = {
     cell.name: {spelling: row for row in cell.leaves for spelling in row if spelling is not None}
-    for cell in (*CELLS, DECODER)
+    for cell in (*CELLS, DECODER, LINEAR)
 }
+_OWN = {cell.name: replace(cell, scopes=(), rank=None) for cell in CELLS if not cell.place}

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from converter.allocation import without_collections
 from converter.checkpoint import Checkpoint
 from converter.errors import InputError, PlanError, UsageError, did_you_mean, printable
 from converter.formats.messages import message
@@ -57,6 +58,7 @@ class Regraphed:
     rescaled: tuple[Rescaled, ...]
 
 
+@without_collections()
 def regraph(source: Checkpoint, structure: Structure, sizes: Mapping[str, int]) -> Regraphed:
     """Return the graph of a checkpoint as its own code would build it at other sizes.
 
@@ -382,8 +384,10 @@ class _Rewriter:
 
 def _keep_shape(node: Any) -> None:
     """Give a placeholder the shape that it noted nowhere else, as was usual before 1.4."""
+    if node.op != b"Placeholder":
+        return
     attributes = {entry.key: entry.value for entry in node.attr}
-    if node.op == b"Placeholder" and {b"shape", b"_output_shapes"} <= attributes.keys():
+    if {b"shape", b"_output_shapes"} <= attributes.keys():
         noted = attributes[b"_output_shapes"].list.shape
         told = attributes[b"shape"].shape
         if not told.dim and len(noted) == 1 and not noted[0].unknown_rank:

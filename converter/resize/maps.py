@@ -38,7 +38,8 @@ class AxisMap:
         self._axis = axis
         self._old = sizes
         self._units = units
-        self._new = {name: units[name].size if name in units else sizes[name] for name in sizes}
+        # Of its own widths alone: a checkpoint has thousands of variables and of widths.
+        self._new = {n: units[n].size if n in units else sizes[n] for n in axis.widths()}
         self.old_length = axis.size(self._old)
         self.length = axis.size(self._new)
         self.is_weighted = any(u.is_weighted for n, u in units.items() if n in axis.widths())

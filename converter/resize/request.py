@@ -130,17 +130,18 @@ class Request:
     def resizes(self) -> Resizes:
         """Return what happens to each width that changes, and to the shapes of variables."""
         found = []
+        tied, made_apart = _tied(self.structure), _made_apart(self.structure)
         for name, width_map in self.maps.items():
             width = self.structure.widths[name]
             factors = tuple(self.structure.factors.get(name, ()))
-            verdict = judge(width, width_map, factors, tied=_is_tied(self.structure, name))
+            verdict = judge(width, width_map, factors, tied=name in tied)
             of = (*width.produced_by, *width.consumed_by, *width.followed_by)
             if apart := next((n for n in of if n in self._shapes), None):
                 verdict = Verdict(False, f"{apart} has a shape of its own")
-            dies = dead(width, width_map, is_filled=_is_made_apart(self.structure, name))
+            dies = dead(width, width_map, is_filled=name in made_apart)
             found.append(Resized(name, width.size, width_map.size, verdict, dies))
         old = self.structure.sizes
-        new = old | {width.name: width.new for width in found}
+        new = {**old, **{width.name: width.new for width in found}}
         shapes = {
             name: Reshaped(
                 self._checkpoint[name].sources,
@@ -210,22 +211,24 @@ def _shown(axes: Sequence[Axis], sizes: Mapping[str, int]) -> str:
     return f"[{', '.join(axis.shown(sizes) for axis in axes)}]"
 
 
-def _is_tied(structure: Structure, name: str) -> bool:
-    """Whether one axis both produces and consumes a width."""
-    return any(
-        {"produce", "consume"} <= set(used.get(name, ()))
-        for uses in structure.uses.values()
-        for used in uses
+def _tied(structure: Structure) -> frozenset[str]:
+    """Return the widths that one axis both produces and consumes."""
+    return frozenset(name for name, found in _used(structure) if {"produce", "consume"} <= found)
+
+
+def _made_apart(structure: Structure) -> frozenset[str]:
+    """Return the widths that an axis produces which does not consume them, too."""
+    return frozenset(
+        name for name, found in _used(structure) if "produce" in found and "consume" not in found
     )
 
 
-def _is_made_apart(structure: Structure, name: str) -> bool:
-    """Whether an axis produces a width that does not consume it, too."""
-    return any(
-        "produce" in (found := used.get(name, ())) and "consume" not in found
-        for uses in structure.uses.values()
-        for used in uses
-    )
+def _used(structure: Structure) -> Iterator[tuple[str, set[Use]]]:
+    """Yield what each axis of a variable does with each of its widths."""
+    for uses in structure.uses.values():
+        for used in uses:
+            for name, found in used.items():
+                yield name, set(found)
 
 
 def _with_shapes(
@@ -237,7 +240,10 @@ def _with_shapes(
     widths = dict(structure.widths)
     axes = dict(structure.axes)
     uses = dict(structure.uses)
-    roles = checkpoint.roles()
+    followers: dict[str, list[tuple[str, str | None]]] = {}
+    for other, role in checkpoint.roles().items():
+        if role.of is not None and other not in declared:
+            followers.setdefault(role.of, []).append((other, role.slot))
     for name in declared:
         shape = checkpoint[name].shape
         named = tuple(f"{name}[{k}]" for k in range(len(shape)))
@@ -255,12 +261,11 @@ def _with_shapes(
         used: tuple[Use, ...] = ("produce",)
         axes[name] = own
         uses[name] = tuple({width: used} for width in named)
-        for other, role in roles.items():
-            if role.of == name and other not in declared:
-                kept = kept_axes(checkpoint[other].shape, shape, role.slot)
-                if kept is not None:
-                    axes[other] = tuple(own[axis] for axis in kept)
-                    uses[other] = tuple(uses[name][axis] for axis in kept)
+        for other, slot in followers.get(name, ()):
+            kept = kept_axes(checkpoint[other].shape, shape, slot)
+            if kept is not None:
+                axes[other] = tuple(own[axis] for axis in kept)
+                uses[other] = tuple(uses[name][axis] for axis in kept)
     return replace(structure, widths=widths, axes=axes, uses=uses)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -73,9 +74,9 @@ class Resizing:
             return self.checkpoint[name].shape
         return tuple(axis.size(self._new) for axis in axes)
 
-    @property
-    def _new(self) -> dict[str, int]:
-        return self.structure.sizes | {name: m.size for name, m in self.maps.items()}
+    @cached_property
+    def _new(self) -> Mapping[str, int]:
+        return {**self.structure.sizes, **{name: m.size for name, m in self.maps.items()}}
 
     def _role(self, name: str) -> Role:
         role = self.checkpoint.roles()[name]
@@ -144,7 +145,7 @@ class Resizing:
         return AxisMap(axis, self._sizes, units)
 
     @property
-    def _sizes(self) -> dict[str, int]:
+    def _sizes(self) -> Mapping[str, int]:
         return self.structure.sizes
 
     def _uses(self, name: str, role: Role) -> Sequence[_AxisUses]:
@@ -189,8 +190,10 @@ class Resizing:
 
     def _chosen(self, axis: Axis, maps: Mapping[str, UnitMap]) -> AxisMap | None:
         units = {n: m for n, m in maps.items() if isinstance(m, Units)}
+        if not units:
+            return None
         dense = {n: self.maps[n].size for n in maps if n not in units}
-        return AxisMap(axis, self._sizes | dense, units) if units else None
+        return AxisMap(axis, {**self._sizes, **dense} if dense else self._sizes, units)
 
     def _multiplied(
         self,
@@ -215,7 +218,7 @@ class Resizing:
                     f"strategy that keeps units as they are"
                 ) from None
             variable = multiply(variable, number, cut)
-            sizes = sizes | {name: self.maps[name].size}
+            sizes = {**sizes, name: self.maps[name].size}
         return variable
 
     def _thinned(self, variable: Variable, result: Variable, role: Role) -> Variable:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from converter.allocation import without_collections
 from converter.errors import PlanError
 from converter.graph.node import Node
 from converter.graph.ops import READS
@@ -23,7 +24,7 @@ from converter.structure.properties import classes, naming
 from converter.structure.properties.counts import mark_averages
 from converter.structure.properties.facts import Facts, Place, gather
 from converter.structure.properties.gates import labels_of
-from converter.structure.properties.growth import growth, mark_poles, stays_zero
+from converter.structure.properties.growth import Carriers, growth, mark_poles, stays_zero
 from converter.structure.properties.normalised import normalised
 from converter.structure.structure import Opaque, SizeFactor, Structure
 from converter.structure.tensors.analysis import Analysis
@@ -56,6 +57,7 @@ def structure_of(checkpoint: Checkpoint, layout: Layout | None = None) -> Struct
     return checkpoint.once(key, lambda: follow(before, origin, checkpoint))
 
 
+@without_collections()
 def infer(checkpoint: Checkpoint, layout: Layout | None = None) -> Structure:
     """Tell the structure of a checkpoint from its graph; where there is none, from its names.
 
@@ -104,9 +106,10 @@ def infer_from(
     factors = classes.scale_factors(findings.analysis, facts, moving)
     writer = _Writer(names, labels_of(findings.analysis, facts.values(), products))
     axes, uses = _axes(checkpoint, roles, products, facts, names, writer)
+    carriers = Carriers(findings.analysis)
     structure = Structure(
         {
-            names[atom]: _width(names[atom], fact, told[atom], findings.analysis)
+            names[atom]: _width(names[atom], fact, told[atom], findings.analysis, carriers)
             for atom, fact in widths.items()
         },
         axes,
@@ -207,13 +210,15 @@ def _is_fixed(fact: Facts, products: Mapping[Place, Sequence[Product]]) -> bool:
     return not alone or not fact.by_use("produce", "consume")
 
 
-def _width(name: str, fact: Facts, found: classes.Classified, analysis: Analysis) -> Width:
+def _width(
+    name: str, fact: Facts, found: classes.Classified, analysis: Analysis, carriers: Carriers
+) -> Width:
     produced = fact.by_use("produce")
     consumed = fact.by_use("consume")
     rest = list(dict.fromkeys(place.variable for place in fact.places))
-    grows = growth(analysis, fact) if found.resizable else "none"
+    grows = growth(analysis, fact, carriers) if found.resizable else "none"
     if grows != "none":
-        mark_poles(analysis, fact)
+        mark_poles(analysis, fact, carriers)
     return Width(
         name,
         size_of(fact.atom) or 0,
@@ -225,7 +230,7 @@ def _width(name: str, fact: Facts, found: classes.Classified, analysis: Analysis
         tuple(n for n in rest if n not in produced and n not in consumed),
         found.why,
         tuple((what, classes.named(node)) for what, node in fact.touches.items()),
-        grows != "none" and stays_zero(analysis, fact),
+        grows != "none" and stays_zero(analysis, fact, carriers),
         normalised(analysis, fact) if found.resizable and grows == "none" else None,
     )
 

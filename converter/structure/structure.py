@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from converter.errors import InputError
@@ -103,8 +104,8 @@ class Structure:
             )
         return OfGraph(self.findings, self.write)
 
-    @property
-    def sizes(self) -> dict[str, int]:
+    @cached_property
+    def sizes(self) -> Mapping[str, int]:
         """The size of each width."""
         return {name: width.size for name, width in self.widths.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,28 @@ from converter.names.follow import followers, following, root_of
 
 if TYPE_CHECKING:
     from converter import Checkpoint, Variable
+    from converter.conventions.layers import Cell
     from converter.names.eras import EraNames, Sharded
 
-Kind = Literal["LSTMBlockCell", "GRUBlockCellV2", "ConvLSTMCell", "static", "own"]
+Kind = Literal[
+    "BasicRNNCell",
+    "BasicLSTMCell",
+    "LSTMCell",
+    "LSTMBlockCell",
+    "LSTMBlockFusedCell",
+    "LayerNormBasicLSTMCell",
+    "GRUCell",
+    "GRUBlockCellV2",
+    "ConvLSTMCell",
+    "dynamic",
+    "static",
+    "own",
+]
+_BLOCK = re.compile(r"(?P<scope>(?:.*/)?lstm_cell(?:_\d+)?)/(?:kernel|weights)", re.DOTALL)
+_STACK = re.compile(
+    r"(?P<scope>(?:.*/)?StackRNN)/Layer\d+/BiRNN/[FB]W/.*(?:Matrix|W_0|W)", re.DOTALL
+)
+_BLOCK_OP = "LSTMBlockCell"
 
 
 @dataclass(frozen=True)
@@ -37,8 +57,8 @@ class Eras(Strategy):
     )
     kind: Mapping[str, Kind] = option(
         {},
-        help="what made the scopes that a glob fits, where names don't tell: LSTMBlockCell, "
-        "GRUBlockCellV2, ConvLSTMCell, a static stack of layers, or your own code",
+        help="what made the scopes that a glob fits, where names don't tell: the class of a cell, "
+        "a dynamic or a static stack of layers, or your own code",
         metavar="GLOB=KIND",
     )
     shards: Mapping[str, int] = option(
@@ -82,18 +102,20 @@ class Eras(Strategy):
 
         names = _of_model(checkpoint)
         era = era_of(checkpoint, names)
-        if era is None:
+        found = self._names(checkpoint)
+        if era is None and not found.renamed:
             yield "no variable has the name of a recurrent cell of TensorFlow 1"
             return
-        found = self._names(checkpoint)
         yield from found.notes
+        if self.eras == "0.12":
+            yield from _basic(_told(checkpoint, names, self.eras), self.kind)
         for shard in found.joined:
             yield (
                 f"{shard.name} is joined from {len(shard.shards)} shards; --eras 0.12 "
                 f"--eras-shards '{shard.name}={len(shard.shards)}' makes them again"
             )
         yield from _left(checkpoint, found.renamed | followers(checkpoint.roles(), found.renamed))
-        if era.eras and self.eras not in era.eras:
+        if era is not None and era.eras and self.eras not in era.eras:
             if not self.bare_slots and "0.12" in era.eras:
                 yield from _scoped(checkpoint)
             yield from _changed(checkpoint, found, era.eras[0])
@@ -107,6 +129,8 @@ class Eras(Strategy):
         for glob, kind in self.kind.items():
             for scope in matching(glob, scopes, "scopes"):
                 classes.setdefault(scope, kind)
+        for scope, told in _told(checkpoint, names, self.eras).items():
+            classes.setdefault(scope, told)
         shards = _partitioned(checkpoint) | by_name(self.shards, names)
         return names_in(self.eras, checkpoint, names, classes=classes, shards=shards)
 
@@ -121,6 +145,57 @@ class Eras(Strategy):
                 if inner:
                     renamed[name] = f"{of}/{rest}"
         return renamed
+
+
+def _told(checkpoint: Checkpoint, names: Sequence[str], era: Era) -> dict[str, Kind]:
+    """Return what a graph tells of scopes whose names don't tell what they are in an era."""
+    blocks, stacks = _scopes_of(_BLOCK, names), _scopes_of(_STACK, names)
+    own = dict(_unnamed(checkpoint, names))
+    blocks, stacks = blocks if era == "0.12" else {}, stacks if era in ("1.2", "1.15") else {}
+    if not blocks and not stacks and not own:
+        return {}
+    # Imported where a graph is read: a command is to start at once.
+    from converter.conventions.graph import look
+    from converter.graph.ops import ENTERS, INLINED, LSTM_BLOCKS, WHILES
+
+    seen, _ = look(checkpoint)
+    if seen is None:
+        return {}
+    kinds: dict[str, Kind] = {}
+    for name, scope in blocks.items():
+        if taken := seen.ops_of(name):
+            kinds[scope] = "LSTMBlockCell" if _BLOCK_OP in taken else "LSTMCell"
+    for name, scope in stacks.items():
+        if taken := seen.ops_of(name):
+            kinds[scope] = "dynamic" if taken & (ENTERS | WHILES | INLINED) else "static"
+    for name, cell in own.items():
+        if seen.is_lstm(cell):
+            is_fused = bool(seen.ops_of(name) & LSTM_BLOCKS - {_BLOCK_OP})
+            is_other = cell.projection is not None or cell.peepholes or name.endswith("/W_0")
+            other: Kind = "LSTMCell" if is_other else "BasicLSTMCell"
+            kinds[cell.scope] = "LSTMBlockFusedCell" if is_fused else other
+    return kinds
+
+
+def _basic(told: Mapping[str, Kind], kinds: Mapping[str, Kind]) -> Iterable[str]:
+    """Say which cells could also be of another class, whose variables 0.12 called otherwise."""
+    for scope, kind in told.items():
+        if kind == "BasicLSTMCell" and scope not in kinds:
+            yield (
+                f"{scope} is taken for BasicLSTMCell; if it is LSTMCell, say --eras-kind "
+                f"'{scope}=LSTMCell'"
+            )
+
+
+def _scopes_of(pattern: re.Pattern[str], names: Iterable[str]) -> dict[str, str]:
+    return {name: match["scope"] for name in names if (match := pattern.fullmatch(name))}
+
+
+def _unnamed(checkpoint: Checkpoint, names: Sequence[str]) -> Iterable[tuple[str, Cell]]:
+    """Return what may be an LSTM in a scope that the code named, by the name of its kernel."""
+    from converter.conventions.cells import unnamed
+
+    return unnamed({name: checkpoint[name].shape for name in names}, {})
 
 
 def _of_model(checkpoint: Checkpoint) -> list[str]:

@@ -11,6 +11,8 @@ from converter import Strategy, UsageError, hookimpl, option, select
 if TYPE_CHECKING:
     from converter import Checkpoint, Variable
 
+_OF_OBJECTS = ("object_graph", "save_counter")
+
 
 @dataclass(frozen=True)
 class Keep(Strategy):
@@ -19,7 +21,8 @@ class Keep(Strategy):
     In a glob, `*` is any text, also with `/` in it. The words are `model` (with its batch
     statistics), `batch_statistics`, `optimizer` (all that only an optimizer needs), `slots`,
     `averages`, `step`, `tables` and `bookkeeping`. The object graph of TensorFlow 2, which says
-    what the variables are, is kept in any case; it shrinks with them.
+    what the variables are, is kept in any case and shrinks with them, and so is the save counter
+    beside it, without which `tf.train.Checkpoint.restore` finds a checkpoint incomplete.
 
     Example:
         convert ckpt model.ckpt --keep model --keep step -o out/
@@ -40,7 +43,9 @@ class Keep(Strategy):
         from converter.formats import OBJECT_GRAPH_KEY
 
         chosen = {name for pattern in self.keep for name in select(pattern, checkpoint)}
-        return [v for name, v in checkpoint.items() if name in chosen or name == OBJECT_GRAPH_KEY]
+        if OBJECT_GRAPH_KEY in checkpoint:
+            chosen.update(n for n, r in checkpoint.roles().items() if r.kind in _OF_OBJECTS)
+        return [v for name, v in checkpoint.items() if name in chosen]
 
     def notes(self, checkpoint: Checkpoint) -> Iterable[str]:
         for pattern in self.keep:

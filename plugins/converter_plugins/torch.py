@@ -36,7 +36,7 @@ class Torch(Convention):
     name: ClassVar[str] = "torch"
 
     def cells(self, cells: Sequence[Cell]) -> Iterable[Converted | Refused]:
-        from converter.conventions.stacks import Place, place_of, stacks
+        from converter.conventions.stacks import Place, stacks
 
         found: list[Converted | Refused] = []
         for root, members in stacks(cells).items():
@@ -44,12 +44,12 @@ class Torch(Convention):
             if apart is None:
                 found.append(_noted(_module(root, members), _direction(root, members[0][1])))
                 continue
-            for cell, _ in members:
+            for cell, place in members:
                 reason = _refusal(cell)
                 if reason is not None:
                     found.append(Refused(cell.members, f"{cell.scope}: {reason}"))
                     continue
-                place = Place(cell.scope, backward=place_of(cell.scope).backward)
+                place = Place(cell.scope, backward=place.backward)
                 one = _module(cell.scope, [(cell, place)])
                 if len(members) > 1:
                     note = Note(cell.scope, f"it is a module of its own, since {apart}")
@@ -90,6 +90,16 @@ def _refusal(cell: Cell) -> str | None:
         return "its gates look at the state of the cell, and nn.LSTM has no peepholes"
     if cell.window:
         return "PyTorch has no convolutional LSTM"
+    if cell.projection is not None and cell.is_stepped:
+        return (
+            "an attention goes between its steps, and its output is projected: nn.LSTMCell has no "
+            "projection"
+        )
+    if cell.projection is not None and cell.output_size >= cell.units:
+        return (
+            f"its {cell.units} units are projected to {cell.output_size}, and proj_size of nn.LSTM "
+            f"has to be smaller"
+        )
     if cell.kind == "gru" and cell.reset_after is None:
         return (
             "without a bias nothing tells whether it resets its state after the product, as nn.GRU "
@@ -112,6 +122,8 @@ def _refusal(cell: Cell) -> str | None:
 def _apart(members: Sequence[tuple[Cell, Place]]) -> str | None:
     """Return why cells cannot be one module, as half a sentence; None where they can."""
     cells = [cell for cell, _ in members]
+    if any(cell.is_stepped for cell in cells):
+        return "an attention goes between its steps"
     if any(_refusal(cell) is not None for cell in cells):
         return "PyTorch has no module for one of them"
     places = [(place.number, place.backward) for _, place in members]
@@ -129,6 +141,13 @@ def _apart(members: Sequence[tuple[Cell, Place]]) -> str | None:
         return "the layers have different numbers of units"
     if len({bool(cell.biases) for cell in cells}) > 1:
         return "not all of them have a bias"
+    if len({cell.projection is None for cell in cells}) > 1:
+        return "not all of them are projected"
+    wrappers = [wrapper for c, place in members if (wrapper := place.wrapper or c.wrapper)]
+    if len(cells) > 1 and wrappers:
+        return f"{wrappers[0]} stands between them"
+    if layers > 1 and any(cell.is_skipped for cell in cells):
+        return "what one takes is added to what it gives"
     for cell, place in members:
         before = cells[0].output_size * (2 if both else 1) if place.number else None
         if cell.input_size != (cells[0].input_size if before is None else before):
@@ -141,6 +160,7 @@ def _module(root: str, members: Sequence[tuple[Cell, Place]]) -> Converted:
     notes: list[Note] = []
     for cell, place in members:
         suffix = f"_l{place.number}" + ("_reverse" if place.backward and place.directions else "")
+        suffix = "" if cell.is_stepped else suffix
         for leaf, view in _weights(cell).items():
             outputs[_named(root, leaf + suffix)] = view
         notes += [Note(cell.scope, text) for text in cell.notes]
@@ -157,7 +177,8 @@ def _module(root: str, members: Sequence[tuple[Cell, Place]]) -> Converted:
     if cell.kind == "rnn" and cell.activations.get("new") == "relu":
         said.append("nonlinearity='relu'")
     call = ", ".join([str(cell.input_size), str(cell.units), *said])
-    notes.append(Note(root.replace("/", "."), f"{_MODULES[cell.kind]}({call})"))
+    module = f"{_MODULES[cell.kind]}Cell" if cell.is_stepped else _MODULES[cell.kind]
+    notes.append(Note(root.replace("/", "."), f"{module}({call})"))
     return Converted(
         tuple(name for one, _ in members for name in one.members), outputs, tuple(notes)
     )

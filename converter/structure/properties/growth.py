@@ -9,13 +9,14 @@ if what stands between keeps a zero a zero.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from collections.abc import Set as AbstractSet
 
 from converter.graph.node import Node, Output
 from converter.graph.ops import VARIABLES, ops
 from converter.structure.axes.axis import AVERAGING, SINGLING, Growth, Touch
 from converter.structure.properties.facts import Facts, Place
-from converter.structure.tensors.analysis import Analysis, Tensor
-from converter.structure.tensors.atoms import Atom, leaves
+from converter.structure.tensors.analysis import Analysis
+from converter.structure.tensors.atoms import Atom, find, leaves
 from converter.structure.tensors.flow import Kind
 
 NEVER: frozenset[Touch] = SINGLING | AVERAGING | {"extreme"}
@@ -49,7 +50,27 @@ _ADDS = ops("Add AddV2 Sub BiasAdd")
 _CONTRACTS = ops("MatMul BatchMatMul BatchMatMulV2 BatchMatMulV3 Einsum")
 
 
-def growth(analysis: Analysis, fact: Facts) -> Growth:
+class Carriers:
+    """Which nodes give out tensors that have a width, once nothing is tied any more."""
+
+    def __init__(self, analysis: Analysis) -> None:
+        self._by_atom: dict[Atom, set[Node]] = {}
+        known: dict[Atom, list[Atom]] = {}
+        for node, tensors in analysis.tensors.items():
+            for tensor in tensors:
+                axes = tensor.element.axes if tensor.element is not None else tensor.axes
+                for root in map(find, axes or ()):
+                    if root not in known:
+                        known[root] = leaves(root)
+                    for atom in known[root]:
+                        self._by_atom.setdefault(atom, set()).add(node)
+
+    def of(self, atom: Atom) -> AbstractSet[Node]:
+        """Return the nodes of a width."""
+        return self._by_atom.get(atom, frozenset())
+
+
+def growth(analysis: Analysis, fact: Facts, carriers: Carriers) -> Growth:
     """Tell how a width can be grown."""
     touches = fact.touches
     if not NEVER.isdisjoint(touches):
@@ -57,7 +78,7 @@ def growth(analysis: Analysis, fact: Facts) -> Growth:
     normed = "weight norm" in touches and not _is_only_consumed(analysis, fact)
     if not normed and all(what not in touches for what in _SUMS):
         return "any"
-    zeros = _Zeros(analysis, fact)
+    zeros = _Zeros(analysis, fact, carriers)
     for node, what in _sums(analysis, fact.atom):
         operands = node.inputs if what == "self paired" else node.inputs[:1]
         found = [zeros.is_zero(output) for output in operands]
@@ -66,7 +87,7 @@ def growth(analysis: Analysis, fact: Facts) -> Growth:
     return "zero"
 
 
-def stays_zero(analysis: Analysis, fact: Facts) -> bool:
+def stays_zero(analysis: Analysis, fact: Facts, carriers: Carriers) -> bool:
     """Tell whether units that are made of zeros reach all that consumes them as zeros.
 
     Then neither side gets a gradient if both are zero: a unit that is zero in what makes it and in
@@ -74,7 +95,7 @@ def stays_zero(analysis: Analysis, fact: Facts) -> bool:
     """
     if "lookup" in fact.touches or "sum" in fact.touches or not fact.by_use("consume"):
         return False
-    zeros = _Zeros(analysis, fact)
+    zeros = _Zeros(analysis, fact, carriers)
     for found in fact.uses.values():
         if (node := found.get("consume")) is None:
             continue
@@ -85,15 +106,15 @@ def stays_zero(analysis: Analysis, fact: Facts) -> bool:
     return True
 
 
-def mark_poles(analysis: Analysis, fact: Facts) -> None:
+def mark_poles(analysis: Analysis, fact: Facts, carriers: Carriers) -> None:
     """Mark what gives infinities for units that are zero: nothing takes these off again.
 
     They are told apart by when: `pole` if what makes the units is zero, `constant pole` where it
     is not made, but follows, so that it is zero whatever makes the units.
     """
     ways: tuple[tuple[Touch, _Zeros], ...] = (
-        ("pole", _Zeros(analysis, fact)),
-        ("constant pole", _Zeros(analysis, fact, made=False)),
+        ("pole", _Zeros(analysis, fact, carriers)),
+        ("constant pole", _Zeros(analysis, fact, carriers, made=False)),
     )
     for node in analysis.events:
         place = _POLES.get(node.op)
@@ -134,15 +155,13 @@ class _Zeros:
         made: whether it is; if not, what is zero then is so by itself.
     """
 
-    def __init__(self, analysis: Analysis, fact: Facts, *, made: bool = True) -> None:
+    def __init__(
+        self, analysis: Analysis, fact: Facts, carriers: Carriers, *, made: bool = True
+    ) -> None:
         self._analysis = analysis
         self._fact = fact
         self._made = made
-        self._carriers = {
-            node
-            for node, tensors in analysis.tensors.items()
-            if any(self._carries(tensor) for tensor in tensors)
-        }
+        self._carriers = carriers.of(fact.atom)
         # All are taken to be zero until one is seen not to be: so a loop's state may be.
         self._others: set[Node] = set()
         waiting = list(self._carriers)
@@ -158,10 +177,6 @@ class _Zeros:
 
     def is_zero(self, output: Output) -> bool:
         return output.node in self._carriers and output.node not in self._others
-
-    def _carries(self, tensor: Tensor) -> bool:
-        axes = tensor.element.axes if tensor.element is not None else tensor.axes
-        return any(self._fact.atom in leaves(atom) for atom in axes or ())
 
     def _stays_zero(self, node: Node) -> bool:
         if node.op in VARIABLES or node in self._analysis.variables:

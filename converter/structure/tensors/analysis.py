@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from converter.graph.node import Node, Output
@@ -234,7 +234,7 @@ class Analysis:
     def _agreed(self, node: Node, port: int, tensor: Tensor) -> Tensor:
         """Compare what a rule found with the shape that the graph notes."""
         if tensor.origins is not None and self.flow.kinds[node] is not Kind.WEIGHT:
-            tensor = replace(tensor, origins=None)
+            tensor = Tensor(tensor.axes, tensor.cells, tensor.number, None, tensor.element)
         shape = self.graph.declared(node, port)
         if shape is None or tensor.element is not None or node.is_handle(port):
             return tensor
