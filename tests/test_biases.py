@@ -16,7 +16,7 @@ from converter.structure.biases import bias_of
 from converter.structure.infer import infer_from, structure_of
 
 LSTM = "decoder/decoder/attention_wrapper/basic_lstm_cell"
-FOUND = {
+FOUND: dict[str, dict[str, str | None]] = {
     "tf012_v1_charlm_basiclstm": {
         "RNN/BasicLSTMCell/Linear/Matrix": "RNN/BasicLSTMCell/Linear/Bias"
     },
