@@ -1,4 +1,4 @@
-"""Units chosen by what they are on data, and what takes them mended: against numpy."""
+"""Units chosen, mixed and mended by what they are on data: against numpy."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import DATA
+from converter_plugins.project import Project
 from converter_plugins.rename import Rename
 from converter_plugins.select import Select
-from nets import N, Net, hidden
+from nets import N, Net, embedding, hidden, tied
 from safetensors.numpy import save_file
 
 from converter import (
@@ -531,3 +532,51 @@ def test_flattened_maps_are_chosen_by_all_their_places(tmp_path: Path) -> None:
 
         gone.append(min(left, key=cost))
     assert found == sorted(set(range(N)) - set(gone))
+
+
+def words(net: Net) -> Array:
+    """Let all words that are looked up be of three dimensions, and the others large elsewhere."""
+    directions = np.linalg.qr(net.rng.normal(size=(N, N)))[0]
+    table = net.rng.normal(size=(7, N)) * [3, 2, 1, 0, 0, 0]
+    table[[3, 4, 6], 3:] = 9
+    net.values["h"] = table @ directions.T
+    rows: Array = net.values["h"][net.feeds["ids"]]
+    return rows
+
+
+def test_principal_components_are_those_of_activations(tmp_path: Path) -> None:
+    net = Net()
+    embedding(net)
+    rows = words(net) + 0
+    path = saved(tmp_path, statistics(**{"out/w": rows}))
+    checkpoint = net.checkpoint()
+    before = net.run(net.values)
+    strategy = Project(resize={"h": 3}, by="pca", statistics=path)
+    result = {v.name: v.read() for v in strategy.apply(checkpoint)}
+    assert result["h"].shape == (7, 3)
+    np.testing.assert_allclose(net.run(result), before, atol=1e-10)
+    by_table = {v.name: v.read() for v in Project(resize={"h": 3}, by="pca").apply(checkpoint)}
+    assert np.abs(net.run(by_table) - before).max() > 0.1
+
+
+def test_principal_components_need_covariances_of_what_is_consumed(tmp_path: Path) -> None:
+    net = Net()
+    embedding(net)
+    found = statistics(**{"out/w": words(net)})
+    del found["out/w/consumed/covariance"]
+    strategy = Project(resize={"h": 3}, by="pca", statistics=saved(tmp_path, found))
+    with pytest.raises(
+        PlanError, match=r"^out/w: .* has no covariance of what it consumes; measure"
+    ):
+        strategy.apply(net.checkpoint())
+    with pytest.raises(UsageError, match=r"^nothing uses the statistics in x; choose principal"):
+        Project(resize={"h": 3}, statistics=Path("x"))
+
+
+def test_what_makes_and_takes_units_at_once_has_no_statistics_of_them(tmp_path: Path) -> None:
+    """A statistic of what a table is multiplied with may be as long as its other axis."""
+    net = Net()
+    tied(net)
+    path = saved(tmp_path, statistics(h=words(net)))
+    with pytest.raises(PlanError, match=r"^h: .* says nothing of what consumes it; measure it"):
+        Select(resize={"h": 3}, by="std", statistics=path).apply(net.checkpoint())

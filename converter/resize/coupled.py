@@ -94,12 +94,15 @@ class Coupled:
         return total
 
     def consumers(self) -> Iterator[Consumer]:
-        """Yield the variables of the model that consume the units. It reads no values."""
+        """Yield the variables of the model that consume the units. It reads no values.
+
+        Those are not among them that make the units on the same axis, as queries and keys do.
+        """
         from converter.structure.biases import bias_of
 
         for variable, number, places in self._places(("consume",)):
             used = self.structure.uses.get(variable.name, ())
-            if used and "consume" in used[number].get(self.width, ()):
+            if used and set(used[number].get(self.width, ())) == {"consume"}:
                 bias = bias_of(self.structure, self.checkpoint, variable.name, number)
                 yield Consumer(variable, number, places, bias is not None)
 
