@@ -136,7 +136,8 @@ def judge(
         tied: whether one axis produces and consumes it.
     """
     if width_map.size < width.size:
-        return Verdict(False, _removed(width.size - width_map.size))
+        mended = "" if width_map.repair is None else "; what takes them is mended"
+        return Verdict(False, _removed(width.size - width_map.size) + mended)
     produce, consume = width_map.produce, width_map.consume
     if not isinstance(produce, Units) or not isinstance(consume, Units):
         verdict = _judge_matrices(width, width_map, tied=tied)
