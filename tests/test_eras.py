@@ -518,6 +518,16 @@ class TestShards:
         for name, variable in back.items():
             assert np.array_equal(variable.read(), source[name].read())
 
+    def test_those_that_were_just_made_are_joined_with_their_slots(self) -> None:
+        source = shards(3, 2, 2)
+        whole = source.derive(Eras("1.15").apply(source))
+        split = whole.derive(Eras("0.12", shards={"*/kernel": 3}).apply(whole))
+        assert split.roles()["RNN/LSTMCell/W_2/Adam"].of == "RNN/LSTMCell/W_2"
+        again = split.derive(Eras("1.0").apply(split))
+        assert list(again) == ["rnn/lstm_cell/weights", "rnn/lstm_cell/weights/Adam"]
+        for new, old in zip(again.values(), whole.values(), strict=True):
+            assert np.array_equal(new.read(), old.read())
+
     def test_slices_of_a_partitioned_variable_become_shards(self) -> None:
         rows = np.arange(20, dtype="f4").reshape(5, 4)
         source = Checkpoint(
