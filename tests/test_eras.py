@@ -115,6 +115,17 @@ class TestNames:
             assert variable.stored == old.stored
             assert np.array_equal(variable.read(), old.read())
 
+    def test_keys_of_their_own_are_told(self) -> None:
+        source = open_checkpoint(case("tf012_v2_gru_seqlen").path)
+        renamed = source.derive(
+            [source["RNN/GRUCell/Gates/Linear/Bias"].rename("v"), source["head/w"]]
+        )
+        assert notes(Eras("1.15"), renamed) == [
+            "no variable has the name of a recurrent cell of TensorFlow 1",
+            "v is RNN/GRUCell/Gates/Linear/Bias in the graph; --names graph before gives it that "
+            "name",
+        ]
+
     def test_slots_and_averages_follow(self) -> None:
         kernel = "RNN/BasicLSTMCell/Linear/Matrix"
         source = checkpoint(
