@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from converter.structure.axes.axis import Width
 from structure_maker import Model, N
+
+from converter.structure.axes.axis import Width
 
 Build = Callable[[Model, str], str]
 """Makes something of the units of `a`, which has an axis for them and one of examples."""
