@@ -238,6 +238,73 @@ def test_normalisation_behind_an_activation_is_a_layer_by_itself() -> None:
     assert found["n/gamma produced"] == found["d/w consumed"]
 
 
+@pytest.mark.parametrize("kind", ["norm", "unfused", "layer_norm"])
+def test_normalisation_of_a_stream_that_goes_on(kind: str) -> None:
+    m = Net()
+    x = m.op("MatMul", m.input(7, N), m.variable("w", N, N), name="stream")
+    inner = m.op("Relu", getattr(m, kind)(x, "n"), name="act")
+    m.op("Add", x, m.op("MatMul", inner, m.variable("v", N, N)))
+    first, norm, last = m.layers()
+    assert (first.normalisation, first.activation) == (None, None)
+    assert (norm.kind, norm.sources, last.sources) == ("normalisation", (0,), (1,))
+    assert norm.activation == ("Relu", True)
+    assert norm.normalisation is not None
+    assert (norm.normalisation.gamma, norm.normalisation.beta) == ("n/gamma", "n/beta")
+    assert norm.places[0].linear == (("stream", 0), -1, N)
+    found = told(m.found())
+    assert found["w produced"] == "stream[-1] of 4"
+    assert found["n/gamma produced"] == found["n/beta produced"] == "act[-1] of 4"
+    if kind != "layer_norm":
+        assert found["n/mean produced"] == found["n/var produced"] == "stream[-1] of 4"
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_branches_of_a_condition_that_normalise(is_shared: bool) -> None:
+    m = Net()
+    x = m.op("Relu", m.convolve(m.images(), "c"), name="stream")
+    training = m.placeholder("training", "bool", ())
+    gamma, beta = m.variable("n/gamma", N), m.variable("n/beta", N)
+    moments = m.variable("n/mean", N), m.variable("n/var", N)
+    empty = m.constant(np.zeros(0, "f4"))
+    more: dict[str, Any] = {"data_format": "NHWC"}
+    now = m.op("Switch", x, training)
+    stored = m.op("Switch", x, training)
+    a = m.op("FusedBatchNormV3", f"{now}:1", gamma, beta, empty, empty, is_training=True, **more)
+    b = m.op("FusedBatchNormV3", stored, gamma, beta, *moments, is_training=False, **more)
+    found = m.op("Relu", m.op("Merge", b, a), name="act")
+    if is_shared:
+        found = m.op("Add", found, x)
+    m.convolve(found, "d")
+    layers = m.layers()
+    assert [layer.kind for layer in layers] == ["convolution", "normalisation", "convolution"]
+    norm = layers[1].normalisation
+    assert norm is not None
+    assert (norm.mean, norm.variance, norm.is_training) == ("n/mean", "n/var", False)
+    found_at = told(m.found())
+    assert found_at["n/gamma produced"] == found_at["n/beta produced"] == "act[-1] of 4"
+    assert found_at["n/mean produced"] == found_at["n/var produced"] == "stream[-1] of 4"
+
+
+def test_two_normalisations_of_one_stream() -> None:
+    m = Net()
+    x = m.op("Relu", m.input(7, N), name="stream")
+    m.op("Add", m.layer_norm(x, "a"), m.layer_norm(x, "b"))
+    first, second = m.layers()
+    assert first.normalisation is not None
+    assert second.normalisation is not None
+    assert (first.normalisation.gamma, second.normalisation.gamma) == ("a/gamma", "b/gamma")
+
+
+def test_mean_over_space_is_no_part_of_a_layer() -> None:
+    m = Net()
+    c = m.convolve(m.images(), "c")
+    pooled = m.op("Mean", c, m.constant(np.array([1, 2], "i4")), name="pooled")
+    m.dense(m.norm(pooled, "n"), "out")
+    first, norm, _ = m.layers()
+    assert first.normalisation is None
+    assert norm.places[0].linear == (("pooled", 0), -1, N)
+
+
 def gelu(m: Net, x: str) -> str:
     half = m.op("Mul", m.constant(np.float32(0.5)), x)
     erf = m.op("Erf", m.op("RealDiv", x, m.constant(np.float32(2**0.5))))
@@ -399,6 +466,20 @@ def test_kernel_that_is_taken_in_parts_is_not_measured() -> None:
     assert m.found().unmeasured == {
         ("w", "produced"): "MatMul_6 (MatMul) takes 4 of 8",
     }
+
+
+def test_axes_that_are_taken_as_one() -> None:
+    m = Net()
+    kernel = m.op("Reshape", m.variable("w", N, 2, 3), m.constant(np.array([N, 6], "i4")))
+    m.op("MatMul", m.input(-1, N), kernel, name="out")
+    assert told(m.found()) == {"w consumed": "x[-1] of 4", "w produced": "out[-1] of 6"}
+    assert m.found().unmeasured == {}
+
+
+def test_axes_that_are_made_at_once_are_not_measured() -> None:
+    m = Net()
+    m.op("Einsum", m.input(-1, N), m.variable("w", N, 2, 3), equation="ab,bcd->acd", name="out")
+    assert m.found().unmeasured == {("w", "produced"): "it produces 2 axes at once in out"}
 
 
 def test_variables_that_nothing_takes() -> None:
