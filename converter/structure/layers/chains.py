@@ -183,7 +183,7 @@ class Chains:
 
     def _of_kernels(self) -> Iterator[Chain]:
         for node in self._with_roles():
-            if node.op in _KERNELS and node not in self._taken:
+            if node not in self._taken and _can_be_kernel(node):
                 chain = self._begun(node)
                 if chain is not None:
                     yield self._ended(chain)
@@ -294,7 +294,8 @@ class Chains:
             node = output.node
             if len(takers(self._analysis, output)) != 1 or node in self._taken:
                 return None
-            if node.op in _KERNELS - TABLES and self._analysis.roles.get(node):
+            is_kernel = _can_be_kernel(node) and node.op not in TABLES
+            if is_kernel and self._analysis.roles.get(node):
                 chain = self._begun(node)
                 if chain is None or chain.linear is None or node.op == "Sum":
                     return None
@@ -383,6 +384,11 @@ _SUMS = ops("Add AddV2 AddN")
 _NORMALISING = BATCH_NORMS | ops("""
     Mean Square SquaredDifference Mul Sub Switch RefSwitch Reshape
     """)
+
+
+def _can_be_kernel(node: Node) -> bool:
+    """Whether an op takes kernels, and has all inputs that it needs."""
+    return node.op in _KERNELS and len(node.inputs) > (2 if node.op in TRANSPOSED else 1)
 
 
 def _is_clip(first: Step, second: Step) -> bool:
