@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -17,6 +18,9 @@ from converter.structure.structure import Structure
 
 Side = Literal["produced", "consumed"]
 Key = tuple[str, Side]
+
+LOOKED_UP = "its rows are looked up by their numbers"
+"""Why nothing that a table takes is measured: there are no activations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +137,7 @@ class _Finder:
     def _take_input(self, chain: Chain, node: Node, part: Part, mask: Mask | None) -> None:
         key: Key = (part.variable, "consumed")
         if node.op in TABLES:
-            self._why.setdefault(key, "its rows are looked up by their numbers")
+            self._why.setdefault(key, LOOKED_UP)
         elif node in chain.kernels:
             given = chain.inputs[chain.kernels.index(node)]
             self._add(given, part, "consumed", mask, chain, node)
@@ -151,10 +155,10 @@ class _Finder:
         if units is None or units.size is None:
             self._why.setdefault(key, chain.why or f"{node.name} ({node.op}) has no axis for it")
             return
-        length = self._shapes[part.variable][part.axis]
-        if not same_axis(units.atom, part.atom) and not _is_spread(node, units, part):
+        if not same_axis(units.atom, part.atom) and not _is_spread(node, part):
             return
-        if length != units.size and not _is_spread(node, units, part):
+        length = self._length(chain, node, part)
+        if length != units.size and not _is_spread(node, part):
             self._why.setdefault(key, f"{node.name} ({node.op}) takes {units.size} of {length}")
             return
         if self._axes.setdefault(key, part.axis) != part.axis:
@@ -162,6 +166,16 @@ class _Finder:
             return
         place = tensor_of(units.output), units.axis, units.size, mask
         self._found.setdefault(place, {})[key] = None
+
+    def _length(self, chain: Chain, node: Node, part: Part) -> int:
+        """Return how long what a part is of is, which may be several axes that are taken as one."""
+        shape = self._shapes[part.variable]
+        axes = sorted({p.axis for n, p in chain.parts if n is node and p[::2] == part[::2]})
+        if axes == list(range(axes[0], axes[-1] + 1)):
+            together = [p for n, p in chain.parts if n is node and p.variable == part.variable]
+            if all(p.atom is part.atom for p in together if p.axis in axes):
+                return math.prod(shape[axis] for axis in axes)
+        return shape[part.axis]
 
     def _unmeasured(self, found: set[Key]) -> Iterator[tuple[Key, str]]:
         roles = self._analysis.roles.values()
@@ -180,6 +194,6 @@ class _Finder:
                 yield (name, "produced"), why
 
 
-def _is_spread(node: Node, units: UnitAxis, part: Part) -> bool:
+def _is_spread(node: Node, part: Part) -> bool:
     """Whether one channel makes several: a depthwise kernel is [.., channels, multiplier]."""
     return node.op == "DepthwiseConv2dNative" and part.use == "produce"

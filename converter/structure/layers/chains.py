@@ -16,11 +16,19 @@ from converter.graph.ops import (
     MATMULS,
     SLICES,
     SPLITS,
+    SWITCHES,
     ops,
 )
 from converter.graph.ordered import OrderedGraph
 from converter.structure.axes.axis import Use
-from converter.structure.layers.steps import Step, place_of, same_axis, step_from, takers
+from converter.structure.layers.steps import (
+    Step,
+    normalisation_from,
+    place_of,
+    same_axis,
+    step_from,
+    takers,
+)
 from converter.structure.tensors.analysis import Analysis, Axes, Role
 from converter.structure.tensors.atoms import Atom, size_of
 
@@ -175,7 +183,7 @@ class Chains:
 
     def _of_kernels(self) -> Iterator[Chain]:
         for node in self._with_roles():
-            if node.op in _KERNELS and node not in self._taken:
+            if node not in self._taken and _can_be_kernel(node):
                 chain = self._begun(node)
                 if chain is not None:
                     yield self._ended(chain)
@@ -286,7 +294,8 @@ class Chains:
             node = output.node
             if len(takers(self._analysis, output)) != 1 or node in self._taken:
                 return None
-            if node.op in _KERNELS - TABLES and self._analysis.roles.get(node):
+            is_kernel = _can_be_kernel(node) and node.op not in TABLES
+            if is_kernel and self._analysis.roles.get(node):
                 chain = self._begun(node)
                 if chain is None or chain.linear is None or node.op == "Sum":
                     return None
@@ -328,26 +337,29 @@ class Chains:
             for output in dict.fromkeys(
                 o for c in analysis.graph.consumers[node] for o in c.inputs if o.node is node
             ):
-                after = [c for c in takers(analysis, output) if c not in self._taken]
-                first = next((c for c in after if _begins(c)), None)
-                chain = None if first is None else self._normalising(output, first)
-                if chain is not None:
-                    yield chain
+                yield from self._normalising(output)
 
-    def _normalising(self, before: Output, first: Node) -> Chain | None:
+    def _normalising(self, before: Output) -> Iterator[Chain]:
+        """Yield the normalisations of one tensor, which others may take as it is."""
         axes = self._analysis.tensor(before).axes
-        if not axes:
-            return None
-        units = UnitAxis(before, -1, axes[-1])
-        if first.op in BATCH_NORMS:
-            units = _channels(first, before, axes)
-        chain = Chain([], [units], units)
-        self._follow(chain, units)
-        roles = [role for node in chain.nodes for role in self._analysis.roles.get(node, ())]
-        is_normal = any(step.what == "normalise" for step in chain.steps[:2]) or any(
-            role.use == "variance" for role in roles
-        )
-        return self._closed(chain) if is_normal and roles else None
+        after = [node for node in takers(self._analysis, before) if node.op in _NORMALISING]
+        for first in after if axes else ():
+            # The branches of a condition, one of which is for training, normalise each.
+            same = [node for node in after if node.op == first.op]
+            is_branching = first.op in SWITCHES | BATCH_NORMS
+            units = _channels(first, before, axes or ())
+            for begin in (same, [first]) if is_branching else ([first], same, after):
+                if any(node in self._taken for node in begin):
+                    continue
+                step = normalisation_from(self._analysis, before, units.axis, begin)
+                if step is None or self._taken.keys() & set(step.nodes):
+                    continue
+                chain = Chain([], [units], units, [step])
+                self._follow(chain, UnitAxis(step.after, step.axis, units.atom))
+                roles = [r for node in chain.nodes for r in self._analysis.roles.get(node, ())]
+                if roles:
+                    yield self._closed(chain)
+                    break
 
     def _of_vectors(self) -> Iterator[Chain]:
         """Yield what variables do by themselves: what is added, or multiplied unit by unit."""
@@ -369,11 +381,14 @@ class Chains:
 
 
 _SUMS = ops("Add AddV2 AddN")
-_BEGINNINGS = ops("Mean Square SquaredDifference Mul Sub Switch RefSwitch Reshape")
+_NORMALISING = BATCH_NORMS | ops("""
+    Mean Square SquaredDifference Mul Sub Switch RefSwitch Reshape
+    """)
 
 
-def _begins(node: Node) -> bool:
-    return node.op in BATCH_NORMS or node.op in _BEGINNINGS
+def _can_be_kernel(node: Node) -> bool:
+    """Whether an op takes kernels, and has all inputs that it needs."""
+    return node.op in _KERNELS and len(node.inputs) > (2 if node.op in TRANSPOSED else 1)
 
 
 def _is_clip(first: Step, second: Step) -> bool:
@@ -393,7 +408,7 @@ def _are_alike(a: Sequence[Atom] | None, b: Sequence[Atom] | None) -> bool:
 
 
 def _parts(node: Node, roles: Iterable[Role]) -> Iterator[tuple[Node, Part]]:
-    for role in roles:
+    for role in sorted(roles, key=lambda role: role.origin):
         if role.origin.how != "norm":
             yield node, Part(role.origin.variable, role.origin.axis, role.use, role.atom)
 
@@ -461,3 +476,8 @@ def _made_by(analysis: Analysis, node: Node, atom: Atom) -> UnitAxis | None:
         like = -2
     place = place_of(atom, axes, like)
     return None if place is None else UnitAxis(output, place, atom)
+
+
+def chains_by_node(chains: Iterable[Chain]) -> dict[Node, Chain]:
+    """Return the chain that each node is in."""
+    return {node: chain for chain in chains for node in chain.nodes}
