@@ -166,6 +166,23 @@ def test_means_of_constants_go_into_the_bias(tmp_path: Path) -> None:
     np.testing.assert_allclose(net.run(result), net.run(net.values), atol=1e-12)
 
 
+def test_means_are_taken_off_that_of_a_batch_normalisation(tmp_path: Path) -> None:
+    net = Net()
+    h = net.op("Relu", net.dense(net.x(4), "h", 4, N))
+    net.values["variance"] = net.rng.uniform(0.5, 2, 3)
+    y = net.op("MatMul", h, net.variable("out/w", N, 3))
+    scale = net.op("Rsqrt", net.op("Add", net.variable("variance", 3), net.constant(1e-3)))
+    shift = net.op("Sub", net.variable("beta", 3), net.op("Mul", net.variable("mean", 3), scale))
+    net.op("Relu", net.op("Add", net.op("Mul", y, scale), shift))
+    net.values["h/w"][:, [2, 5]] = 0
+    net.values["h/b"][[2, 5]] = 0.7, 0.3
+    path = saved(tmp_path, statistics(**{"out/w": units_of(net)}))
+    strategy = Select(resize={"h": 4}, by="std", statistics=path, repair="mean")
+    result = selected(strategy, net.checkpoint())
+    np.testing.assert_allclose(net.run(result), net.run(net.values), atol=1e-12)
+    assert np.abs(result["mean"] - net.values["mean"]).max() > 0.1
+
+
 def test_without_a_bias_the_line_goes_through_zero(tmp_path: Path) -> None:
     net = Net()
     h = net.op("Relu", net.dense(net.x(4), "h", 4, N))

@@ -88,7 +88,7 @@ class Mended:
             )
             other = tuple(k for k in range(values.ndim) if k not in kept)
             total[tuple(region[axis] for axis in kept)] += weighed.sum(axis=other)
-        return total
+        return self.bias.sign * total
 
 
 class Repairs:
