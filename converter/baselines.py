@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from converter.plan import Plan
     from converter.resize.exactness import Resizes
     from converter.resize.units import Units
-    from converter.structure.axes.axis import Width
     from converter.structure.structure import Structure
 
 DRAWS = 3
@@ -47,7 +46,7 @@ class Baseline:
     losses: Mapping[str, float]
 
 
-class _Other(NamedTuple):
+class Other(NamedTuple):
     """A model of the new sizes: its variables, and what becomes of tensors in it."""
 
     variables: Mapping[str, Variable]
@@ -71,17 +70,16 @@ def baselines(plan: Plan, graph: Graph, reference: Reference) -> tuple[Baseline,
     structure = plan.structure
     if structure is None:
         return ()
-    sizes = {n: size for n, size in plan.sizes.items() if size != structure.widths[n].size}
-    blind = _blind(plan, structure, sizes)
-    tensors = Tensors([blind.resizes])
-    side = Side(graph, plan.source, blind.variables)
+    cut = blind(plan, structure)
+    tensors = Tensors([cut.resizes])
+    side = Side(graph, plan.source, cut.variables)
     with Second(reference, side, tensors) as second:
         found = [_baseline("blind", [second.run(tensors)], reference)]
         runs = []
         for seed in range(DRAWS):
-            drawn = _drawn(plan, structure, sizes, seed)
-            second.give(drawn.variables)
-            runs.append(second.run(Tensors([drawn.resizes])))
+            other = drawn(plan, structure, seed)
+            second.give(other.variables)
+            runs.append(second.run(Tensors([other.resizes])))
         found.append(_baseline("random", runs, reference))
     return tuple(found)
 
@@ -104,14 +102,15 @@ def _baseline(kind: Kind, runs: list[Ran], reference: Reference) -> Baseline:
     )
 
 
-def _blind(plan: Plan, structure: Structure, sizes: Mapping[str, int]) -> _Other:
+def blind(plan: Plan, structure: Structure) -> Other:
+    """Return the source with each tensor cut at its end, and zeros where one grows."""
     from converter.resize.units import Units
 
-    units = {n: Units.first(structure.widths[n].size, size) for n, size in sizes.items()}
+    units = {n: Units.first(structure.widths[n].size, size) for n, size in plan.sizes.items()}
     variables = {
         name: _cut(variable, plan.shape_in_graph(name)) for name, variable in plan.source.items()
     }
-    return _Other(variables, _resizes(structure, units))
+    return Other(variables, _resizes(structure, units))
 
 
 def _cut(variable: Variable, shape: tuple[int, ...]) -> Variable:
@@ -133,27 +132,29 @@ def _cut(variable: Variable, shape: tuple[int, ...]) -> Variable:
     )
 
 
-def _drawn(plan: Plan, structure: Structure, sizes: Mapping[str, int], seed: int) -> _Other:
+def drawn(plan: Plan, structure: Structure, seed: int) -> Other:
+    """Return the source with units that chance chooses, as `select --select-by random` does."""
     from converter.resize.exactness import is_looked_up
     from converter.resize.variables import Resizing
 
     roles = plan.source.roles()
     kept = plan.source.derive(v for n, v in plan.source.items() if roles[n].kind != "slot")
-    units = {n: _units(plan, structure, structure.widths[n], s, seed) for n, s in sizes.items()}
+    units = {n: _units(plan, structure, n, size, seed) for n, size in plan.sizes.items()}
     resizes = _resizes(structure, units)
     looked_up = frozenset(name for name, w in structure.widths.items() if is_looked_up(w))
     made = Resizing(kept, structure, resizes.maps, looked_up).variables()
-    return _Other({variable.name: variable for variable in made}, resizes)
+    return Other({variable.name: variable for variable in made}, resizes)
 
 
-def _units(plan: Plan, structure: Structure, width: Width, size: int, seed: int) -> Units:
+def _units(plan: Plan, structure: Structure, name: str, size: int, seed: int) -> Units:
     from converter.resize.coupled import Coupled
     from converter.resize.units import Units
 
+    width = structure.widths[name]
     # What is looked up has its number from the outside: another word is no other choice.
-    if size > width.size or "lookup" in dict(width.touches):
+    if size >= width.size or "lookup" in dict(width.touches):
         return Units.first(width.size, size)
-    random = Coupled(plan.source, structure, width.name).random(seed)
+    random = Coupled(plan.source, structure, name).random(seed)
     return Units(size, np.sort(random.permutation(width.size)[:size]))
 
 

@@ -1,8 +1,9 @@
-"""Whether training moves what is new in a grown model: the gradients of its own graph tell."""
+"""Whether training moves what is new in a grown model: the gradients of its graph tell."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -71,8 +72,8 @@ class _Part(NamedTuple):
 def learning(plan: Plan, side: Side, reference: Reference) -> Learning | None:
     """Take two steps of training with a grown model, in its graph at the new sizes.
 
-    The gradients are those that the graph's optimizer gets, with dropout as it is in training, on
-    what the source was fed; labels that nobody gave are drawn.
+    The gradients are those that the graph's optimizer gets, or of its loss, with dropout as it is
+    in training, on what the source was fed; labels that nobody gave are drawn.
 
     Args:
         plan: adds units.
@@ -83,7 +84,7 @@ def learning(plan: Plan, side: Side, reference: Reference) -> Learning | None:
         None where no variable has new entries.
 
     Raises:
-        InputError: the graph trains none of the variables that have new entries.
+        InputError: the graph has no loss, or none that depends on new entries.
         UsageError: the gradients cannot be run.
         RunError: they do not run.
     """
@@ -93,16 +94,17 @@ def learning(plan: Plan, side: Side, reference: Reference) -> Learning | None:
     fresh = dict(_fresh(plan))
     if not fresh:
         return None
-    parts = _parts(plan, side, fresh)
-    if not any(part.new is not None for part in parts):
-        raise InputError(
-            f"{side.graph.path}: no optimizer in it trains a variable that has new entries"
-        )
-    wanted = [source for part in parts for source in part.gradient[1:] if source is not None]
+    held = variables_of(side.graph, side.keys)
+    trained = _parts(plan, held, gradients_of(side.graph, _follows(plan, held)), fresh)
+    is_told = any(part.new is not None for part in trained)
+    # A graph at other sizes notes no shapes, by which a loss could be told.
+    wanted = _tensors(trained) if is_told else list(reference.known)
+    if not wanted:
+        raise InputError(f"{side.graph.path}: it has no loss whose gradients could be looked at")
     forward = find_forward(
         side.graph,
         side.keys,
-        fetches=list(dict.fromkeys(map(str, wanted))),
+        fetches=list(map(str, wanted)),
         fed=reference.fed,
         can_run=can_run(),
     )
@@ -116,18 +118,33 @@ def learning(plan: Plan, side: Side, reference: Reference) -> Learning | None:
     }
     session, feeds, found = start(forward, side.values(forward), given, reference.question.seed)
     with session:
-        first = [_seen(part, found) for part in parts]
-        _step(session, forward, side, parts, found)
-        found = session.run(feeds.values)
-        second = [_seen(part, found) for part in parts]
+        if not is_told:
+            trained = _parts(plan, held, session.gradients(reference.known), fresh)
+            found = session.run(feeds.values, _tensors(trained))
+        first = [_seen(part, found) for part in trained]
+        _step(session, forward, side, trained, found)
+        found = session.run(feeds.values, _tensors(trained))
+        second = [_seen(part, found) for part in trained]
+    if not any(part.new is not None for part in trained):
+        raise InputError(f"{side.graph.path}: its loss depends on no variable with new entries")
     is_drawn = bool(reference.feeds.drawn or feeds.drawn)
-    return Learning(tuple(_learned(parts, first, second)), is_drawn)
+    return Learning(tuple(_learned(trained, first, second)), is_drawn)
 
 
-def _parts(plan: Plan, side: Side, fresh: Mapping[str, Sequence[Array]]) -> list[_Part]:
-    held = variables_of(side.graph, side.keys)
+def _tensors(parts: Sequence[_Part]) -> list[Tensor]:
+    """Return the tensors in which gradients are, each once."""
+    found = (source for part in parts for source in part.gradient[1:] if source is not None)
+    return list(dict.fromkeys(found))
+
+
+def _parts(
+    plan: Plan,
+    held: Mapping[str, Held],
+    gradients: Iterable[Gradient],
+    fresh: Mapping[str, Sequence[Array]],
+) -> list[_Part]:
     parts = []
-    for gradient in gradients_of(side.graph, _follows(plan, held)):
+    for gradient in gradients:
         where = held.get(gradient.variable)
         if where is None or where.key not in plan.source:
             continue
@@ -142,12 +159,12 @@ def _parts(plan: Plan, side: Side, fresh: Mapping[str, Sequence[Array]]) -> list
 def _follows(plan: Plan, held: Mapping[str, Held]) -> dict[str, str]:
     """Return the node of the variable that the node of each slot belongs to."""
     roles = plan.source.roles()
-    nodes = {(where.key, where.region): name for name, where in held.items()}
+    nodes = {(where.key, str(where.region)): name for name, where in held.items()}
     found = {}
     for name, where in held.items():
         role = roles.get(where.key)
         if role is not None and role.kind == "slot" and role.of is not None:
-            of = nodes.get((role.of, where.region))
+            of = nodes.get((role.of, str(where.region)))
             if of is not None:
                 found[name] = of
     return found
@@ -198,13 +215,25 @@ def _is_new(marks: Sequence[Array]) -> Array:
 
 
 def _dense(part: _Part, found: Mapping[Tensor, Array], shape: tuple[int, ...]) -> Array:
-    """Return the gradient of all entries: float64, zeros in rows that it is not of."""
-    values = found[part.gradient.values].astype(np.float64)
-    if part.gradient.rows is None:
+    """Return the gradient of all entries: float64, zeros in rows that it is not of.
+
+    Raises:
+        InputError: it is no gradient of such a variable.
+    """
+    gradient = part.gradient
+    values = found[gradient.values].astype(np.float64)
+    rows = None if gradient.rows is None else found[gradient.rows].reshape(-1)
+    wanted = shape if rows is None else (len(rows), *shape[1:])
+    is_within = rows is None or not rows.size or (rows.min() >= 0 and rows.max() < shape[0])
+    if values.size != math.prod(wanted) or not is_within:
+        raise InputError(
+            f"{gradient.values}: it is {list(values.shape)}, and no gradient of "
+            f"{gradient.variable}, which is {list(shape)}"
+        )
+    if rows is None:
         return values.reshape(shape)
-    rows = found[part.gradient.rows].reshape(-1)
     dense = np.zeros(shape)
-    np.add.at(dense, rows, values.reshape(len(rows), *shape[1:]))
+    np.add.at(dense, rows, values.reshape(wanted))
     return dense
 
 

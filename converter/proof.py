@@ -18,7 +18,7 @@ from converter.forward.feeds import Feeds
 from converter.forward.find import Forward
 from converter.graph.written import Graph, graph_of, read_graph
 from converter.learning import Learning, learning
-from converter.running import Question, Reference, Second, Side, first_run
+from converter.running import Question, Reference, Second, Side, first_run, number_of
 from converter.variable import Variable
 
 if TYPE_CHECKING:
@@ -239,7 +239,8 @@ def _prove(reference: Reference, side: Side, tensors: Tensors | None = None) -> 
         # What somebody asked for by name is not passed over.
         compared = [replace(c, passed=False) if c.passed is None else c for c in compared]
     losses = tuple(
-        Loss(str(name), float(reference.outputs[name]), after) for name, after in ran.losses.items()
+        Loss(str(name), number_of(reference.outputs[name]), after)
+        for name, after in ran.losses.items()
     )
     outputs = tuple(compared)
     if reference.unsaid and any(map(_is_lossy, outputs)):

@@ -85,7 +85,8 @@ class Reference(NamedTuple):
         forward: what was run.
         feeds: what it was fed.
         outputs: what came out.
-        losses: those of the outputs that are no outputs, but losses.
+        known: the losses that the graph has.
+        losses: those of them that were run, and stand among what came out.
         noise: the random numbers that were drawn on the way.
         fed: the tensors that somebody gave values for.
         unsaid: why nothing is said of a loss that the graph has; empty where there is nothing to
@@ -97,6 +98,7 @@ class Reference(NamedTuple):
     forward: Forward
     feeds: Feeds
     outputs: Mapping[Tensor, Array]
+    known: tuple[Tensor, ...]
     losses: tuple[Tensor, ...]
     noise: tuple[Tensor, ...]
     fed: tuple[str, ...]
@@ -140,8 +142,8 @@ def first_run(side: Side, question: Question) -> Reference:
     runs = can_run()
     forward = find_forward(side.graph, side.keys, fetches=question.fetches, fed=fed, can_run=runs)
     names = [str(output.tensor) for output in forward.outputs]
-    losses = find_losses(side.graph, set(variables_of(side.graph, side.keys)))
-    losses = [loss for loss in losses if str(loss) not in names]
+    known = find_losses(side.graph, set(variables_of(side.graph, side.keys)))
+    losses = [loss for loss in known if str(loss) not in names]
     unsaid = ""
     if losses:
         try:
@@ -162,7 +164,9 @@ def first_run(side: Side, question: Question) -> Reference:
     session, feeds, outputs = start(forward, side.values(forward), given, question.seed)
     session.close()
     noise = tuple(_noise(forward))
-    return Reference(side, question, forward, feeds, outputs, measured, noise, fed, unsaid)
+    return Reference(
+        side, question, forward, feeds, outputs, tuple(known), measured, noise, fed, unsaid
+    )
 
 
 class Second(Closing):
@@ -237,7 +241,7 @@ class Second(Closing):
         for output in self.forward.outputs:
             name = output.tensor
             if name in reference.losses:
-                losses[name] = float(found[name])
+                losses[name] = number_of(found[name])
                 continue
             pair = reference.outputs[name], found[name]
             pairs.append(Pair(name, *(tensors.common(*name, *pair) if tensors else pair)))
@@ -284,6 +288,11 @@ def _renamed(plan: Plan, key: str, variables: Mapping[str, Variable]) -> Variabl
             "leave out --prove"
         )
     return variables[found[0].name]
+
+
+def number_of(loss: Array) -> float:
+    """Return the value of a loss."""
+    return float(wide(loss).mean())
 
 
 def _noise(forward: Forward) -> list[Tensor]:

@@ -16,9 +16,10 @@ from converter.closing import Closing
 from converter.dtype import BY_TENSORFLOW, DType
 from converter.errors import ConverterError, InputError, UsageError
 from converter.forward.find import Forward
+from converter.forward.losses import Gradient
 from converter.forward.prune import prune
 from converter.forward.variables import Held, check_shape
-from converter.graph.node import Tensor
+from converter.graph.node import Tensor, tensor
 from converter.variable import Array, Variable
 
 _MAX_THREADS = 4
@@ -142,6 +143,42 @@ class Session(Closing):
         given = {**self._feeds, **feeds}
         values = {self._tensor(Tensor(self._pruned.fed[t])): v for t, v in given.items()}
         return dict(zip(outputs, map(np.asarray, self._run(taken, values)), strict=True))
+
+    def gradients(self, losses: Sequence[Tensor]) -> list[Gradient]:
+        """Add to the graph the gradients of the sum of its losses, by all variables that are run.
+
+        `run` gives their values where it is asked for their tensors, too.
+
+        Raises:
+            UsageError: TensorFlow cannot tell them.
+        """
+        tf = tensorflow()
+        names = list(self._assigns)
+        with self._graph.as_default():
+            of = [self._tensor(loss) for loss in losses]
+            by = [self._graph.get_tensor_by_name(f"{name}:0") for name in names]
+            try:
+                found = tf.compat.v1.gradients(of, by)
+            # Loops of old graphs cannot be told, and what is raised then differs by the op.
+            except (
+                LookupError,
+                ValueError,
+                TypeError,
+                AttributeError,
+                NotImplementedError,
+            ) as error:
+                raise UsageError(
+                    f"{self._forward.graph.path}: TensorFlow {tf.__version__} cannot tell the "
+                    f"gradients of {losses[0]}: {_line(error)}"
+                ) from None
+        gradients = []
+        for name, gradient in zip(names, found, strict=True):
+            if isinstance(gradient, tf.IndexedSlices):
+                values, rows = gradient.values.name, tensor(gradient.indices.name)
+                gradients.append(Gradient(name, tensor(values), rows))
+            elif gradient is not None:
+                gradients.append(Gradient(name, tensor(gradient.name), None))
+        return gradients
 
     def _start_again(self) -> None:
         """Set back what the last run changed: states, and what random numbers come next."""

@@ -57,10 +57,8 @@ def find_losses(graph: Graph, variables: Collection[str]) -> list[Tensor]:
         if name not in graph.frames and _is_number(graph, graph.nodes[name])
     }
     numbers = _with_sums(graph, numbers & trained, numbers) or numbers
-    earlier: set[str] = set()
-    for name in numbers:
-        if name not in earlier:
-            earlier |= _reached(graph, {name}, gone, above=True) - {name}
+    before = {source.node for name in numbers for source in graph.nodes[name].sources}
+    earlier = _reached(graph, before, gone, above=True)
     return [Tensor(name) for name in graph.nodes if name in numbers - earlier][:_MOST]
 
 
