@@ -98,11 +98,18 @@ def proof_json(proof: Proof) -> dict[str, object]:
             for found in proof.outputs
         ],
         "losses": [loss._asdict() for loss in proof.losses],
-        "baselines": [_baseline_json(baseline) for baseline in proof.baselines],
-        "learning": _learning_json(proof.learning) if proof.learning is not None else None,
         "tolerance": proof.tolerance,
         "passed": proof.passed,
         "notes": list(proof.notes),
+    }
+
+
+def judged_json(proof: Proof) -> dict[str, object]:
+    """Return the proof of a plan as plain data, with other models of its size and what learns."""
+    return {
+        **proof_json(proof),
+        "baselines": [_baseline_json(baseline) for baseline in proof.baselines],
+        "learning": _learning_json(proof.learning) if proof.learning is not None else None,
     }
 
 

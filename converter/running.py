@@ -153,7 +153,7 @@ def first_run(side: Side, question: Question) -> Reference:
             if missing:
                 unsaid = (
                     f"that of drawn data says nothing; give {', '.join(map(str, missing[:4]))} "
-                    "(--inputs x.npz)"
+                    "(--inputs or --feed)"
                 )
             else:
                 forward = replace(both, notes=forward.notes)

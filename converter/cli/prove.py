@@ -13,7 +13,7 @@ from converter.cli.output import json_text, print_table
 from converter.cli.question import question_of, question_options
 from converter.cli.text import say, shape
 from converter.proof import prove, prove_plan
-from converter.proof_report import input_entries, proof_json, refuse, verdict
+from converter.proof_report import input_entries, judged_json, proof_json, refuse, verdict
 
 if TYPE_CHECKING:
     from converter.comparison import Compared, Likeness
@@ -65,7 +65,6 @@ def command(
                  probabilities in nats (each null where there is none); passed is null for what
                  cannot be compared
       losses     [{name, before, after}] where labels are given
-      baselines  [], learning null: they are for ckpt --prove
       tolerance, passed, notes
     """
     question = question_of(given)
@@ -128,7 +127,7 @@ def show_likeness(proof: Proof) -> None:
 
 
 def _figures(found: Likeness) -> tuple[str, ...]:
-    formats = (".3g", ".4f", ".1%", ".3g")
+    formats = (".2g", ".4f", ".1%", ".2g")
     return tuple(
         "" if value is None else format(value, how)
         for value, how in zip(found, formats, strict=True)
@@ -199,7 +198,7 @@ class Check:
 
     def report(self) -> dict[str, object]:
         """Return what the JSON of a conversion says of the proof."""
-        return {"proof": proof_json(self.proof)} if self.proof is not None else {}
+        return {"proof": judged_json(self.proof)} if self.proof is not None else {}
 
     def __call__(self, output: Path | None) -> None:
         """Run source and output, or what the plan would write where there is no output.
@@ -210,7 +209,7 @@ class Check:
         written = open_checkpoint(output) if output is not None else None
         self.proof = prove_plan(self.plan, written, self.question, is_judged=True)
         if self.as_json and not self.proof.passed:
-            click.echo(json_text({"proof": proof_json(self.proof)}))
+            click.echo(json_text({"proof": judged_json(self.proof)}))
         elif not (self.as_json or self.is_quiet):
             show(self.proof)
         refuse(self.plan, self.proof, is_written=output is not None)
