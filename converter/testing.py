@@ -16,6 +16,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -56,8 +57,12 @@ def check_strategy(strategy: Strategy | Callable[[Checkpoint], Strategy]) -> Non
     """
     refusals = []
     checked = 0
-    with tempfile.TemporaryDirectory() as directory:
-        file = Path(directory) / "stored"
+    if isinstance(strategy, Strategy):
+        try:
+            _check_options(strategy)
+        except ConverterError as error:
+            raise AssertionError(f"its options cannot be: {error}") from error
+    with tempfile.NamedTemporaryFile(buffering=0) as file:
         for dtype, shape, layout in itertools.product(DTYPES, SHAPES, LAYOUTS):
             values = _values(BY_NAME[dtype], shape, layout)
             where = f"a {layout} {dtype} variable of shape {list(shape)}"
@@ -148,7 +153,7 @@ def _check_one(
     strategy: Strategy | Callable[[Checkpoint], Strategy],
     values: Array,
     dtype: DType,
-    file: Path,
+    file: IO[bytes],
     where: str,
 ) -> None:
     before = values.copy()
@@ -158,11 +163,16 @@ def _check_one(
         loaded.append(region)
         return values[region or ...]
 
-    stored = None if dtype.name == "string" else Stored(file, 0, file.write_bytes(values.tobytes()))
+    stored = None
+    if dtype.name != "string":
+        stored = Stored(Path(file.name), file.tell(), file.write(values.tobytes()))
     variable = Variable(NAME, dtype, values.shape, load, (NAME,), stored)
     checkpoints = [Checkpoint([variable]) for _ in range(2)]
-    made = strategy if isinstance(strategy, Strategy) else strategy(checkpoints[0])
-    _check_options(made)
+    if isinstance(strategy, Strategy):
+        made = strategy
+    else:
+        made = strategy(checkpoints[0])
+        _check_options(made)
     results = []
     for checkpoint in checkpoints:
         result = checkpoint.derive(made.apply(checkpoint))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import json
@@ -17,9 +18,15 @@ import numpy as np
 import pytest
 from command_line import TIMES
 
-from converter import Variable
+from converter import Checkpoint, Variable, open_checkpoint
+from converter.registry import load
+from converter.structure.infer import infer
+from converter.structure.structure import Structure
 
 DATA = Path(__file__).parent / "data"
+
+# For the programs that tests start: numpy would make threads that they have no use for.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,21 @@ def case(name: str) -> Case:
     return next(case for case in all_cases() if case.name == name)
 
 
+@functools.cache
+def _structure(path: str) -> tuple[Checkpoint, Structure]:
+    checkpoint = open_checkpoint(path)
+    return checkpoint, infer(checkpoint)
+
+
+registry = functools.cache(load)
+"""The installed plugins, loaded once."""
+
+
+def structure_of(case: Case) -> tuple[Checkpoint, Structure]:
+    """Return a checkpoint and its structure, which all tests share: nobody may change them."""
+    return _structure(case.path)
+
+
 def digest(variable: Variable) -> str | list[str]:
     """Return the SHA-256 of the bytes, or the strings as hex: what `case.json` records."""
     values = variable.read()
@@ -67,6 +89,11 @@ def digest(variable: Variable) -> str | list[str]:
 def expected(record: dict[str, Any]) -> str | list[str]:
     recorded: str | list[str] = record["sha256"] or record["strings_hex"]
     return recorded
+
+
+def slow(value: Any) -> Any:
+    """Return a parameter of a test that is slow, of which another one runs always."""
+    return pytest.param(value, marks=pytest.mark.slow)
 
 
 def needed(name: str) -> Any:

@@ -38,8 +38,9 @@ FAILED = [
 ]
 
 
-def batch(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, ["batch", *map(str, arguments)])
+def batch(*arguments: object, sync: bool = False) -> Result:
+    flags = [] if sync else ["--no-sync"]
+    return CliRunner().invoke(cli, ["batch", *map(str, arguments), *flags])
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def mixed(root: Path) -> Path:
 def test_good_and_bad(mixed: Path, tmp_path: Path) -> None:
     before = tree(mixed)
     out = tmp_path / "out"
-    outcome = batch(mixed, "-o", out, "--jobs", 2)
+    outcome = batch(mixed, "-o", out, "--jobs", 2, sync=True)
     assert outcome.exit_code == 5
     assert isinstance(outcome.exception, SystemExit)
     written = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
@@ -157,10 +158,10 @@ def _change_shard(root: Path) -> None:
     ("flags", "change", "again"),
     [
         pytest.param([], None, ["--cast", "float16"], id="step"),
-        pytest.param(["--plugin", "times.py"], _change_plugin, None, id="plugin"),
         *(
             pytest.param(*values, id=name, marks=pytest.mark.slow)
             for name, *values in (
+                ("plugin", ["--plugin", "times.py"], _change_plugin, None),
                 ("value", ["--scale", "hidden/*=2"], None, ["--scale", "hidden/*=3"]),
                 ("template", ["--recipe", "recipe.toml"], _touch_template, None),
                 ("source", [], _change_source, None),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import case, needed
+from conftest import case, needed, registry
 from converter_plugins.bert import Bert
 from converter_plugins.cast import Cast
 from converter_plugins.drop import Drop
@@ -32,21 +32,20 @@ from converter import (
 from converter.cli import cli
 from converter.plan import make_plan
 from converter.recipe import read_recipe, shipped_recipes
-from converter.registry import load
 from converter.target import parse_target
 
 BERT = case("tf115_v2_bert_mini")
 PLAIN = Bert()
+SOURCE = open_checkpoint(BERT.path)
 
 
 def recipe(**changed: Mapping[str, object]) -> list[Strategy]:
     """Return the steps of the recipe, with other options for some of its plugins."""
-    registry = load()
-    steps = [step.named(registry) for step in read_recipe("bert-hf").steps]
+    steps = [step.named(registry()) for step in read_recipe("bert-hf").steps]
     built = []
     for step in steps:
         values = {**step.values, **changed.get(step.plugin, {})}
-        built.append(type(step)(step.plugin, values, step.where, step.directory).build(registry))
+        built.append(type(step)(step.plugin, values, step.where, step.directory).build(registry()))
     return built
 
 
@@ -108,7 +107,7 @@ def test_the_folder_computes_what_the_graph_did(tmp_path: Path) -> None:
 
 
 def test_nothing_but_the_optimizer_and_the_step_is_left_out(tmp_path: Path) -> None:
-    source = open_checkpoint(BERT.path)
+    source = SOURCE
     result = convert(source.path, tmp_path / "out", recipe())
     dropped = {name for name, role in source.roles().items() if role.kind != "model"}
     assert set(result.plan.dropped) == dropped
@@ -122,15 +121,15 @@ def test_nothing_but_the_optimizer_and_the_step_is_left_out(tmp_path: Path) -> N
 
 def test_a_scope_around_the_model_is_left_out() -> None:
     scoped = Rename({"((bert|cls)/.*)": r"module/\1"})
-    plan = make_plan(open_checkpoint(BERT.path), [scoped, *recipe()])
-    plain = make_plan(open_checkpoint(BERT.path), recipe())
+    plan = make_plan(SOURCE, [scoped, *recipe()])
+    plain = make_plan(SOURCE, recipe())
     assert set(plan.result) == set(plain.result)
     assert plan.files == plain.files
 
 
 def test_what_no_rule_fits_is_refused_with_the_nearest() -> None:
     odd = Rename({"bert/pooler/dense/kernel": "bert/pooler/dense/kernels"})
-    source = open_checkpoint(BERT.path)
+    source = SOURCE
     message = (
         r"bert/pooler/dense/kernels: no rule fits; the nearest is "
         r"'\(\?:\.\+/\)\?bert/pooler/dense/kernel'; add one"
@@ -148,7 +147,7 @@ def test_what_no_rule_fits_is_refused_with_the_nearest() -> None:
 def test_slots_that_stay_are_refused() -> None:
     steps = [step for step in recipe() if not isinstance(step, Drop)]
     with pytest.raises(PlanError, match=r"adam_m \(and 92 more\): no rule fits"):
-        make_plan(open_checkpoint(BERT.path), steps)
+        make_plan(SOURCE, steps)
 
 
 # -- the configuration -----------------------------------------------------------------------------
@@ -168,7 +167,7 @@ def test_the_graph_tells_heads_and_activation() -> None:
         "type_vocab_size": 2,
         "vocab_size": 100,
     }
-    notes = list(Bert().notes(open_checkpoint(BERT.path)))
+    notes = list(Bert().notes(SOURCE))
     assert notes == [
         "the graph tells the number of attention heads, 2",
         "the graph computes the activation gelu_new, not gelu by erf",
@@ -281,7 +280,7 @@ def test_other_models_are_no_bert(lstm: str, tmp_path: Path) -> None:
 def test_the_architecture_follows_from_the_heads(
     steps: list[Strategy], architecture: str, more: dict[str, Any]
 ) -> None:
-    plan = make_plan(open_checkpoint(BERT.path), [*steps, *recipe()])
+    plan = make_plan(SOURCE, [*steps, *recipe()])
     config = json.loads(plan.files["config.json"])
     assert config["architectures"] == [architecture]
     assert config.items() >= more.items()
@@ -306,7 +305,7 @@ def test_a_configuration_is_replaced_with_force_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("output", "to"), [("x.safetensors", None), ("tf/", "tf")])
 def test_a_configuration_belongs_into_a_folder(output: str, to: str, tmp_path: Path) -> None:
     target = parse_target(f"{tmp_path}/{output}", name="x", to=to)
-    plan = make_plan(open_checkpoint(BERT.path), recipe(), target)
+    plan = make_plan(SOURCE, recipe(), target)
     assert not plan.files
     assert any(note.startswith("config.json is left out") for note in plan.notes)
 
@@ -375,12 +374,11 @@ def test_whose_layout_it_is_stands_in_the_metadata(tmp_path: Path) -> None:
 
 
 def test_shipped_recipes_can_be_built() -> None:
-    registry = load()
     assert "bert-hf" in shipped_recipes()
     for name in shipped_recipes():
         read = read_recipe(name)
         assert read.summary
-        assert [step.build(registry) for step in read.steps]
+        assert [step.build(registry()) for step in read.steps]
 
 
 def test_a_file_goes_before_a_shipped_recipe(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import VALID, Case, case
+from conftest import VALID, Case, case, structure_of
 from structure_maker import told
 
 from converter import Checkpoint, Variable, open_checkpoint
@@ -69,7 +69,7 @@ def test_names_claim_nothing_that_the_graph_denies(one: Case) -> None:
     source = open_checkpoint(one.path)
     if read_ordered(source) is None:
         return
-    graph = infer(source)
+    _, graph = structure_of(one)
     names = by_name(source, source.roles())
     sizes = {name: width.size for name, width in names.widths.items()}
     by_unit = defaultdict(set)

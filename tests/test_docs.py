@@ -8,17 +8,18 @@ import inspect
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import DATA
+from conftest import DATA, registry
 
 import converter
 from converter import ConverterError, hookspecs, open_checkpoint
@@ -26,7 +27,7 @@ from converter.cli import cli
 from converter.dtype import BY_NAME
 from converter.patterns import WORDS
 from converter.recipe import Recipe
-from converter.registry import DISABLED, load
+from converter.registry import DISABLED
 from converter.strategy import options, summary
 
 ROOT = Path(__file__).parent.parent
@@ -119,7 +120,7 @@ def commands_and_outputs(document: str) -> list[tuple[str, str]]:
 def run_in_shell(commands: list[str], place: Path) -> Iterator[tuple[str, int]]:
     """Run commands one after the other in one shell; give what each printed, and its exit code."""
     programs = place / ".bin"
-    programs.mkdir()
+    programs.mkdir(exist_ok=True)
     (programs / "convert").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m converter "$@"\n')
     (programs / "convert").chmod(0o755)
     script = "status=0\n"
@@ -139,6 +140,25 @@ def run_in_shell(commands: list[str], place: Path) -> Iterator[tuple[str, int]]:
         yield printed, int(code)
 
 
+def run_here(commands: list[str], place: Path) -> Iterator[tuple[str, int]]:
+    """The same, but `convert` is called in this process, wherever a command is that and no more."""
+    code = 0
+    for command in commands:
+        # The signs of a shell are words of their own, unless they are quoted.
+        words = list(shlex.shlex(command, posix=True, punctuation_chars=True))
+        if command == "echo $?":
+            printed, code = f"{code}\n", 0
+        elif words[0] == "convert" and not any(
+            word and set(word) <= set("();<>|&") for word in words
+        ):
+            outcome = CliRunner().invoke(cli, shlex.split(command)[1:], prog_name="convert")
+            assert isinstance(outcome.exception, SystemExit | None), outcome.exception
+            printed, code = outcome.output, outcome.exit_code
+        else:
+            ((printed, code),) = run_in_shell([command], place)
+        yield printed, code
+
+
 def steady(output: str) -> str:
     """Replace rates, durations and our version, and leave out progress: a slow machine's own."""
     output = re.sub(r"(?m)^(\[\d+/\d+\] \d+ running, .*|.* \(\d+ %\), .* s left)\n", "", output)
@@ -150,24 +170,33 @@ def steady(output: str) -> str:
 def _is_run(document: str) -> bool:
     """Whether one of the commands runs a graph, for which TensorFlow is started."""
     return any(
-        re.search(r"^\$ .*(\bprove\b|--test\b)", b, re.M) for b in blocks(document, "console")
+        re.search(r"^\$ .*(\bprove\b|\bconvert stats\b|--test\b)", b, re.M)
+        for b in blocks(document, "console")
     )
 
 
-@pytest.mark.parametrize(
-    "document",
-    [
-        pytest.param(d, marks=[pytest.mark.slow] if _is_run(d) else [])
-        for d in DOCUMENTS
-        if blocks(d, "console")
-    ],
-)
+SHOWN = [document for document in DOCUMENTS if blocks(document, "console")]
+
+
+@pytest.mark.parametrize("document", [d for d in SHOWN if not _is_run(d)])
 def test_commands_print_what_is_shown(document: str, place: Path) -> None:
+    check_commands(document, place, run_here)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", SHOWN)
+def test_commands_print_what_is_shown_in_a_shell(document: str, place: Path) -> None:
+    check_commands(document, place, run_in_shell)
+
+
+def check_commands(
+    document: str, place: Path, run: Callable[[list[str], Path], Iterator[tuple[str, int]]]
+) -> None:
     for name, text in FILE.findall(text_of(document)):
         (place / name).write_text(text)
     shown = commands_and_outputs(document)
     commands = [command for command, _ in shown]
-    ran = list(run_in_shell(commands, place))
+    ran = list(run(commands, place))
     assert len(ran) == len(commands)
     for number, (command, output) in enumerate(shown):
         printed, code = ran[number]
@@ -252,9 +281,9 @@ def test_every_option_of_a_command_is_documented(name: str) -> None:
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_every_option_of_a_built_in_plugin_is_documented(name: str) -> None:
     text = section("docs/plugins.md", f"### {name}")
-    if issubclass(load().get(name), converter.Resizer):
+    if issubclass(registry().get(name), converter.Resizer):
         text += section("docs/plugins.md", "### Widths of another size")
-    for option in options(load().get(name)):
+    for option in options(registry().get(name)):
         assert f"`{option.flag}" in text
         assert option.name in text
 
@@ -263,7 +292,7 @@ def test_no_other_options_are_mentioned() -> None:
     known = {"--help", "--version"}
     for name in COMMANDS:
         known |= own_options(command_named(name))
-    for strategy in map(load().get, BUILT_IN):
+    for strategy in map(registry().get, BUILT_IN):
         known |= {option.flag for option in options(strategy)}
     examples = re.compile(r"--(no-)?(mine|double|average)-[a-z]+")
     for document in DOCUMENTS:
@@ -273,7 +302,7 @@ def test_no_other_options_are_mentioned() -> None:
 
 def test_the_readme_tells_what_each_built_in_plugin_does() -> None:
     table = re.findall(r"^\| `([a-z0-9]+)` \| (.*?) \|", text_of("README.md"), re.MULTILINE)
-    assert table == [(name, summary(load().get(name))) for name in BUILT_IN]
+    assert table == [(name, summary(registry().get(name))) for name in BUILT_IN]
 
 
 def test_every_hook_has_its_signature_as_a_heading() -> None:
@@ -333,28 +362,53 @@ JSON: dict[str, list[list[str]]] = {
     ],
     "diff": [["tf14_v2_charlm_lstm_ema", "tf10_v2_partitioned"]],
     "prove": [["tf14_v2_charlm_lstm_ema"] * 2 + ["--feed", "x=[[1,2]]", "--feed", "y=[[2,3]]"]],
+    "stats": [["../../samples/charlm", "--data", "../../samples/charlm.npz"]],
     "batch": [["tf14_v2_rotation", "-o", "OUT/batch", "--jobs", "1"]],
     "plugins": [[]],
     "recipes": [[]],
 }
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_json_key_is_documented(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(DATA)
+def runs_a_graph(arguments: list[str]) -> bool:
+    return "--test" in arguments or arguments in JSON["prove"]
+
+
+def printed_keys(name: str, rows: list[list[str]], output: Path) -> set[str]:
+    """Return the keys that a command prints as JSON, called with each row of arguments."""
     printed: set[str] = set()
-    for arguments in JSON[name]:
-        arguments = [argument.replace("OUT", str(tmp_path)) for argument in arguments]
-        result = CliRunner().invoke(cli, [name, *arguments, "--json"])
+    for arguments in rows:
+        given = [argument.replace("OUT", str(output)) for argument in arguments]
+        result = CliRunner().invoke(cli, [name, *given, "--json"])
         assert result.exit_code in (0, 1), result.output
         printed.update(keys(json.loads(result.stdout)))
     # An object can be null, and a list of objects empty.
     printed -= {key for key in printed if any(k.startswith(f"{key}.") for k in printed)}
     lists = {key for key in printed if any(k.startswith(f"{key}[].") for k in printed)}
-    printed -= lists - BY_SOME_NAME
-    assert set(coded(first_cells(section("docs/cli.md", f"## convert {name}"), "key"))) == printed
+    return printed - (lists - BY_SOME_NAME)
+
+
+def documented_keys(name: str) -> set[str]:
+    return set(coded(first_cells(section("docs/cli.md", f"## convert {name}"), "key")))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[pytest.mark.slow] if any(map(runs_a_graph, JSON[n])) else [])
+        for n in COMMANDS
+    ],
+)
+def test_every_json_key_is_documented(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(DATA)
+    assert documented_keys(name) == printed_keys(name, JSON[name], tmp_path)
+
+
+def test_inspect_prints_no_other_json_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(DATA)
+    rows = [row for row in JSON["inspect"] if not runs_a_graph(row)]
+    assert printed_keys("inspect", rows, tmp_path) <= documented_keys("inspect")
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import slow
 from test_forward import RECORDED
 
 from converter import ConverterError, open_checkpoint
@@ -47,7 +48,7 @@ def mutate(nodes: Any, rng: random.Random) -> None:
                     dim.size = rng.choice(SIZES)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *map(slow, (1, 2))])
 @pytest.mark.parametrize("case", METAS, ids=lambda case: case.name)
 def test_mutated_graphs(case: Any, seed: int) -> None:
     checkpoint = open_checkpoint(case.path)

@@ -12,7 +12,7 @@ import pytest
 from fuzzing import check
 from mutants import AREAS, Mutant
 
-FEW, MANY = 40, 500
+FEW, MANY = 30, 510
 
 
 @pytest.mark.parametrize("area", AREAS)

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from conftest import CASES, VALID, Case, case
+from conftest import CASES, VALID, Case, case, structure_of
 
 from converter import open_checkpoint
 from converter.cli import cli
 from converter.errors import PlanError, UsageError
 from converter.graph.ordered import read_ordered
-from converter.structure.infer import infer
 from converter.structure.layout import layout_text, read_layout, write_layout
 
 
@@ -30,7 +29,7 @@ def test_people_see_widths_and_axes(lstm: str) -> None:
         *("width", "size", "class", "grows", "produced", "consumed", "followed", "because")
     ]
     assert lines[5][:7] == ["charlm/rnn/lstm_cell", "30", "permutation", "exact", "1", "2", "1"]
-    assert lines[6][:4] == ["charlm/softmax", "14", "bound", "yes"]
+    assert lines[6][:4] == ["charlm/softmax", "14", "bound", "exact"]
     assert lines[11] == [
         "charlm/rnn/lstm_cell/kernel",
         "charlm/embedding",
@@ -163,7 +162,7 @@ def test_a_layout_is_read_as_it_was_written(one: Case, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(one.path)
     if read_ordered(checkpoint) is None:
         return
-    structure = infer(checkpoint)
+    _, structure = structure_of(one)
     names = [name for name in checkpoint if checkpoint[name].shape]
     write_layout(tmp_path / "layout.toml", layout_text(structure, names, "test"))
     layout = read_layout(tmp_path / "layout.toml")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from conftest import VALID, Case, case
+from conftest import VALID, Case, case, slow
 from converter_plugins.kernels import Kernel, kernel_of
 from converter_plugins.reinit import Reinit
 
@@ -536,7 +536,11 @@ def test_whole_checkpoints(recorded: Case) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["normal", "zeros", "orthogonal", "match", "identity", "uniform_unit_scaling"]
+    "text",
+    [
+        *("normal", "orthogonal"),
+        *map(slow, ("zeros", "match", "identity", "uniform_unit_scaling")),
+    ],
 )
 def test_the_contract_is_kept(text: str) -> None:
     check_strategy(Reinit(reinit={"*": parse_initializer(text, BUILT_IN)}))

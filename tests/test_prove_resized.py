@@ -147,6 +147,7 @@ def _truncate(sizes: dict[str, int]) -> Strategy:
     return Truncate(resize=sizes)
 
 
+@pytest.mark.slow
 def test_another_size_than_that_of_a_graph_is_no_proof(tmp_path: Path) -> None:
     pytest.importorskip("tensorflow")
     plan = make_plan(open_checkpoint(CHARLM.path), [Pad(shape={"charlm/embedding": (16, 8)})])

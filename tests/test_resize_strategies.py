@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import DATA
+from conftest import DATA, slow
 from converter_plugins.drop import Drop
 from converter_plugins.duplicate import Duplicate
 from converter_plugins.pad import Pad
@@ -339,11 +339,11 @@ def sized(make: Callable[..., Resizer], size: Callable[[int], int]) -> Callable[
     "make",
     [
         sized(Select, lambda n: n - 1),
-        sized(partial(Select, by="random"), lambda n: n - 1),
+        slow(sized(partial(Select, by="random"), lambda n: n - 1)),
         sized(Duplicate, lambda n: n + 1),
-        sized(partial(Duplicate, noise=0.1), lambda n: n + 1),
+        slow(sized(partial(Duplicate, noise=0.1), lambda n: n + 1)),
         sized(partial(Project, lossy=True), lambda n: n + 1),
-        sized(partial(Project, lossy=True, by="pca"), lambda n: max(1, n - 1)),
+        slow(sized(partial(Project, lossy=True, by="pca"), lambda n: max(1, n - 1))),
     ],
     ids=["select", "drawn", "duplicate", "noisy", "project", "pca"],
 )

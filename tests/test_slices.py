@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import slow
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_tiling import tilings
@@ -235,7 +236,7 @@ def test_floats_stream_in_constant_memory(tmp_path: Path, cut: int | None) -> No
     assert peak < 16 << 20
 
 
-@pytest.mark.parametrize("alone", [[], [0, 0, 200_000, 0]])
+@pytest.mark.parametrize("alone", [[], slow([0, 0, 200_000, 0])])
 def test_integers_stream_and_can_be_read_from_anywhere(tmp_path: Path, alone: list[int]) -> None:
     values = np.random.default_rng(1).integers(-(1 << 31), 1 << 31, 1 << 19).astype("i4")
     (variable,) = read(write(tmp_path / "c", "v", values, INT32, pieces=alone)).variables
@@ -412,7 +413,7 @@ def test_a_damaged_list_is_told(tmp_path: Path, value: bytes, message: str) -> N
 
 
 @pytest.mark.usefixtures("must_end")
-@pytest.mark.parametrize("is_damaged", [False, True])
+@pytest.mark.parametrize("is_damaged", [False, slow(True)])
 def test_many_missing_entries_are_told_in_time(tmp_path: Path, is_damaged: bool) -> None:
     count = 15_000
     shape = (1 << 20,)

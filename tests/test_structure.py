@@ -9,27 +9,22 @@ import traceback
 from pathlib import Path
 
 import pytest
-from conftest import DATA, VALID, Case, case
+from conftest import DATA, VALID, Case, case, structure_of
 
 from converter import open_checkpoint
 from converter.errors import InputError, PlanError
 from converter.regraph import regraph
 from converter.structure.axes.axis import Equation, check
 from converter.structure.infer import infer
-from converter.structure.structure import Structure
 
 # Written down by reading the models: expressions and uses of each axis, and what widths allow.
 KNOWN = json.loads((DATA / "structure.json").read_text())
 CASES = [case for case in VALID if case.name in KNOWN]
 
 
-def structure_of(case: Case) -> Structure:
-    return infer(open_checkpoint(case.path))
-
-
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_axes_are_those_of_the_model(case: Case) -> None:
-    structure = structure_of(case)
+    _, structure = structure_of(case)
     known = KNOWN[case.name]["axes"]
     for name, axes in known.items():
         found = []
@@ -43,15 +38,14 @@ def test_axes_are_those_of_the_model(case: Case) -> None:
 def test_widths_allow_what_the_model_allows(case: Case) -> None:
     found = {
         width.name: f"{width.size} {width.symmetry} {width.growth if width.resizable else 'fixed'}"
-        for width in structure_of(case).widths.values()
+        for width in structure_of(case)[1].widths.values()
     }
     assert found == KNOWN[case.name]["widths"]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_nothing_contradicts(case: Case) -> None:
-    checkpoint = open_checkpoint(case.path)
-    structure = infer(checkpoint)
+    checkpoint, structure = structure_of(case)
     assert structure.conflicts == ()
     assert structure.opaque == ()
     assert structure.graph.findings.analysis.unknown == {}
@@ -68,8 +62,7 @@ def test_nothing_contradicts(case: Case) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_slots_and_averages_have_the_axes_of_their_variable(case: Case) -> None:
-    checkpoint = open_checkpoint(case.path)
-    structure = infer(checkpoint)
+    checkpoint, structure = structure_of(case)
     for name, role in checkpoint.roles().items():
         if role.kind in ("slot", "average") and role.of is not None and checkpoint[name].shape:
             assert structure.axes[name] == structure.axes[role.of], name
@@ -84,13 +77,13 @@ def test_gates_of_every_era() -> None:
         "tf115_v2_lstmblockfused": "lstm_fused_cell/kernel",
     }
     for name, kernel in cells.items():
-        rows, columns = structure_of(case(name)).axes[kernel]
+        rows, columns = structure_of(case(name))[1].axes[kernel]
         assert len(rows.terms) == 2, name
         assert str(columns) == f"[i,j,f,o]*{rows.terms[1][0]}", name
 
 
 def test_a_scale_that_moves_with_a_width_is_found() -> None:
-    factors = structure_of(case("tf115_v2_bert_mini")).factors
+    factors = structure_of(case("tf115_v2_bert_mini"))[1].factors
     assert list(factors) == [
         f"bert/encoder/layer_{i}/attention/self/query/head_size" for i in range(2)
     ]
@@ -103,7 +96,7 @@ def test_a_scale_that_moves_with_a_width_is_found() -> None:
 
 
 def test_members_of_a_width() -> None:
-    width = structure_of(case("tf14_v2_charlm_lstm_ema")).widths["charlm/rnn/lstm_cell"]
+    width = structure_of(case("tf14_v2_charlm_lstm_ema"))[1].widths["charlm/rnn/lstm_cell"]
     assert width.produced_by == ("charlm/rnn/lstm_cell/kernel",)
     assert width.consumed_by == ("charlm/rnn/lstm_cell/kernel", "charlm/softmax/kernel")
     assert width.followed_by == ("charlm/rnn/lstm_cell/bias",)
@@ -112,7 +105,7 @@ def test_members_of_a_width() -> None:
 
 
 def test_variables_that_nothing_reads_are_opaque() -> None:
-    structure = structure_of(case("tf012_v1_dtypes"))
+    _, structure = structure_of(case("tf012_v1_dtypes"))
     assert {width.symmetry for width in structure.widths.values()} == {"opaque"}
     assert {"dtypes/float32", "dtypes/float32_1"} <= {found.name for found in structure.opaque}
 
