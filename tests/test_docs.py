@@ -353,6 +353,7 @@ JSON: dict[str, list[list[str]]] = {
         ["tf14_v2_charlm_lstm_ema", "--plugin", "pad", "--resize", "lstm_cell=31"],
     ],
     "inspect": [
+        ["tf10_v2_gatewise_lstm"],
         ["tf10_v2_partitioned"],
         ["tf14_v2_charlm_lstm_ema", "--variable", "charlm/embedding"],
         ["tf14_v2_rotation", "--norms"],
