@@ -310,6 +310,13 @@ def test_an_unknown_cell_is_no_dense_layer(scope: str, reason: str) -> None:
         plan_of(arrays, Keras())
 
 
+@pytest.mark.parametrize("scope", ["nas_rnn", "NASCell", "indy_lstm_cell"])
+def test_a_cell_that_nobody_else_has_is_refused_under_each_of_its_names(scope: str) -> None:
+    arrays = drawn({f"rnn/{scope}/weights": (X, 8 * U), f"rnn/{scope}/recurrent_weights": (U, 16)})
+    with pytest.raises(PlanError, match=f"^rnn/{scope}: no other framework has such a cell"):
+        plan_of(arrays, Torch())
+
+
 def test_normalised_gates_are_refused() -> None:
     scope = "layer_norm_basic_lstm_cell"
     gates = ("input", "transform", "forget", "output", "state")

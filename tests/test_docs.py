@@ -170,7 +170,8 @@ def steady(output: str) -> str:
 def _is_run(document: str) -> bool:
     """Whether one of the commands runs a graph, for which TensorFlow is started."""
     return any(
-        re.search(r"^\$ .*(\bprove\b|--test\b)", b, re.M) for b in blocks(document, "console")
+        re.search(r"^\$ .*(\bprove\b|\bconvert stats\b|--test\b)", b, re.M)
+        for b in blocks(document, "console")
     )
 
 
@@ -361,6 +362,7 @@ JSON: dict[str, list[list[str]]] = {
     ],
     "diff": [["tf14_v2_charlm_lstm_ema", "tf10_v2_partitioned"]],
     "prove": [["tf14_v2_charlm_lstm_ema", "tf14_v2_charlm_lstm_ema"]],
+    "stats": [["../../samples/charlm", "--data", "../../samples/charlm.npz"]],
     "batch": [["tf14_v2_rotation", "-o", "OUT/batch", "--jobs", "1"]],
     "plugins": [[]],
     "recipes": [[]],

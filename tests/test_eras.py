@@ -21,7 +21,7 @@ from structure_maker import Model
 from converter import Checkpoint, PlanError, Role, UsageError, Variable, open_checkpoint
 from converter.cli import cli
 from converter.formats.messages import message
-from converter.names.cells import ERAS, Era
+from converter.names.cells import BY_PLAIN_NAME, ERAS, GATE_KERNELS, Era, plain, spelt
 from converter.names.eras import era_of
 from converter.testing import check_strategy
 
@@ -417,6 +417,14 @@ def test_cells_that_came_later_are_known(name: str, eras: tuple[Era, ...]) -> No
     assert list(named(Eras("1.0"), source)) == list(source)
 
 
+def test_spellings_of_every_release_come_from_one_table() -> None:
+    assert set(spelt("projection/kernel")) == {"projection/kernel", "projection/weights", "w_p_0"}
+    assert {"gates/linear/matrix", "w_ru", "w_r"} <= set(GATE_KERNELS)
+    assert BY_PLAIN_NAME[plain("LSTMFusedCell_2")].columns == ("i", "j", "f", "o")
+    assert BY_PLAIN_NAME[plain("lstm_block_wrapper")].adds_forget_bias
+    assert not BY_PLAIN_NAME[plain("cudnn_compatible_lstm_cell")].adds_forget_bias
+
+
 class TestGraph:
     """What two classes call the same, the ops of a graph tell apart."""
 
@@ -435,6 +443,7 @@ class TestGraph:
             m.op(op, *(m.input(2, 4, name=n) for n in "xyz"), kernel, name="out")
             source = self.with_graph(m, tmp_path)
             assert list(named(Eras("0.12"), source)) == [f"RNN/{wanted}"]
+            assert not any("is taken for" in note for note in notes(Eras("0.12"), source))
 
     @pytest.mark.parametrize("leaves", [("weights", "biases"), ("W_0", "B")])
     def test_an_lstm_in_a_scope_of_its_own_is_seen(
@@ -474,7 +483,9 @@ class TestGraph:
             for name in names:
                 kernel = m.op(op, m.variable(name, 4, 8))
                 m.op("MatMul", m.input(2, 4, name=f"x_{name[-16:-14]}"), kernel)
-            assert list(named(Eras("1.2"), self.with_graph(m, tmp_path))) == [
+            source = self.with_graph(m, tmp_path)
+            assert not any("is taken for" in note for note in notes(Eras("1.2"), source))
+            assert list(named(Eras("1.2"), source)) == [
                 f"stack_bidirectional_rnn/cell_0/{between}{way}/lstm_cell/kernel"
                 for way in ("fw", "bw")
             ]

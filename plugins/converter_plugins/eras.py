@@ -27,6 +27,7 @@ Kind = Literal[
     "GRUCell",
     "GRUBlockCellV2",
     "ConvLSTMCell",
+    "dynamic",
     "static",
     "own",
 ]
@@ -57,7 +58,7 @@ class Eras(Strategy):
     kind: Mapping[str, Kind] = option(
         {},
         help="what made the scopes that a glob fits, where names don't tell: the class of a cell, "
-        "a static stack of layers, or your own code",
+        "a dynamic or a static stack of layers, or your own code",
         metavar="GLOB=KIND",
     )
     shards: Mapping[str, int] = option(
@@ -162,12 +163,11 @@ def _told(checkpoint: Checkpoint, names: Sequence[str], era: Era) -> dict[str, K
         return {}
     kinds: dict[str, Kind] = {}
     for name, scope in blocks.items():
-        if _BLOCK_OP in seen.ops_of(name):
-            kinds[scope] = "LSTMBlockCell"
+        if taken := seen.ops_of(name):
+            kinds[scope] = "LSTMBlockCell" if _BLOCK_OP in taken else "LSTMCell"
     for name, scope in stacks.items():
-        taken = seen.ops_of(name)
-        if taken and taken.isdisjoint(ENTERS | WHILES | INLINED):
-            kinds[scope] = "static"
+        if taken := seen.ops_of(name):
+            kinds[scope] = "dynamic" if taken & (ENTERS | WHILES | INLINED) else "static"
     for name, cell in own.items():
         if seen.is_lstm(cell):
             is_fused = bool(seen.ops_of(name) & LSTM_BLOCKS - {_BLOCK_OP})
