@@ -130,23 +130,28 @@ def folded(
     for one in foldable:
         values = _Values(one, _reader(checkpoint, {}))
         for name, axis in one.kernels:
-            factors[name] = [_along(checkpoint[name], axis, lambda v=values: v.kernel)]
+            factors[name] = [along(checkpoint[name], axis, lambda v=values: v.kernel)]
         if one.bias is not None:
-            factors[one.bias] = [_along(checkpoint[one.bias], 0, lambda v=values: v.kernel)]
+            factors[one.bias] = [along(checkpoint[one.bias], 0, lambda v=values: v.kernel)]
         replaced |= _vectors(checkpoint, values, {})
         for averages in _averages(checkpoint, roles, one):
             own = _Values(one, _reader(checkpoint, averages))
             replaced |= _vectors(checkpoint, own, averages)
             for name, axis in one.kernels:
                 average = checkpoint[averages[name]]
-                factor = _along(average, axis, lambda v=own: v.kernel)
+                factor = along(average, axis, lambda v=own: v.kernel)
                 replaced[average.name] = times(average, [factor])
     _check_slots(roles, replaced)
     found = multiply(checkpoint, factors, is_kept=True, follows=structure.follows)
     return (replaced.get(variable.name, variable) for variable in found)
 
 
-def _along(variable: Variable, axis: int, values: Callable[[], Array]) -> Factor:
+def scale_of(checkpoint: Checkpoint, one: Foldable) -> Array:
+    """Return the factor that a normalisation comes to, of each unit: float64 of shape (n,)."""
+    return _Values(one, _reader(checkpoint, {})).scale
+
+
+def along(variable: Variable, axis: int, values: Callable[[], Array]) -> Factor:
     """Return the factor of a variable by the units along an axis, or along all from there on."""
     shape = variable.shape[axis:]
     # A depthwise kernel makes channels times multipliers.
