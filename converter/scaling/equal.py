@@ -70,16 +70,30 @@ class Equalised:
         self._structure = structure
         self._on = {width: list(axes_with(structure, checkpoint, width)) for width in widths}
         self._scales = {n.kernel: n.scale for n in normed}
-        self._gains = {n.gain: n for n in normed if n.gain is not None}
-        self._before = {name: n for n in normed if n.gain is not None for name in n.before}
+        # By width, too: a depthwise kernel hands on the units of one, and produces another.
+        self._gains: dict[tuple[str, str], Normed] = {}
+        self._before: dict[tuple[str, str], Normed] = {}
+        for one in normed:
+            if one.gain is None:
+                continue
+            for width in self._produced_by(one.kernel):
+                self._gains[width, one.gain] = one
+                self._before |= {(width, name): one for name in one.before}
         self._limit = limit
+
+    def _produced_by(self, kernel: str) -> list[str]:
+        return [
+            width
+            for width, places in self._on.items()
+            if any(on.variable == kernel and "produce" in on.uses for on in places)
+        ]
 
     def factors(self) -> dict[str, list[Factor]]:
         """Return the factors of each variable that has any."""
         found: dict[str, list[Factor]] = {}
         for width, places in self._on.items():
             for on in places:
-                is_gain = on.variable in self._gains
+                is_gain = (width, on.variable) in self._gains
                 if exponent := 1 if is_gain else power(on.uses):
                     values = partial(self._of, width, on.variable, exponent)
                     factor = factor_on(self._structure, on, width, values, exponent)
@@ -91,10 +105,11 @@ class Equalised:
         units = self.units[width]
         if exponent < 0:
             return units
-        if variable in self._gains:
-            is_taken = not self._gains[variable].is_folded()
+        at = (width, variable)
+        if at in self._gains:
+            is_taken = not self._gains[at].is_folded()
         else:
-            is_taken = variable not in self._before or self._before[variable].is_folded()
+            is_taken = at not in self._before or self._before[at].is_folded()
         return units if is_taken else np.ones_like(units)
 
     @cached_property
