@@ -132,7 +132,7 @@ class Session(Closing):
         with self._graph.as_default():
             self._import(tf, definition)
             self._assigns = self._make_assigns(tf)
-            self._emptying = {queue.name: _emptying(tf, queue) for queue in queues}
+            self._emptying = {queue: _emptying(tf, queue) for queue in queues}
         self._session = self._open(tf)
         self._feeds = {t: self._read(t.node, where) for t, where in self._constants.items()}
         self._assigned: dict[str, Array] = {}
@@ -201,8 +201,11 @@ class Session(Closing):
         Raises:
             RunError: what is in a queue is not as the queue says.
         """
-        rows = self._run(list(self._emptying.values()), {})
-        return dict(zip(self._emptying, rows, strict=True))
+        held = self._run(list(self._emptying.values()), {})
+        return {
+            queue.name: _counted(queue, *parts)
+            for queue, parts in zip(self._emptying, held, strict=True)
+        }
 
     def _start_again(self, *, draw_again: bool) -> None:
         """Set back what the last run changed: states, and what random numbers come next."""
@@ -386,7 +389,36 @@ def dtypes_of(forward: Forward, values: Mapping[Tensor, Array]) -> dict[Tensor, 
     }
 
 
-def _emptying(tf: Any, queue: Queue) -> Any:
+def _emptying(tf: Any, queue: Queue) -> list[Any]:
+    """Make the tensors that take all that is in a queue: its rows, how many count, and masks."""
+    if queue.axis != -1:
+        return [_looping(tf, queue)]
+    types = [queue.dtype, tf.int32] if queue.keeps is None else [queue.dtype, tf.int32, tf.bool]
+    shapes = [[None, queue.size], [2], [None]][: len(types)]
+    handle = tf.raw_ops.PaddingFIFOQueueV2(
+        component_types=types, shapes=shapes, shared_name=queue.name
+    )
+    size = tf.raw_ops.QueueSizeV2(handle=handle)
+    return list(tf.raw_ops.QueueDequeueManyV2(handle=handle, n=size, component_types=types))
+
+
+def _counted(
+    queue: Queue, values: Array, shapes: Array | None = None, mask: Array | None = None
+) -> Array:
+    """Return the rows that count of what was in a queue, which is padded to the longest."""
+    if shapes is None:
+        return values
+    rows = shapes[:, :1]
+    if mask is None and (rows == values.shape[1]).all():
+        return values.reshape(-1, queue.size)
+    counts = np.arange(values.shape[1]) < rows
+    if mask is not None and mask.shape[1]:
+        # A mask is for the first axis, and stands for all rows behind it.
+        counts &= np.repeat(mask == queue.keeps, values.shape[1] // mask.shape[1], axis=1)
+    return values[counts]
+
+
+def _looping(tf: Any, queue: Queue) -> Any:
     """Make the tensor (rows, units) that takes all that is in a queue, by a loop in the graph."""
     types = [queue.dtype] if queue.keeps is None else [queue.dtype, tf.bool]
     handle = tf.raw_ops.FIFOQueueV2(component_types=types, shared_name=queue.name)
