@@ -17,9 +17,10 @@ from converter.closing import Closing
 from converter.dtype import BY_TENSORFLOW, DType
 from converter.errors import ConverterError, InputError, UsageError
 from converter.forward.find import Forward
+from converter.forward.losses import Gradient
 from converter.forward.prune import prune
 from converter.forward.variables import Held, check_shape
-from converter.graph.node import Tensor
+from converter.graph.node import Tensor, tensor
 from converter.variable import Array, Variable
 
 _MAX_THREADS = 4
@@ -132,7 +133,7 @@ class Session(Closing):
         with self._graph.as_default():
             self._import(tf, definition)
             self._assigns = self._make_assigns(tf)
-            self._emptying = {queue.name: _emptying(tf, queue) for queue in queues}
+            self._emptying = {queue: _emptying(tf, queue) for queue in queues}
         self._session = self._open(tf)
         self._feeds = {t: self._read(t.node, where) for t, where in self._constants.items()}
         self._assigned: dict[str, Array] = {}
@@ -192,6 +193,25 @@ class Session(Closing):
         values = {self._tensor(Tensor(self._pruned.fed[t])): v for t, v in given.items()}
         return dict(zip(outputs, map(np.asarray, self._run(taken, values)), strict=True))
 
+    def gradients(self, losses: Sequence[Tensor]) -> list[Gradient]:
+        """Add the gradients of losses, by all variables, to the graph, for `run` to give.
+
+        Raises:
+            UsageError: TensorFlow cannot tell them.
+        """
+        names = list(self._assigns)
+        with self._graph.as_default():
+            of, by = map(self._tensor, losses), [self._tensor(Tensor(name)) for name in names]
+            try:
+                found = tensorflow().compat.v1.gradients(list(of), by)
+            # Loops of old graphs cannot be told, and what is raised differs by the op.
+            except (LookupError, ValueError, TypeError, AttributeError) as error:
+                raise UsageError(
+                    f"{self._forward.graph.path}: TensorFlow cannot tell the gradients of "
+                    f"{losses[0]}: {_line(error)}"
+                ) from None
+        return [_gradient(*pair) for pair in zip(names, found, strict=True) if pair[1] is not None]
+
     def empty(self) -> dict[str, Array]:
         """Take what the queues of the rewritten graph hold.
 
@@ -201,8 +221,11 @@ class Session(Closing):
         Raises:
             RunError: what is in a queue is not as the queue says.
         """
-        rows = self._run(list(self._emptying.values()), {})
-        return dict(zip(self._emptying, rows, strict=True))
+        held = self._run(list(self._emptying.values()), {})
+        return {
+            queue.name: _counted(queue, *parts)
+            for queue, parts in zip(self._emptying, held, strict=True)
+        }
 
     def _start_again(self, *, draw_again: bool) -> None:
         """Set back what the last run changed: states, and what random numbers come next."""
@@ -376,6 +399,12 @@ def _rename_nodes(definition: Any, names: Mapping[str, str]) -> None:
                 node.input[number] = f"{control}{names[source]}{colon}{port}"
 
 
+def _gradient(name: str, found: Any) -> Gradient:
+    rows = getattr(found, "indices", None)
+    values = found if rows is None else found.values
+    return Gradient(name, tensor(values.name), None if rows is None else tensor(rows.name))
+
+
 def dtypes_of(forward: Forward, values: Mapping[Tensor, Array]) -> dict[Tensor, DType]:
     """Return the dtype in which each tensor is fed: its own, or that of its value."""
     tf = tensorflow()
@@ -386,7 +415,36 @@ def dtypes_of(forward: Forward, values: Mapping[Tensor, Array]) -> dict[Tensor, 
     }
 
 
-def _emptying(tf: Any, queue: Queue) -> Any:
+def _emptying(tf: Any, queue: Queue) -> list[Any]:
+    """Make the tensors that take all that is in a queue: its rows, how many count, and masks."""
+    if queue.axis != -1:
+        return [_looping(tf, queue)]
+    types = [queue.dtype, tf.int32] if queue.keeps is None else [queue.dtype, tf.int32, tf.bool]
+    shapes = [[None, queue.size], [2], [None]][: len(types)]
+    handle = tf.raw_ops.PaddingFIFOQueueV2(
+        component_types=types, shapes=shapes, shared_name=queue.name
+    )
+    size = tf.raw_ops.QueueSizeV2(handle=handle)
+    return list(tf.raw_ops.QueueDequeueManyV2(handle=handle, n=size, component_types=types))
+
+
+def _counted(
+    queue: Queue, values: Array, shapes: Array | None = None, mask: Array | None = None
+) -> Array:
+    """Return the rows that count of what was in a queue, which is padded to the longest."""
+    if shapes is None:
+        return values
+    rows = shapes[:, :1]
+    if mask is None and (rows == values.shape[1]).all():
+        return values.reshape(-1, queue.size)
+    counts = np.arange(values.shape[1]) < rows
+    if mask is not None and mask.shape[1]:
+        # A mask is for the first axis, and stands for all rows behind it.
+        counts &= np.repeat(mask == queue.keeps, values.shape[1] // mask.shape[1], axis=1)
+    return values[counts]
+
+
+def _looping(tf: Any, queue: Queue) -> Any:
     """Make the tensor (rows, units) that takes all that is in a queue, by a loop in the graph."""
     types = [queue.dtype] if queue.keeps is None else [queue.dtype, tf.bool]
     handle = tf.raw_ops.FIFOQueueV2(component_types=types, shared_name=queue.name)

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from converter.errors import InputError
-from converter.formats.messages import parse
+from converter.formats.messages import message, parse
 from converter.graph.node import Tensor
 from converter.graph.ops import CALLS
 
+INT32 = 3
 BOOL = 10
 _MAX_DEPTH = 24
 _BRANCH = re.compile(r"_branch_(\d{1,5})/")
@@ -33,11 +34,14 @@ class Tap:
         queue: the shared name of the queue.
         tensor: which; the calls before its own name lead into functions.
         mask: a bool tensor beside it that is put into the queue with it, or None.
+        columns: the size of its last axis, by which it is put in as rows, so that the queue can be
+            emptied at once; None to put it in as it is.
     """
 
     queue: str
     tensor: Tensor
     mask: Tensor | None
+    columns: int | None = None
 
 
 def instrument(
@@ -67,7 +71,7 @@ def instrument(
             None if tap.mask is None or place is None else _seen_from(place.scope, root, tap.mask)
         )
         if place is not None and (tap.mask is None or mask is not None):
-            dtypes[tap.queue] = place.scope.tap(tap.queue, place, mask)
+            dtypes[tap.queue] = place.scope.tap(tap, place, mask)
     for scope in root.all():
         scope.rewire()
     return graph.SerializeToString(), dtypes
@@ -152,33 +156,65 @@ class _Scope:
             return None
         return arguments[number].name, arguments[number].type
 
-    def tap(self, queue: str, place: _Place, mask: bytes | None) -> int:
+    def tap(self, tap: Tap, place: _Place, mask: bytes | None) -> int:
         """Put a tensor into a queue; return TensorFlow's number of its dtype."""
         source, dtype = place.text, place.dtype
-        types = [dtype] if mask is None else [dtype, BOOL]
-        suffix = b"" if self._function is None else b":handle:0"
+        values, types, shapes = [source], [dtype], []
         name = source.partition(b":")[0]
         # In a function nothing has to tell it where it is.
         after = [b"^" + name] if self._function is None else []
-        held = self._add(queue.encode(), b"FIFOQueueV2", after)
+        if tap.columns is not None:
+            prefix = tap.queue.encode()
+            rows = self._reshaped(prefix + b"/rows", source, dtype, [-1, tap.columns], after)
+            count = self._add(prefix + b"/shape", b"Shape", [rows])
+            _set(count, "T", type=dtype)
+            _set(count, "out_type", type=INT32)
+            values, types = [rows, self._output(count, b"output")], [dtype, INT32]
+            shapes = [[-1, tap.columns], [2]]
+            if mask is not None:
+                mask = self._reshaped(prefix + b"/mask", mask, BOOL, [-1], after)
+                shapes.append([-1])
+        if mask is not None:
+            values, types = [*values, mask], [*types, BOOL]
+        op = b"FIFOQueueV2" if tap.columns is None else b"PaddingFIFOQueueV2"
+        held = self._add(tap.queue.encode(), op, after)
         _set(held, "component_types", types=types)
-        _set(held, "shapes", types=[])
+        _set_shapes(held, shapes)
         _set(held, "capacity", i=-1)
         _set(held, "container", s=b"")
-        _set(held, "shared_name", s=queue.encode())
-        values = [source] if mask is None else [source, mask]
-        put = self._add(held.name + b"/put", b"QueueEnqueueV2", [held.name + suffix, *values])
+        _set(held, "shared_name", s=tap.queue.encode())
+        put = self._add(
+            held.name + b"/put", b"QueueEnqueueV2", [self._output(held, b"handle"), *values]
+        )
         _set(put, "Tcomponents", types=types)
         _set(put, "timeout_ms", i=-1)
         if source not in self._instead:
             identity = self._add(held.name + b"/passed", b"Identity", [source])
             _set(identity, "T", type=dtype)
-            out = b"" if self._function is None else b":output:0"
-            self._instead[source] = identity.name + out
+            self._instead[source] = self._output(identity, b"output")
         passed = _text(self._instead[source].partition(b":")[0])
         self.nodes[passed].input.append(b"^" + put.name)
         self._awaited.setdefault(name, []).append(b"^" + put.name)
         return dtype
+
+    def _output(self, node: Any, argument: bytes) -> bytes:
+        """Return the text by which the only output of a node is taken here."""
+        text: bytes = node.name
+        return text if self._function is None else text + b":" + argument + b":0"
+
+    def _reshaped(
+        self, name: bytes, source: bytes, dtype: int, shape: list[int], after: Sequence[bytes]
+    ) -> bytes:
+        """Add what reshapes a tensor, and return its text."""
+        sizes = message("TensorProto")(dtype=INT32, int_val=shape)
+        sizes.tensor_shape.dim.add(size=len(shape))
+        constant = self._add(name + b"/sizes", b"Const", after)
+        _set(constant, "dtype", type=INT32)
+        _set(constant, "value", tensor=sizes.SerializeToString())
+        node = self._add(name, b"Reshape", [source, self._output(constant, b"output")])
+        _set(node, "T", type=dtype)
+        _set(node, "Tshape", type=INT32)
+        return self._output(node, b"output")
 
     def _add(self, name: bytes, op: bytes, inputs: Sequence[bytes]) -> Any:
         while _text(name) in self.nodes:
@@ -318,6 +354,15 @@ def _set(node: Any, key: str, *, types: Sequence[int] | None = None, **value: An
     else:
         entry.value.list.SetInParent()
         entry.value.list.type.extend(types)
+
+
+def _set_shapes(node: Any, shapes: Sequence[Sequence[int]]) -> None:
+    entry = node.attr.add(key=b"shapes")
+    entry.value.list.SetInParent()
+    for sizes in shapes:
+        shape = entry.value.list.shape.add()
+        for size in sizes:
+            shape.dim.add(size=size)
 
 
 def _free(name: bytes, taken: set[bytes]) -> bytes:

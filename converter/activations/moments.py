@@ -1,7 +1,8 @@
 """The moments of units, in one pass over any amount of data, and mergeable.
 
-Everything is added up in float64, block by block of what fits into the cache. Blocks are joined as
-parallel runs are, so that nothing is lost where the mean is large beside the deviation.
+Of float32 values 32 are added up in float32, which keeps seven digits; everything else is float64.
+Blocks that fit into the cache are joined as parallel runs are, so that nothing is lost where the
+mean is large beside the deviation.
 
 References:
     Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for computing sample
@@ -20,10 +21,12 @@ from converter.variable import Array
 Floats = npt.NDArray[np.float64]
 
 _WIDTH = 256  # of a row: reductions over fewer columns spend their time on the rows
-_BLOCK_ITEMS = 1 << 15
+_BLOCK_ITEMS = 1 << 16
 _MAX_ROWS = 255  # zeros of a block are counted in a byte
-_MIN_ROWS = 32
-_LOST = 1e-4  # of the 16 digits of float64, four
+_FEW_ITEMS = 1 << 14
+_TOGETHER = 32  # rows that are added up in their own dtype; such sums, in float64
+_LARGE = 4  # the square of a mean, in variances, and one
+_TINY = 1e-30  # squares that lose digits in float32
 _PRODUCT_ITEMS = 1 << 20  # products of matrices want larger blocks
 _MANY_BLOCKS = 256
 
@@ -161,6 +164,8 @@ def _moments(rows: Array, covariance: bool) -> Moments:
     result = Moments.of(size, covariance=covariance)
     if not rows.size:
         return result
+    if rows.size <= _FEW_ITEMS:
+        return _moments_of_few(rows, result)
     beside = max(1, _WIDTH // size)
     even = count - count % beside
     # Several observations stand side by side in a row of few units.
@@ -183,6 +188,26 @@ def _moments(rows: Array, covariance: bool) -> Moments:
         result.zero += part.zero.sum(0, dtype=np.int64)
     if covariance:
         result.products = _products(rows, result.mean)
+    return result
+
+
+def _moments_of_few(rows: Array, result: Moments) -> Moments:
+    """Fill in the moments of what is so little that each call counts, and not each value."""
+    wide = rows.astype(np.float64)
+    result.count = len(rows)
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = np.add.reduce(wide, axis=0)
+        result.mean = total / len(rows)
+        apart = wide - result.mean
+        result.squares = np.einsum("ij,ij->j", apart, apart)
+    if not np.isfinite(result.squares).all():
+        raise NotFiniteError(_not_finite(rows))
+    result.min = np.minimum.reduce(wide, axis=0)
+    result.max = np.maximum.reduce(wide, axis=0)
+    result.absolute = np.add.reduce(np.abs(wide), axis=0)
+    result.zero = np.add.reduce(wide == 0, axis=0, dtype=np.int64)
+    if result.products is not None:
+        result.products = apart.T @ apart
     return result
 
 
@@ -212,27 +237,21 @@ class _Sums:
     def of(cls, wide: Array, size: int) -> _Sums:
         """Add up rows of one observation of `size` units, or of several side by side."""
         count, width = wide.shape
-        step = min(_MAX_ROWS, max(_MIN_ROWS, _BLOCK_ITEMS // width))
+        step = min(_MAX_ROWS, max(_TOGETHER, _BLOCK_ITEMS // width))
         starts = range(0, count, step)
         total, squares, absolute = (np.empty((len(starts), width)) for _ in range(3))
         low, high = (np.empty((len(starts), width), wide.dtype) for _ in range(2))
         zero = np.zeros((len(starts), width), np.uint8)
-        buffer = np.empty((step, width))
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
             for number, start in enumerate(starts):
                 block = wide[start : start + step]
                 np.minimum.reduce(block, axis=0, out=low[number])
                 np.maximum.reduce(block, axis=0, out=high[number])
-                _add_up(
-                    block,
-                    buffer[: len(block)],
-                    total[number],
-                    squares[number],
-                    # What a Relu gives is its own absolute value.
-                    None if low[number].min() >= 0 else absolute[number],
-                )
-                if low[number].min() >= 0:
-                    absolute[number] = total[number]
+                largest = np.maximum(high[number], -low[number])
+                total[number], squares[number] = _about_mean(block, largest)
+                # What a Relu gives is its own absolute value.
+                is_positive = low[number].min() >= 0
+                absolute[number] = total[number] if is_positive else _added(np.abs(block))
                 is_zero = block == 0
                 if is_zero.any():
                     is_zero = is_zero.view(np.uint8)
@@ -242,29 +261,53 @@ class _Sums:
         return cls(np.repeat(counts, width // size)[:, None], *sums)
 
 
-def _add_up(
-    block: Array, values: Floats, total: Floats, squares: Floats, absolute: Floats | None
-) -> None:
-    """Put the sums over the first axis of a block where they belong, by way of `values`."""
-    np.copyto(values, block)
-    np.add.reduce(values, axis=0, out=total)
+def _about_mean(block: Array, largest: Array) -> tuple[Floats, Floats]:
+    """Return the sums over the first axis, and those of squared deviations from the mean.
+
+    Args:
+        block: of observations, and as many columns as there are sums.
+        largest: absolute values of the columns.
+    """
+    total, squares = _added(block), _squared(block)
+    is_beyond = ~np.isfinite(squares) | ((squares < _TINY) & (largest > 0))
+    if block.dtype == np.float32 and is_beyond.any():
+        # Their squares are beyond float32.
+        return _about_mean(block.astype(np.float64), largest)
+    deviations = squares - total * total / len(block)
+    if (deviations * _LARGE < squares).any():
+        # The mean is so large that the difference has lost digits.
+        shift = (total / len(block)).astype(block.dtype)
+        apart = block - shift
+        rest = _added(apart)
+        total = shift.astype(np.float64) * len(block) + rest
+        squares = _squared(apart)
+        deviations = squares - rest * rest / len(block)
+    return total, np.maximum(deviations, 0)
+
+
+def _added(block: Array) -> Floats:
+    groups, rest = _in_groups(block)
+    total: Floats = np.add.reduce(groups, axis=1).sum(0, dtype=np.float64)
+    return np.asarray(total + np.add.reduce(rest, axis=0), np.float64)
+
+
+def _squared(block: Array) -> Floats:
+    groups, rest = _in_groups(block)
     # Not by BLAS: its threads wait for each other longer than so short a sum takes.
-    np.einsum("ij,ij->j", values, values, out=squares)
-    of_mean = total * total / len(block)
-    if (squares - of_mean < _LOST * squares).any():
-        # The mean is so large that the difference would lose too many digits.
-        apart = values - total / len(block)
-        np.einsum("ij,ij->j", apart, apart, out=squares)
-    else:
-        squares -= of_mean
-    if absolute is not None:
-        np.add.reduce(np.abs(values, out=values), axis=0, out=absolute)
+    total: Floats = np.einsum("gij,gij->gj", groups, groups).sum(0, dtype=np.float64)
+    return np.asarray(total + np.einsum("ij,ij->j", rest, rest), np.float64)
+
+
+def _in_groups(block: Array) -> tuple[Array, Array]:
+    """Return groups of rows that are added up in their own dtype, and the rows that are left."""
+    even = len(block) - len(block) % _TOGETHER
+    return block[:even].reshape(-1, _TOGETHER, block.shape[1]), block[even:]
 
 
 def _products(rows: Array, mean: Floats) -> Floats:
     count, size = rows.shape
     products = np.zeros((size, size))
-    step = max(_PRODUCT_ITEMS // size, _MIN_ROWS)
+    step = max(_PRODUCT_ITEMS // size, _TOGETHER)
     for start in range(0, count, step):
         apart = rows[start : start + step] - mean
         products += apart.T @ apart

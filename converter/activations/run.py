@@ -200,7 +200,10 @@ class Run(Closing):
     def _rewrite(self, definition: bytes) -> tuple[bytes, list[Queue]]:
         from converter.session import Queue, op_definition
 
-        taps = [Tap(source.queue, source.tensor, source.mask) for source in self._queued]
+        taps = [
+            Tap(s.queue, s.tensor, s.mask, s.probe.size if s.probe.axis == -1 else None)
+            for s in self._queued
+        ]
         subject = str(self._graph.path)
         changed, dtypes = instrument(definition, taps, op_definition, subject)
         self._queued = [source for source in self._queued if source.queue in dtypes]
