@@ -260,10 +260,10 @@ def _graph_at(source: Checkpoint, resizes: Resizes) -> Graph:
 def _resized_graph(plan: Plan) -> bytes | None:
     try:
         return plan.resized_graph()
-    except PlanError:
+    except PlanError as error:
         raise PlanError(
-            f"{plan.source.path}: its graph cannot be given other sizes, as that of a checkpoint "
-            "with a .meta can, so nothing could run the output; leave out --prove"
+            f"{plan.source.path}: its graph cannot be given the new sizes, so nothing could run "
+            f"the output ({error}); leave out --prove"
         ) from None
 
 
