@@ -112,3 +112,14 @@ def test_a_state_that_is_asserted_to_be_as_long_is_the_same_width() -> None:
     m.op("Assert", m.op("All", alike, m.constant([0])), m.op("Shape", h))
     m.dense(h, "b")
     assert str(lengths(m.structure()).integers["dims"][1]) == "a"
+
+
+def test_zeros_in_another_shape_are_as_long_as_those_that_they_are_made_of() -> None:
+    m = Model()
+    h = m.dense(m.input(-1, N), "a")
+    zeros = m.op("Fill", m.constant([2, N], name="dims"), m.constant(0.0))
+    two, end, one = m.constant([1]), m.constant([2]), m.constant([1])
+    rest = m.op("StridedSlice", m.op("Shape", zeros), two, end, one)
+    parts = m.op("ConcatV2", m.constant([1, -1]), rest, m.constant(0))
+    m.dense(m.op("Add", h, m.op("Reshape", zeros, parts)), "b")
+    assert str(lengths(m.structure()).integers["dims"][1]) == "a"

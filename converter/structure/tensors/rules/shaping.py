@@ -54,6 +54,7 @@ def reshape(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
         return Tensor(axes, x.cells, x.number)
     if x.number is not None and x.origins is None and not an.is_data(node.inputs[0]):
         # The same number everywhere: which entry becomes which does not matter.
+        an.lengthen(target, axes)
         return Tensor(axes, x.cells, x.number)
     axes = _named(axes, target)
     left = _Side(*_large(x.axes))
