@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -9,7 +10,7 @@ from typing import Literal, NamedTuple
 from converter.checkpoint import Checkpoint
 from converter.graph.node import Node, Output, Tensor
 from converter.structure.infer import structure_of
-from converter.structure.layers.chains import CELLS, TABLES, Chain, Part, Units
+from converter.structure.layers.chains import CELLS, TABLES, Chain, Part, UnitAxis
 from converter.structure.layers.masks import Mask, in_loops, mask_of
 from converter.structure.layers.read import chains_of, tensor_of
 from converter.structure.layers.steps import same_axis
@@ -83,8 +84,7 @@ class _Finder:
         self._shapes = {
             name: checkpoint[name].shape
             for name in checkpoint
-            if name not in structure.follows
-            and roles[name].kind in ("model", "batch_statistic")
+            if name not in structure.follows and roles[name].kind in ("model", "batch_statistic")
         }
         self._why: dict[Key, str] = {}
         self._axes: dict[Key, int] = {}
@@ -141,7 +141,7 @@ class _Finder:
 
     def _add(
         self,
-        units: Units | None,
+        units: UnitAxis | None,
         part: Part,
         side: Side,
         mask: Mask | None,
@@ -152,10 +152,10 @@ class _Finder:
         if units is None or units.size is None:
             self._why.setdefault(key, chain.why or f"{node.name} ({node.op}) has no axis for it")
             return
-        length = self._shapes[part.variable][part.axis]
-        if not same_axis(units.atom, part.atom) and not _is_spread(node, units, part):
+        if not same_axis(units.atom, part.atom) and not _is_spread(node, part):
             return
-        if length != units.size and not _is_spread(node, units, part):
+        length = self._length(chain, node, part)
+        if length != units.size and not _is_spread(node, part):
             self._why.setdefault(key, f"{node.name} ({node.op}) takes {units.size} of {length}")
             return
         if self._axes.setdefault(key, part.axis) != part.axis:
@@ -164,10 +164,20 @@ class _Finder:
         place = tensor_of(units.output), units.axis, units.size, mask
         self._found.setdefault(place, {})[key] = None
 
+    def _length(self, chain: Chain, node: Node, part: Part) -> int:
+        """Return how long what a part is of is, which may be several axes that are taken as one."""
+        shape = self._shapes[part.variable]
+        axes = sorted({p.axis for n, p in chain.parts if n is node and p[::2] == part[::2]})
+        if axes == list(range(axes[0], axes[-1] + 1)):
+            together = [p for n, p in chain.parts if n is node and p.variable == part.variable]
+            if all(p.atom is part.atom for p in together if p.axis in axes):
+                return math.prod(shape[axis] for axis in axes)
+        return shape[part.axis]
+
     def _unmeasured(self, found: set[Key]) -> Iterator[tuple[Key, str]]:
-        used = self._structure.uses
+        roles = self._analysis.roles.values()
+        taken = {role.origin.variable for at_node in roles for role in at_node}
         for name in self._shapes:
-            uses = {use for axis in used.get(name, ()) for all_ in axis.values() for use in all_}
             sides: tuple[Side, ...] = ("produced", "consumed")
             for side in sides:
                 if (name, side) not in found and (name, side) in self._why:
@@ -176,11 +186,11 @@ class _Finder:
                 why = "nothing that the graph computes forward takes it"
                 if not self._shapes[name]:
                     why = "it is one number, which is no unit's"
-                elif uses:
+                elif name in taken:
                     why = "it is not clear which tensor it makes"
                 yield (name, "produced"), why
 
 
-def _is_spread(node: Node, units: Units, part: Part) -> bool:
+def _is_spread(node: Node, part: Part) -> bool:
     """Whether one channel makes several: a depthwise kernel is [.., channels, multiplier]."""
     return node.op == "DepthwiseConv2dNative" and part.use == "produce"

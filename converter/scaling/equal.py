@@ -31,13 +31,16 @@ class Normed(NamedTuple):
         scale: the factor of the kernel's entries that the normalisation comes to.
         gain: the variable with its gains, which takes the factors of units, so that the same is
             normalised; None where it has none, and the kernel takes them.
-        untouched: what stands in front of the gain.
+        before: what stands in front of the gain.
+        is_folded: tells whether the normalisation does nothing, as the kernel has taken it. Then
+            the kernel takes the factors, too.
     """
 
     kernel: str
     scale: Factor
     gain: str | None
-    untouched: tuple[str, ...]
+    before: tuple[str, ...]
+    is_folded: Callable[[], bool]
 
 
 class Equalised:
@@ -67,29 +70,32 @@ class Equalised:
         self._structure = structure
         self._on = {width: list(axes_with(structure, checkpoint, width)) for width in widths}
         self._scales = {n.kernel: n.scale for n in normed}
-        self._gains = {n.gain for n in normed if n.gain is not None}
-        self._untouched = {name for n in normed if n.gain is not None for name in n.untouched}
+        self._gains = {n.gain: n for n in normed if n.gain is not None}
+        self._before = {name: n for n in normed if n.gain is not None for name in n.before}
         self._limit = limit
 
     def factors(self) -> dict[str, list[Factor]]:
         """Return the factors of each variable that has any."""
         found: dict[str, list[Factor]] = {}
         for width, places in self._on.items():
-            values = partial(self._of, width)
             for on in places:
-                if exponent := self._power(on):
+                is_gain = on.variable in self._gains
+                if exponent := 1 if is_gain else power(on.uses):
+                    values = partial(self._of, width, on.variable, exponent)
                     factor = factor_on(self._structure, on, width, values, exponent)
                     found.setdefault(on.variable, []).append(factor)
         return found
 
-    def _power(self, on: OnAxis) -> int:
-        if on.variable in self._gains:
-            return 1
-        exponent = power(on.uses)
-        return 0 if exponent > 0 and on.variable in self._untouched else exponent
-
-    def _of(self, width: str) -> Array:
-        return self.units[width]
+    def _of(self, width: str, variable: str, exponent: int) -> Array:
+        """Return the factors of units as a variable takes them."""
+        units = self.units[width]
+        if exponent < 0:
+            return units
+        if variable in self._gains:
+            is_taken = not self._gains[variable].is_folded()
+        else:
+            is_taken = variable not in self._before or self._before[variable].is_folded()
+        return units if is_taken else np.ones_like(units)
 
     @cached_property
     def units(self) -> Mapping[str, Array]:

@@ -14,9 +14,13 @@ from converter.errors import PlanError
 from converter.names import Role
 from converter.resize import slots
 from converter.rounding import round_to
-from converter.scaling.multiply import Factor, multiply, times
+from converter.scaling.multiply import Factor, along, multiply, times
 from converter.structure.structure import Structure
 from converter.variable import Array, Region, Variable
+
+
+# Of 1 - epsilon and of what is added to it, in float32.
+_ROUNDING = 1e-5
 
 
 class Foldable(NamedTuple):
@@ -151,17 +155,10 @@ def scale_of(checkpoint: Checkpoint, one: Foldable) -> Array:
     return _Values(one, _reader(checkpoint, {})).scale
 
 
-def along(variable: Variable, axis: int, values: Callable[[], Array]) -> Factor:
-    """Return the factor of a variable by the units along an axis, or along all from there on."""
-    shape = variable.shape[axis:]
-    # A depthwise kernel makes channels times multipliers.
-    is_split = len(shape) > 1
-
-    def spread() -> Array:
-        found = values()
-        return found.reshape(shape) if is_split and found.size != shape[0] else found
-
-    return Factor(axis, spread)
+def does_nothing(checkpoint: Checkpoint, one: Foldable) -> bool:
+    """Whether a normalisation multiplies by no more than a sign, as one that was folded."""
+    scale = np.abs(scale_of(checkpoint, one))
+    return bool(np.all((scale == 0) | (np.abs(scale - 1) < _ROUNDING)))
 
 
 def _reader(checkpoint: Checkpoint, averages: Mapping[str, str]) -> Callable[[str], Array]:

@@ -30,8 +30,8 @@ class Factor(NamedTuple):
     def at(self, region: Region) -> Array:
         """Return the factors of a region, in a shape that broadcasts to it."""
         values = self.values()
-        found = values[region[self.axis : self.axis + values.ndim]]
-        return found.reshape(*found.shape, *[1] * (len(region) - self.axis - values.ndim))
+        found = np.asarray(values[region[self.axis : self.axis + values.ndim]])
+        return found.reshape((*found.shape, *[1] * (len(region) - self.axis - values.ndim)))
 
 
 Factors = Mapping[str, Sequence[Factor]]
@@ -41,6 +41,25 @@ Factors = Mapping[str, Sequence[Factor]]
 def one_number(number: float) -> Factor:
     """Return the factor that all entries share."""
     return Factor(0, lambda: np.asarray(number, np.float64))
+
+
+def along(variable: Variable, axis: int, values: Callable[[], Array]) -> Factor:
+    """Return the factor of a variable by units.
+
+    Args:
+        variable: the variable.
+        axis: the first one that the units go along: a depthwise kernel has one for channels and one
+            for multipliers.
+        values: gives float64 of shape (units,), or of () for one number.
+    """
+    shape = variable.shape[axis:]
+
+    def spread() -> Array:
+        found = values()
+        is_split = found.ndim == 1 and found.size != shape[0]
+        return found.reshape(shape) if is_split else found
+
+    return Factor(axis, spread)
 
 
 def times(variable: Variable, factors: Sequence[Factor]) -> Variable:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
 
 from converter.checkpoint import Checkpoint
-from converter.graph.ops import ops
+from converter.graph.node import Node, Output
+from converter.graph.ops import ADDS, BIAS_ADDS, ops
 from converter.scaling.equal import Normed
-from converter.scaling.fold import Foldable, along, scale_of
+from converter.scaling.fold import Foldable, does_nothing, scale_of
+from converter.scaling.multiply import along
 from converter.structure.axes.axis import Use
 from converter.structure.layers.chains import DEPTHWISE, Chain
 from converter.structure.layers.layer import Normalisation
@@ -20,6 +22,8 @@ from converter.structure.layers.steps import takers
 from converter.structure.structure import Structure
 from converter.variable import Array
 
+_SUMS = ADDS | BIAS_ADDS | ops("AddN Sub Mul")
+_MOMENTS = ops("Mean Sum SquaredDifference Square")
 _LINEAR = ops("Conv1D Conv2D Conv3D Conv2DBackpropInput Conv3DBackpropInputV2 MatMul") | DEPTHWISE
 
 
@@ -56,10 +60,11 @@ def normed(checkpoint: Checkpoint, structure: Structure) -> list[Normed]:
     found = []
     for one in foldable(checkpoint, structure)[0].values():
         others = tuple(name for name in one.vectors if name not in (one.gamma, one.beta))
-        kernels = tuple(name for name, _ in one.kernels)
+        before = (*(name for name, _ in one.kernels), *others)
+        is_folded = cache(partial(does_nothing, checkpoint, one))
         for name, axis in one.kernels:
             scale = along(checkpoint[name], axis, partial(_reach, checkpoint, one))
-            found.append(Normed(name, scale, one.gamma, (*kernels, *others)))
+            found.append(Normed(name, scale, one.gamma, before, is_folded))
     return found
 
 
@@ -101,7 +106,8 @@ class _Finder:
 
     def _scope(self, chain: Chain, norm: Normalisation) -> str:
         uses = self._vectors(chain)
-        known = (*uses.values(), norm.gamma, norm.beta, norm.variance)
+        order: tuple[Use, ...] = ("gain", "shift", "mean", "variance")
+        known = (*(uses.get(use) for use in order), norm.gamma, norm.beta, norm.variance)
         name = next(filter(None, known), chain.steps[0].nodes[0].name)
         return name.rpartition("/")[0] or name
 
@@ -142,6 +148,8 @@ class _Finder:
         before = self._before(chain)
         if isinstance(before, str):
             return before
+        if node := _adding_itself(chain):
+            return f"{node.op} {node.name} adds what it takes to what it gives"
         kernels, biases, is_behind = before
         bias = biases[0] if biases else None
         found = Foldable(
@@ -235,6 +243,23 @@ class _Finder:
         steps = {node for step in chain.steps[:stop] for node in step.nodes}
         biases = [part.variable for node, part in chain.parts if node in steps]
         return list(kernels.items()), list(dict.fromkeys(biases)), is_behind
+
+
+def _adding_itself(chain: Chain) -> Node | None:
+    """Return the node that adds something to itself on a second way around the normalisation.
+
+    Its moments are made of it, too, and are no such way.
+    """
+    begin = chain.linear.output if chain.linear is not None else None
+    carrying: set[Output | Node] = set() if begin is None else {begin}
+    for step in chain.steps:
+        for node in step.nodes:
+            carries = [o for o in node.inputs if o in carrying or o.node in carrying]
+            if len(carries) > 1 and node.op in _SUMS:
+                return node
+            if carries and node.op not in _MOMENTS:
+                carrying.add(node)
+    return None
 
 
 def _makes(op: str, use: Use) -> bool:

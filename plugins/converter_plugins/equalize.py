@@ -99,9 +99,11 @@ class Equalize(Strategy):
                     f"{width.name}: equalize would change the outputs: {reason}; choose another "
                     f"width"
                 )
-            left.append((width.name, reason))
+            if width.produced_by and width.consumed_by:
+                # What comes from outside, and outputs, nobody expects to be scaled.
+                left.append((width.name, reason))
         if not chosen:
-            name, reason = left[0] if left else (str(checkpoint.path), "it has no widths")
+            name, reason = left[0] if left else (str(checkpoint.path), "it has no inner widths")
             more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
             raise PlanError(f"{name}{more}: no factors of its units keep the outputs: {reason}")
         return chosen, left

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from converter.graph.node import Node, Output
@@ -15,11 +16,20 @@ from converter.graph.ops import (
     MATMULS,
     SLICES,
     SPLITS,
+    SWITCHES,
     ops,
 )
+from converter.graph.ordered import OrderedGraph
 from converter.structure.axes.axis import Use
-from converter.structure.layers.steps import Step, place_of, same_axis, step_from, takers
-from converter.structure.tensors.analysis import Analysis, Role
+from converter.structure.layers.steps import (
+    Step,
+    normalisation_from,
+    place_of,
+    same_axis,
+    step_from,
+    takers,
+)
+from converter.structure.tensors.analysis import Analysis, Axes, Role
 from converter.structure.tensors.atoms import Atom, size_of
 
 TRANSPOSED = ops("Conv2DBackpropInput Conv3DBackpropInputV2")
@@ -28,12 +38,13 @@ CONVOLUTIONS = ops("Conv1D Conv2D Conv3D") | DEPTHWISE | TRANSPOSED
 CELLS = LSTM_BLOCKS | ops("GRUBlockCell")
 TABLES = LOOKUPS | ops("GatherNd")
 _KERNELS = CONTRACTIONS | CONVOLUTIONS | CELLS | TABLES | ops("Sum")
+_HANDS_OUT = ops("_Join _Loop")
 _EXTREMES = ("Maximum", "Minimum")
 _MAX_STEPS = 64
 _MAX_DEPTH = 16
 
 
-class Units(NamedTuple):
+class UnitAxis(NamedTuple):
     """A tensor of which an axis holds units.
 
     Attributes:
@@ -75,21 +86,21 @@ class Chain:
     """
 
     kernels: list[Node]
-    inputs: list[Units | None]
-    linear: Units | None
+    inputs: list[UnitAxis | None]
+    linear: UnitAxis | None
     steps: list[Step] = field(default_factory=list)
     parts: list[tuple[Node, Part]] = field(default_factory=list)
     why: str = ""
 
     @property
-    def finished(self) -> Units | None:
+    def finished(self) -> UnitAxis | None:
         """The tensor in which it is finished."""
         if not self.steps or self.linear is None:
             return self.linear
-        return Units(self.steps[-1].after, self.steps[-1].axis, self.linear.atom)
+        return UnitAxis(self.steps[-1].after, self.steps[-1].axis, self.linear.atom)
 
     @property
-    def normalised(self) -> Units | None:
+    def normalised(self) -> UnitAxis | None:
         """The tensor that its normalisation takes."""
         variables = {n for n, part in self.parts if part.use in ("mean", "variance")}
         for step in self.steps:
@@ -97,8 +108,17 @@ class Chain:
                 axis = self.linear.axis if self.linear is not None else -1
                 before = [s.axis for s in self.steps if s.after == step.before]
                 axis = before[0] if before else axis
-                return None if self.linear is None else Units(step.before, axis, self.linear.atom)
+                return (
+                    None if self.linear is None else UnitAxis(step.before, axis, self.linear.atom)
+                )
         return None
+
+    @property
+    def constants(self) -> Iterator[Node]:
+        """The nodes that add or multiply numbers on the way."""
+        for step in self.steps:
+            if step.what == "constant":
+                yield from step.nodes
 
     @property
     def nodes(self) -> Iterator[Node]:
@@ -106,6 +126,39 @@ class Chain:
         yield from self.kernels
         for step in self.steps:
             yield from step.nodes
+
+
+def turned(graph: OrderedGraph, node: Node) -> Node | None:
+    """Return what hands out the variable of a loop that a node takes in; None for other nodes.
+
+    Loops that are functions have no edge from the end of a turn to the next.
+    """
+    call, turn, number = node.name.rpartition("/_turn_")
+    return graph.by_name.get(f"{call}/_loop_{number}") if turn else None
+
+
+def without_unread(analysis: Analysis) -> Analysis:
+    """Return an analysis that leaves out what functions compute, and do not return.
+
+    In a graph it could be an output; in a function nobody can look at it, and it is not run. What
+    a function hands out for gradients alone is none either.
+    """
+    telling = analysis.flow.telling
+    inside = {node for node in telling if node.origin is not None or node.op in _HANDS_OUT}
+    waiting = [node for node in telling if node not in inside]
+    for node in waiting:
+        again = turned(analysis.graph, node)
+        sources = [output.node for output in node.inputs]
+        for source in sources if again is None else (*sources, again):
+            if source in inside:
+                inside.discard(source)
+                waiting.append(source)
+    if not inside:
+        return analysis
+    flow = copy(analysis.flow)
+    flow.telling = telling - inside
+    roles = {node: found for node, found in analysis.roles.items() if node not in inside}
+    return replace(analysis, flow=flow, roles=roles)
 
 
 class Chains:
@@ -117,7 +170,7 @@ class Chains:
     """
 
     def __init__(self, analysis: Analysis, gates: Collection[str]) -> None:
-        self._analysis = analysis
+        self._analysis = without_unread(analysis)
         self._gates = gates
         self._taken: dict[Node, Chain] = {}
 
@@ -166,9 +219,16 @@ class Chains:
         for node in chain.nodes:
             self._taken[node] = chain
             chain.parts += _parts(node, self._analysis.roles.get(node, ()))
+        # A gain is in what the mean is multiplied with, too.
+        gains = {part.variable for _, part in chain.parts if part.use == "gain"}
+        chain.parts = [
+            (node, part)
+            for node, part in chain.parts
+            if part.use != "mean" or part.variable not in gains
+        ]
         return chain
 
-    def _follow(self, chain: Chain, units: Units) -> None:
+    def _follow(self, chain: Chain, units: UnitAxis) -> None:
         at, axis = units.output, units.axis
         for _ in range(_MAX_STEPS):
             step = step_from(self._analysis, at, axis)
@@ -177,10 +237,8 @@ class Chains:
             if step is None or self._taken.keys() & set(step.nodes):
                 break
             last = chain.steps[-1] if chain.steps else None
-            if last is not None and last.what == "activate":
-                # A function may be cut off at both sides by one op each.
-                if not (step.what == "activate" and last.op in _EXTREMES and step.op in _EXTREMES):
-                    break
+            if last is not None and last.what == "activate" and not _is_clip(last, step):
+                break
             chain.steps.append(step)
             at, axis = step.after, step.axis
         self._trim(chain)
@@ -190,11 +248,14 @@ class Chains:
         steps = chain.steps
         if steps and steps[-1].what == "activate" and self._is_split(chain):
             steps.pop()
-        while steps and steps[-1].what in ("pass", "centre", "drop"):
+        is_dropped = False
+        while steps:
+            what = steps[-1].what
             # What is dropped is scaled before, by what is 1 where nothing is.
-            is_dropped = steps.pop().what == "drop"
-            if is_dropped and steps and steps[-1].what == "constant":
-                steps.pop()
+            if what not in ("pass", "centre", "drop") and not (is_dropped and what == "constant"):
+                break
+            is_dropped = what == "drop"
+            steps.pop()
 
     def _is_split(self, chain: Chain) -> bool:
         """Whether the gates of a cell are activated at once, and cut apart then."""
@@ -209,19 +270,18 @@ class Chains:
         nodes = takers(self._analysis, at)
         if len(nodes) != 1 or nodes[0].op not in _SUMS or _has_more(chain):
             return None
-        others = []
         axes = self._analysis.tensor(at).axes
+        own = Chain(chain.kernels, chain.inputs, chain.linear, chain.steps)
+        found = []
         for output in nodes[0].inputs:
-            if output == at:
-                continue
-            other = self._raw(output, _MAX_DEPTH)
+            other = own if output == at else self._raw(output, _MAX_DEPTH)
             if other is None or not _are_alike(axes, self._analysis.tensor(output).axes):
                 return None
-            others.append(other)
-        for other in others:
-            chain.kernels += other.kernels
-            chain.inputs += other.inputs
-            chain.steps += other.steps
+            found.append(other)
+        chain.kernels = [node for other in found for node in other.kernels]
+        chain.inputs = [units for other in found for units in other.inputs]
+        chain.steps = [step for other in found for step in other.steps]
+        chain.linear = found[0].linear
         return Step("pass", (nodes[0],), at, Output(nodes[0], 0), axis)
 
     def _raw(self, output: Output, depth: int) -> Chain | None:
@@ -276,26 +336,29 @@ class Chains:
             for output in dict.fromkeys(
                 o for c in analysis.graph.consumers[node] for o in c.inputs if o.node is node
             ):
-                after = [c for c in takers(analysis, output) if c not in self._taken]
-                first = next((c for c in after if _begins(c)), None)
-                chain = None if first is None else self._normalising(output, first)
-                if chain is not None:
-                    yield chain
+                yield from self._normalising(output)
 
-    def _normalising(self, before: Output, first: Node) -> Chain | None:
+    def _normalising(self, before: Output) -> Iterator[Chain]:
+        """Yield the normalisations of one tensor, which others may take as it is."""
         axes = self._analysis.tensor(before).axes
-        if not axes:
-            return None
-        channel = first.op in BATCH_NORMS and first.text("data_format").startswith("NC")
-        axis = 1 - len(axes) if channel else -1
-        units = Units(before, axis, axes[axis])
-        chain = Chain([], [units], units)
-        self._follow(chain, units)
-        roles = [role for node in chain.nodes for role in self._analysis.roles.get(node, ())]
-        is_normal = any(step.what == "normalise" for step in chain.steps[:2]) or any(
-            role.use == "variance" for role in roles
-        )
-        return self._closed(chain) if is_normal and roles else None
+        after = [node for node in takers(self._analysis, before) if node.op in _NORMALISING]
+        for first in after if axes else ():
+            # The branches of a condition, one of which is for training, normalise each.
+            same = [node for node in after if node.op == first.op]
+            is_branching = first.op in SWITCHES | BATCH_NORMS
+            units = _channels(first, before, axes or ())
+            for begin in (same, [first]) if is_branching else ([first], same, after):
+                if any(node in self._taken for node in begin):
+                    continue
+                step = normalisation_from(self._analysis, before, units.axis, begin)
+                if step is None or self._taken.keys() & set(step.nodes):
+                    continue
+                chain = Chain([], [units], units, [step])
+                self._follow(chain, UnitAxis(step.after, step.axis, units.atom))
+                roles = [r for node in chain.nodes for r in self._analysis.roles.get(node, ())]
+                if roles:
+                    yield self._closed(chain)
+                    break
 
     def _of_vectors(self) -> Iterator[Chain]:
         """Yield what variables do by themselves: what is added, or multiplied unit by unit."""
@@ -308,7 +371,7 @@ class Chains:
             for role in sorted(self._analysis.roles[node], key=lambda r: r.use != "produce"):
                 axis = place_of(role.atom, axes)
                 if axis is not None:
-                    units = Units(output, axis, role.atom)
+                    units = UnitAxis(output, axis, role.atom)
                     chain = Chain([], [], units)
                     self._follow(chain, units)
                     chain.steps.insert(0, Step("bias", (node,), output, output, axis))
@@ -317,11 +380,14 @@ class Chains:
 
 
 _SUMS = ops("Add AddV2 AddN")
-_BEGINNINGS = ops("Mean Square SquaredDifference Mul Sub Switch RefSwitch Reshape")
+_NORMALISING = BATCH_NORMS | ops("""
+    Mean Square SquaredDifference Mul Sub Switch RefSwitch Reshape
+    """)
 
 
-def _begins(node: Node) -> bool:
-    return node.op in BATCH_NORMS or node.op in _BEGINNINGS
+def _is_clip(first: Step, second: Step) -> bool:
+    """Whether a function is cut off at both sides, by one op each."""
+    return second.what == "activate" and first.op in _EXTREMES and second.op in _EXTREMES
 
 
 def _has_more(chain: Chain) -> bool:
@@ -336,7 +402,7 @@ def _are_alike(a: Sequence[Atom] | None, b: Sequence[Atom] | None) -> bool:
 
 
 def _parts(node: Node, roles: Iterable[Role]) -> Iterator[tuple[Node, Part]]:
-    for role in roles:
+    for role in sorted(roles, key=lambda role: role.origin):
         if role.origin.how != "norm":
             yield node, Part(role.origin.variable, role.origin.axis, role.use, role.atom)
 
@@ -364,23 +430,25 @@ def _data_of(analysis: Analysis, node: Node) -> Output | None:
     return found[0] if len(found) == 1 else None
 
 
-def _taken_by(analysis: Analysis, node: Node, roles: Sequence[Role]) -> Units | None:
+def _taken_by(analysis: Analysis, node: Node, roles: Sequence[Role]) -> UnitAxis | None:
     """Return the tensor that a kernel contracts, if it contracts one axis of it."""
     data = _data_of(analysis, node)
     if data is None or node.op in TABLES or not roles:
         return None
     axes = analysis.tensor(data).axes
     if node.op in CONVOLUTIONS:
-        if not axes:
-            return None
-        axis = 1 - len(axes) if node.text("data_format").startswith("NC") else -1
-        return Units(data, axis, axes[axis])
+        return _channels(node, data, axes) if axes else None
     atoms = _different(role.atom for role in roles if role.use == "consume")
     if len(atoms) != 1:
         return None
     (atom,) = atoms
     axis = place_of(atom, axes, _contracted(node, data))
-    return None if axis is None else Units(data, axis, atom)
+    return None if axis is None else UnitAxis(data, axis, atom)
+
+
+def _channels(node: Node, output: Output, axes: Axes) -> UnitAxis:
+    axis = 1 - len(axes) if node.text("data_format").startswith("NC") else -1
+    return UnitAxis(output, axis, axes[axis])
 
 
 def _contracted(node: Node, data: Output) -> int:
@@ -392,19 +460,13 @@ def _contracted(node: Node, data: Output) -> int:
     return -1 if is_left != any(node.integer(key) for key in across) else -2
 
 
-def _made_by(analysis: Analysis, node: Node, atom: Atom) -> Units | None:
+def _made_by(analysis: Analysis, node: Node, atom: Atom) -> UnitAxis | None:
     output = Output(node, 0)
     axes = analysis.tensor(output).axes
     if node.op in CONVOLUTIONS and axes:
-        axis = 1 - len(axes) if node.text("data_format").startswith("NC") else -1
-        return Units(output, axis, axes[axis])
+        return _channels(node, output, axes)
     like = -1
     if node.op in MATMULS and analysis.is_weight(node.inputs[0]):
         like = -2
     place = place_of(atom, axes, like)
-    return None if place is None else Units(output, place, atom)
-
-
-def chains_by_node(chains: Iterable[Chain]) -> Mapping[Node, Chain]:
-    """Return the chain that each node is in."""
-    return {node: chain for chain in chains for node in chain.nodes}
+    return None if place is None else UnitAxis(output, place, atom)

@@ -96,6 +96,7 @@ class Layer:
         normalisation: None where there is none.
         activation: None where there is none, or where the units are the gates of a cell, which
             have several.
+        constants: the nodes by which numbers are added or multiplied on the way, if there are any.
         produced: the units, as an expression over widths, `[i,j,f,o]*units`.
         widths: the names of these widths.
         state: of a recurrent layer the rows of its kernels that take its own state.
@@ -108,6 +109,7 @@ class Layer:
     biases: tuple[str, ...]
     normalisation: Normalisation | None
     activation: Activation | None
+    constants: tuple[str, ...]
     produced: Axis
     widths: tuple[str, ...]
     state: tuple[Rows, ...]

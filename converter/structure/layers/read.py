@@ -9,8 +9,16 @@ from converter.graph.node import Node, Output, Tensor
 from converter.graph.ops import BATCH_NORMS, BOOLS, CONTRACTIONS, JOINS, ops
 from converter.structure.axes.axis import Axis, Blocks
 from converter.structure.infer import structure_of
-from converter.structure.layers import chains as of_chains
-from converter.structure.layers.chains import CELLS, CONVOLUTIONS, TABLES, Chain, Chains, Part
+from converter.structure.layers.chains import (
+    CELLS,
+    CONVOLUTIONS,
+    TABLES,
+    Chain,
+    Chains,
+    Part,
+    UnitAxis,
+    turned,
+)
 from converter.structure.layers.layer import (
     Activation,
     Layer,
@@ -122,11 +130,19 @@ class _Layers:
                 continue
             if node.op in _CHOOSES or node.op in without:
                 continue
-            for output in node.inputs:
-                if output.node not in seen and self._analysis.is_data(output):
-                    seen.add(output.node)
-                    waiting.append(output.node)
+            sources = [o.node for o in node.inputs if self._analysis.is_data(o)]
+            sources += self._turned(node)
+            waiting += [source for source in sources if source not in seen]
+            seen.update(sources)
         return found
+
+    def _turned(self, node: Node) -> Iterator[Node]:
+        """Yield what becomes of a variable of a loop in the turn before, and what those are."""
+        for source in (node, *(output.node for output in node.inputs)):
+            loop = turned(self._analysis.graph, source)
+            if loop is not None:
+                yield source
+                yield loop.inputs[-1].node
 
     def _layer(self, index: int, chains: Sequence[Chain]) -> Layer:
         chain = chains[0]
@@ -152,6 +168,7 @@ class _Layers:
             tuple(dict.fromkeys(biases)),
             norm,
             Activation(acts[0].op, is_homogeneous) if acts else None,
+            tuple(dict.fromkeys(node.name for node in chain.constants)),
             produced,
             tuple(produced.widths()),
             state if kind == "recurrent" else (),
@@ -216,7 +233,7 @@ class _Layers:
         if rows is not None and units is not None:
             yield Rows(taken.variable, rows - units, rows)
 
-    def _state_in(self, index: int, name: str, given: of_chains.Units) -> Iterator[Rows]:
+    def _state_in(self, index: int, name: str, given: UnitAxis) -> Iterator[Rows]:
         if self._is_state(index, given.output):
             yield Rows(name, 0, given.size or 0)
         elif given.output.node.op in JOINS:
@@ -251,7 +268,7 @@ def _place(chain: Chain) -> Place:
     )
 
 
-def _named(units: of_chains.Units | None) -> Units | None:
+def _named(units: UnitAxis | None) -> Units | None:
     if units is None:
         return None
     return Units(tensor_of(units.output), units.axis, units.size)

@@ -8,7 +8,7 @@ activation function that is written out.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from converter.graph.node import Node, Output
@@ -44,9 +44,15 @@ _NORMALISES = _ROOTS | _MEANS | RECIPROCALS | ops("Square SquaredDifference Maxi
 _HOMOGENEOUS = ops("Relu LeakyRelu Abs")
 _EXTREMES = ops("Maximum Minimum")
 _FUNCTIONS = ACTIVATIONS.keys() | SELECTS | _HOMOGENEOUS | ops("Gelu Swish Mish Atan Erfc")
-_ENTRYWISE = _FUNCTIONS | _ROOTS | RECIPROCALS | BOOLS | ops("""
+_ENTRYWISE = (
+    _FUNCTIONS
+    | _ROOTS
+    | RECIPROCALS
+    | BOOLS
+    | ops("""
     Square Neg Log Log1p Expm1 Sign Cosh Sinh Cos ClipByValue
     """)
+)
 _ALLOWED = _MOVES | _SUMS | _PRODUCTS | _NORMALISES | _ENTRYWISE | BATCH_NORMS
 _DROPS = _MOVES | _PRODUCTS | SELECTS
 _MAX_NODES = 64
@@ -115,15 +121,36 @@ def step_from(analysis: Analysis, before: Output, axis: int) -> Step | None:
         before: the tensor.
         axis: of its units, counted from the end.
     """
-    found = _until_one(analysis, before)
+    begin = takers(analysis, before)
+    found = next(_until_one(analysis, before, begin, is_all=True), None)
     if found is None:
         return _alike(analysis, before, axis)
-    nodes, after = found
-    given, made = analysis.tensor(before).axes, analysis.tensor(after).axes
-    if not given or len(given) < -axis:
-        return None
-    to = place_of(given[axis], made, axis)
-    return None if to is None else _told(analysis, nodes, before, (after, axis, to))
+    return _told(analysis, *found, before, axis)
+
+
+def normalisation_from(
+    analysis: Analysis, before: Output, axis: int, begin: Sequence[Node]
+) -> Step | None:
+    """Return the normalisation that begins with some of what takes a tensor; None for none.
+
+    Args:
+        analysis: of the graph.
+        before: the tensor, which others may take, too.
+        axis: of its units, counted from the end.
+        begin: the nodes with which it begins.
+    """
+    for nodes, after in _until_one(analysis, before, begin, is_all=False):
+        step = _told(analysis, nodes, after, before, axis)
+        roles = [role for node in nodes for role in analysis.roles.get(node, ())]
+        is_stored = any(role.use == "variance" for role in roles)
+        if step is not None and (step.what == "normalise" or (step.what == "gain" and is_stored)):
+            return step
+        # What is centred first is scaled in the next step.
+        if any(role.use == "mean" for role in roles) and step is not None and step.what == "bias":
+            return step
+        if step is not None and step.what not in ("pass", "centre"):
+            break
+    return None
 
 
 def _alike(analysis: Analysis, before: Output, axis: int) -> Step | None:
@@ -132,11 +159,20 @@ def _alike(analysis: Analysis, before: Output, axis: int) -> Step | None:
     is_same = len({node.op for node in nodes}) == 1 and all(len(n.inputs) == 1 for n in nodes)
     if not is_same or nodes[0].op not in _FUNCTIONS:
         return None
-    return _told(analysis, nodes[:1], before, (Output(nodes[0], 0), axis, axis))
+    return _told(analysis, nodes[:1], Output(nodes[0], 0), before, axis)
 
 
-def _until_one(analysis: Analysis, before: Output) -> tuple[list[Node], Output] | None:
-    """Return the nodes up to the first tensor through which all goes that is made of a tensor."""
+def _until_one(
+    analysis: Analysis, before: Output, begin: Sequence[Node], *, is_all: bool
+) -> Iterator[tuple[list[Node], Output]]:
+    """Yield the nodes up to each tensor through which all goes that is made of a tensor.
+
+    Args:
+        analysis: of the graph.
+        before: the tensor.
+        begin: the nodes that take it with which this begins.
+        is_all: whether nothing else may take it.
+    """
     waiting: list[tuple[int, Node]] = []
     known: set[Node] = set()
 
@@ -146,23 +182,24 @@ def _until_one(analysis: Analysis, before: Output) -> tuple[list[Node], Output] 
                 known.add(node)
                 heapq.heappush(waiting, (node.order, node))
 
-    add(takers(analysis, before))
+    add(begin)
+    beginning = frozenset(begin)
     inside: list[Node] = []
+    given = {before} if is_all else set()
     while waiting and len(inside) < _MAX_NODES:
         _, node = heapq.heappop(waiting)
         if not _can_be_inside(analysis, node, {before.node, *inside}, before):
-            return None
+            return
         inside.append(node)
         ports = _ports_taken(analysis, node)
         for port in ports:
             add(takers(analysis, Output(node, port)))
         if len(ports) <= 1 and node.op not in SWITCHES:
             after = Output(node, ports[0] if ports else 0)
-            others = {before, *(Output(n, p) for n in inside[:-1] for p in range(_PORTS))}
-            is_last = not any(others.intersection(n.inputs) for _, n in waiting)
+            others = given | {Output(n, p) for n in inside[:-1] for p in range(_PORTS)}
+            is_last = not any(n in beginning or others.intersection(n.inputs) for _, n in waiting)
             if is_last and all(n is node or _ports_taken(analysis, n) for n in inside):
-                return inside, after
-    return None
+                yield list(inside), after
 
 
 _PORTS = 4
@@ -186,9 +223,14 @@ def _can_be_inside(
 
 
 def _told(
-    analysis: Analysis, nodes: list[Node], before: Output, to: tuple[Output, int, int]
+    analysis: Analysis, nodes: list[Node], after: Output, before: Output, axis: int
 ) -> Step | None:
-    after, axis, place = to
+    axes = analysis.tensor(before).axes
+    if not axes or len(axes) < -axis:
+        return None
+    place = place_of(axes[axis], analysis.tensor(after).axes, axis)
+    if place is None:
+        return None
     found = {node.op for node in nodes}
     own = {before.node, *nodes}
 
@@ -199,8 +241,11 @@ def _told(
         is_over_units = _is_over_units(analysis, nodes, before, axis)
         if found & BATCH_NORMS or found & _ROOTS:
             is_normal = found <= _MOVES | _SUMS | _PRODUCTS | _NORMALISES | BATCH_NORMS
-            return step("normalise", is_over_units=is_over_units) if is_normal else None
-        return step("centre", is_over_units=is_over_units) if found <= _CENTRES else None
+            if not is_normal or not _are_alike(axes, analysis.tensor(after).axes):
+                return None
+            return step("normalise", is_over_units=is_over_units)
+        is_centred = "Sub" in found and found <= _CENTRES
+        return step("centre", is_over_units=is_over_units) if is_centred else None
     if found <= _MOVES:
         return step("pass")
     given = [o for n in nodes for o in n.inputs if o.node not in own]
@@ -215,6 +260,11 @@ def _told(
     if found & _FUNCTIONS and found <= _MOVES | _SUMS | _PRODUCTS | _ENTRYWISE:
         return step("activate", is_homogeneous=_is_homogeneous(analysis, nodes, own))
     return None
+
+
+def _are_alike(before: Axes, after: Axes | None) -> bool:
+    """Whether a tensor has the axes of another one: none was averaged away."""
+    return after is not None and len(before) == len(after) and all(map(same_axis, before, after))
 
 
 _CENTRES = _MOVES | _MEANS | ops("Sub")
@@ -234,16 +284,14 @@ def _is_homogeneous(analysis: Analysis, nodes: Iterable[Node], own: Collection[N
             if any(analysis.tensor(output).number != 0 for output in others):
                 return False
         elif node.op in _PRODUCTS:
-            if len(others) != 1 or node.inputs[0].node not in own and node.op != "Mul":
+            if len(others) != 1 or (node.op != "Mul" and node.inputs[0].node not in own):
                 return False
         elif node.op not in _HOMOGENEOUS | _MOVES | {"Neg"}:
             return False
     return True
 
 
-def _is_over_units(
-    analysis: Analysis, nodes: Iterable[Node], before: Output, axis: int
-) -> bool:
+def _is_over_units(analysis: Analysis, nodes: Iterable[Node], before: Output, axis: int) -> bool:
     """Tell whether what is averaged in a step has no units any more."""
     axes = analysis.tensor(before).axes or ()
     if len(axes) < -axis:
