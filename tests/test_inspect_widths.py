@@ -29,7 +29,7 @@ def test_people_see_widths_and_axes(lstm: str) -> None:
         *("width", "size", "class", "grows", "produced", "consumed", "followed", "because")
     ]
     assert lines[5][:7] == ["charlm/rnn/lstm_cell", "30", "permutation", "exact", "1", "2", "1"]
-    assert lines[6][:4] == ["charlm/softmax", "14", "bound", "yes"]
+    assert lines[6][:4] == ["charlm/softmax", "14", "bound", "exact"]
     assert lines[11] == [
         "charlm/rnn/lstm_cell/kernel",
         "charlm/embedding",

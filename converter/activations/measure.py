@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from itertools import chain
 
 import numpy as np
 
 from converter.activations.file import Key, Measured
 from converter.activations.moments import Moments, NotFiniteError
-from converter.activations.probes import Probe
+from converter.activations.probes import LOOKED_UP, Found, Probe, find_probes
 from converter.activations.run import Batch, Question, Run, Taken
 from converter.checkpoint import Checkpoint
 from converter.errors import ConverterError, UsageError
@@ -55,10 +56,14 @@ def measure(
         ConverterError: an activation is NaN or infinite.
     """
     question = question or Question()
+    unmeasured: list[str] = []
     if probes is None:
-        from converter.activations.probes import probes as told
-
-        probes = told(checkpoint)
+        found = find_probes(checkpoint)
+        probes = found.probes
+        unmeasured = _unmeasured(found, variables)
+        names = {name for probe in probes for name, _ in probe.for_}
+        if unmeasured and not any(_fits(name, variables) for name in names):
+            raise UsageError(f"{checkpoint.path}: {unmeasured[0]}")
     probes = _wanted(probes, variables)
     if not probes:
         raise UsageError(
@@ -72,7 +77,8 @@ def measure(
         raise UsageError(f"{question.where}: it holds no data")
     with Run(checkpoint, first, probes, question) as run:
         count = gather(run, pools, chain((first,), iterator))
-        return _measured(checkpoint, pools, run.reached, covariant, count, run.forward.notes)
+        notes = [*run.forward.notes, *unmeasured]
+        return _measured(checkpoint, pools, run.reached, covariant, count, notes)
 
 
 @dataclass(slots=True, eq=False)
@@ -123,6 +129,24 @@ def _named(globs: Sequence[str], probes: Sequence[Probe]) -> set[str]:
     """Return the variables that globs choose of those that can be measured."""
     known = list(dict.fromkeys(name for probe in probes for name, _ in probe.for_))
     return {name for glob in globs for name in matching(glob, known, "measured variables")}
+
+
+def _unmeasured(found: Found, globs: Sequence[str]) -> list[str]:
+    """Say of which variables nothing can be measured, or of one side only, and why."""
+    by_reason: dict[str, list[str]] = {}
+    for (name, side), why in found.unmeasured.items():
+        if why != LOOKED_UP and _fits(name, globs):
+            by_reason.setdefault(why, []).append(f"{name} ({side})")
+    return [f"not measured: {_few(names)}: {why}" for why, names in by_reason.items()]
+
+
+def _fits(name: str, globs: Sequence[str]) -> bool:
+    return not globs or any(fnmatchcase(name, glob) for glob in globs)
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" (and {len(names) - _FEW} more)" if len(names) > _FEW else ""
+    return ", ".join(names[:_FEW]) + more
 
 
 def _wanted(probes: Sequence[Probe], globs: Sequence[str]) -> list[Probe]:
@@ -214,11 +238,9 @@ def _measured(
     wanted = dict.fromkeys(key for pool in pools for key in pool.for_)
     missing = [f"{name} ({side})" for name, side in wanted if (name, side) not in found]
     if missing:
-        more = f" (and {len(missing) - _FEW} more)" if len(missing) > _FEW else ""
         notes = [
             *notes,
-            f"not measured, as nothing of it was run: {', '.join(missing[:_FEW])}{more}; --fetch "
-            "chooses what is run",
+            f"not measured, as nothing of it was run: {_few(missing)}; --fetch chooses what is run",
         ]
     return Measured(
         found, {key: tuple(names) for key, names in tensors.items()}, count, tuple(notes)

@@ -19,6 +19,9 @@ from converter.structure.structure import Structure
 Side = Literal["produced", "consumed"]
 Key = tuple[str, Side]
 
+LOOKED_UP = "its rows are looked up by their numbers"
+"""Why nothing that a table takes is measured: there are no activations."""
+
 
 @dataclass(frozen=True, slots=True)
 class Probe:
@@ -134,7 +137,7 @@ class _Finder:
     def _take_input(self, chain: Chain, node: Node, part: Part, mask: Mask | None) -> None:
         key: Key = (part.variable, "consumed")
         if node.op in TABLES:
-            self._why.setdefault(key, "its rows are looked up by their numbers")
+            self._why.setdefault(key, LOOKED_UP)
         elif node in chain.kernels:
             given = chain.inputs[chain.kernels.index(node)]
             self._add(given, part, "consumed", mask, chain, node)

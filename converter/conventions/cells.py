@@ -13,6 +13,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
+from converter.conventions.gatewise import gatewise_cells
 from converter.conventions.layers import GATES, Cell, Gates, Recurrence, Unmapped
 from converter.conventions.views import (
     View,
@@ -111,19 +112,6 @@ KERAS_GATES: Mapping[Recurrence, tuple[str, ...]] = {
 }
 """The blocks of columns of Keras, in their order."""
 
-# What people call the gates of an LSTM, and what these hold, in small letters.
-_GATE_SCOPES: Mapping[str, str] = {
-    **dict.fromkeys(["input_gate", "input", "in_gate", "i_gate", "i"], "i"),
-    **dict.fromkeys(["forget_gate", "forget", "f_gate", "f"], "f"),
-    **dict.fromkeys(["output_gate", "output", "out_gate", "o_gate", "o"], "o"),
-    **dict.fromkeys(["memory_cell", "memory", "candidate", "cell_gate", "new_gate"], "g"),
-    **dict.fromkeys(["new", "g_gate", "g", "j"], "g"),
-}
-_GATE_LEAVES: Mapping[str, str] = {
-    **dict.fromkeys(["wx", "w_x"], "x"),
-    **dict.fromkeys(["wt", "wh", "w_t", "w_h", "u"], "h"),
-    **dict.fromkeys(["bi", "b", "bias", "biases"], "bias"),
-}
 _GRU_LEAF = re.compile(
     r"(?P<scope>.+)/(?P<leaf>(gates|candidate)/([^/]+|(linear|input_projection|hidden_projection)/"
     r"[^/]+))",
@@ -140,17 +128,20 @@ def family_of(component: str) -> str | None:
     return name if is_cell else None
 
 
-def cells(shapes: Shapes, declared: Mapping[str, str]) -> Iterator[Cell | Unmapped]:
+def cells(
+    shapes: Shapes, declared: Mapping[str, str], biases: Mapping[str, str] | None = None
+) -> Iterator[Cell | Unmapped]:
     """Yield the cells among variables, and what looks like one and is none that is known.
 
     Args:
         shapes: of the variables of the model.
         declared: the kind of some variables, which are kernels: `lstm`, `gru`, `rnn`,
             `gru_reset_after`.
+        biases: the biases of kernels, as far as a graph tells them.
     """
     decoders = {n.rpartition("/")[0] for n in shapes if n.rpartition("/")[2] == _ATTENTION}
     wrappers = dict(_wrappers(shapes))
-    for found in _cells(shapes, declared):
+    for found in _cells(shapes, declared, biases or {}):
         if isinstance(found, Cell):
             wrapper = wrappers.get(found.scope.rpartition("/")[0], "")
             is_stepped = _is_stepped(found.scope, decoders)
@@ -168,20 +159,34 @@ def _wrappers(names: Iterable[str]) -> Iterator[tuple[str, str]]:
                 yield "/".join(components[:i]), component
 
 
-def unnamed(shapes: Shapes, declared: Mapping[str, str]) -> Iterator[tuple[str, Cell]]:
+def unnamed(
+    shapes: Shapes, declared: Mapping[str, str], biases: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, Cell]]:
     """Yield what may be the kernels of LSTMs in scopes that are called after no cell.
+
+    Args:
+        shapes: of the variables of the model.
+        declared: the kind of some variables.
+        biases: the bias that is added to what is computed with a kernel, where a graph tells it:
+            such a kernel can have any name.
 
     Yields:
         The name of the kernel, and the cell that it would be of.
     """
+    biases = biases or {}
     for name, shape in shapes.items():
-        *scopes, leaf = name.split("/")
-        is_told = name in declared or any(family_of(scope) for scope in scopes)
-        if is_told or leaf.lower() not in (*KERNELS, "matrix") or len(shape) != 2 or shape[1] < 4:
+        is_told = name in declared or of_cell(name)
+        is_called = name.rpartition("/")[2].lower() in (*KERNELS, "matrix")
+        if is_told or not (is_called or name in biases) or len(shape) != 2 or shape[1] < 4:
             continue
-        for found in _declared_cells(shapes, {name: "lstm"}):
+        for found in _declared_cells(shapes, {name: "lstm"}, biases):
             if isinstance(found, Cell) and found.biases:
                 yield name, found
+
+
+def of_cell(name: str) -> bool:
+    """Whether a name stands in a scope that is called after a cell."""
+    return any(family_of(component) for component in name.split("/")[:-1])
 
 
 def _is_stepped(scope: str, decoders: Container[str]) -> bool:
@@ -193,12 +198,14 @@ def _is_stepped(scope: str, decoders: Container[str]) -> bool:
     return False
 
 
-def _cells(shapes: Shapes, declared: Mapping[str, str]) -> Iterator[Cell | Unmapped]:
+def _cells(
+    shapes: Shapes, declared: Mapping[str, str], biases: Mapping[str, str]
+) -> Iterator[Cell | Unmapped]:
     taken: set[str] = set()
     for found in (
         *_keras_cells(shapes, declared),
-        *_declared_cells(shapes, declared),
-        *_gatewise_cells(shapes),
+        *_declared_cells(shapes, declared, biases),
+        *gatewise_cells(shapes),
     ):
         taken.update(found.members)
         yield found
@@ -229,43 +236,9 @@ def _unnamed_grus(shapes: Shapes) -> Iterator[Cell]:
             yield found
 
 
-def _gatewise_cells(shapes: Shapes) -> Iterator[Cell]:
-    """Yield LSTMs that have a scope for each gate: `cell/input_gate/wx`, `wt`, `bi`."""
-    scopes: dict[str, dict[str, dict[str, str]]] = {}
-    for name in shapes:
-        above, _, leaf = name.rpartition("/")
-        scope, _, last = above.rpartition("/")
-        gate, role = _GATE_SCOPES.get(last.lower()), _GATE_LEAVES.get(leaf.lower())
-        if gate and role:
-            scopes.setdefault(scope, {}).setdefault(gate, {})[role] = name
-    for scope, gates in scopes.items():
-        if set(gates) != set(GATES["lstm"]):
-            continue
-        roles = {role for held in gates.values() for role in held}
-        views = {
-            role: {g: Whole(held[role], shapes[held[role]]) for g, held in gates.items()}
-            for role in roles
-            if all(role in held for held in gates.values())
-        }
-        if set(views) != roles or not {"x", "h"} <= roles:
-            continue
-        shape = views["x"]["i"].shape
-        if len(shape) != 2 or not all(shape):
-            continue
-        units = shape[1]
-        wanted: dict[str, list[tuple[int, ...]]] = {
-            "x": [shape],
-            "h": [(units, units)],
-            "bias": [(units,), (1, units)],
-        }
-        if any(v.shape not in wanted[role] for role, held in views.items() for v in held.values()):
-            continue
-        biases = {g: reshaped(v, (units,)) for g, v in views.get("bias", {}).items()}
-        own = {view.name: view for held in views.values() for view in held.values()}
-        yield Cell(scope, "lstm", own, views["x"], views["h"], biases, is_gatewise=True)
-
-
-def _declared_cells(shapes: Shapes, declared: Mapping[str, str]) -> Iterator[Cell | Unmapped]:
+def _declared_cells(
+    shapes: Shapes, declared: Mapping[str, str], biases: Mapping[str, str]
+) -> Iterator[Cell | Unmapped]:
     for name, kind in declared.items():
         scope, _, leaf = name.rpartition("/")
         start = f"{scope}/" if scope else ""
@@ -274,6 +247,11 @@ def _declared_cells(shapes: Shapes, declared: Mapping[str, str]) -> Iterator[Cel
         members = {leaf.lower(): name}
         beside = (bias for leaf in BIASES for bias in (leaf, leaf.title()))
         members |= {bias.lower(): start + bias for bias in beside if start + bias in shapes}
+        if leaf.lower() not in (*KERNELS, "matrix"):
+            # Several of them may stand in one scope: it is called after the kernel itself.
+            scope = name
+            if len(members) == 1 and biases.get(name) in shapes:
+                members[BIASES[0]] = biases[name]
         reader = _Reader(scope.removesuffix("/Linear"), members, shapes)
         yield reader.fused(Family("lstm" if kind == "lstm" else "rnn"), first=leaf.lower())
 

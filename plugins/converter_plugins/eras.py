@@ -105,6 +105,7 @@ class Eras(Strategy):
         found = self._names(checkpoint)
         if era is None and not found.renamed:
             yield "no variable has the name of a recurrent cell of TensorFlow 1"
+            yield from _other_keys(checkpoint, names)
             return
         yield from found.notes
         if self.eras == "0.12":
@@ -185,6 +186,19 @@ def _basic(told: Mapping[str, Kind], kinds: Mapping[str, Kind]) -> Iterable[str]
                 f"{scope} is taken for BasicLSTMCell; if it is LSTMCell, say --eras-kind "
                 f"'{scope}=LSTMCell'"
             )
+
+
+def _other_keys(checkpoint: Checkpoint, names: Sequence[str]) -> Iterable[str]:
+    """Say which cell the graph has that is stored under keys of its own."""
+    from converter.conventions.cells import of_cell
+    from converter.conventions.graph import look
+
+    seen, _ = look(checkpoint)
+    called = {name: seen.called(name) for name in names} if seen else {}
+    other = [(name, own) for name, own in called.items() if own and of_cell(own)]
+    if other:
+        name, own = other[0]
+        yield f"{name} is {own} in the graph; --names graph before gives it that name"
 
 
 def _scopes_of(pattern: re.Pattern[str], names: Iterable[str]) -> dict[str, str]:

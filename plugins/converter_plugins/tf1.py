@@ -12,9 +12,11 @@ from converter.conventions.convention import Convention
 from converter.conventions.converted import Converted, Note, Refused
 
 if TYPE_CHECKING:
+    from converter import Checkpoint, Variable
     from converter.conventions.layers import Cell, Layer
     from converter.conventions.views import View
 
+_OBJECTS = ("object_graph", "save_counter")
 _CELLS = {"lstm": "lstm_cell", "gru": "gru_cell", "rnn": "basic_rnn_cell"}
 _KERAS_CELL = re.compile(r"((?:.*/)?)(simple_rnn_cell|gru_cell)((?:_\d+)?)", re.DOTALL)
 # Before TensorFlow 1.0 scopes were called after the classes; what they held had other names too.
@@ -41,7 +43,8 @@ class Tf1(Convention):
     An LSTM becomes the kernel and the bias of an LSTMCell, a GRU those of a GRUCell or, where it
     resets its state after the product, of a CudnnCompatibleGRUCell, a SimpleRNN a BasicRNNCell.
     The forget bias that the code of the cell adds, 1 unless told otherwise, is taken out of the
-    bias. All other variables stay as they are.
+    bias. All other variables stay as they are. The object graph of TensorFlow 2 is left out: it
+    knows no such cells, and TensorFlow 1 restores by name.
 
     Example:
         convert ckpt keras.safetensors --plugin tf1 --to tf -o cells/
@@ -51,6 +54,10 @@ class Tf1(Convention):
     rest: Literal["refuse", "keep", "drop"] = option(
         "keep", help="what becomes of variables that are of no layer that is known"
     )
+
+    def apply(self, checkpoint: Checkpoint) -> Iterable[Variable]:
+        of_objects = {n for n, role in checkpoint.roles().items() if role.kind in _OBJECTS}
+        return [v for v in super().apply(checkpoint) if v.name not in of_objects]
 
     def cells(self, cells: Sequence[Cell]) -> Iterable[Converted | Refused]:
         return [_cell(cell) for cell in cells]
