@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,17 +16,17 @@ from nets import MODELS, N, Net
 
 from converter import Array, Checkpoint, PlanError, Strategy, UsageError, Variable
 from converter.errors import InputError
+from converter.scaling.kinds import Biases
 from converter.scaling.multiply import Factor, multiply, one_number
 from converter.scaling.outputs import of_output
 from converter.scaling.recurrent import spectral_radius
 from converter.structure.infer import structure_of
 from converter.structure.layers import layers
 
-
 EXACT = 1e-9  # epsilons are float32
 
 
-def made(net: Net, strategy: Strategy, **more: Array) -> dict[str, Array]:
+def made(net: Net, strategy: Strategy, **more: Any) -> dict[str, Array]:
     return {v.name: v.read() for v in strategy.apply(net.checkpoint(**more))}
 
 
@@ -328,9 +330,7 @@ def test_the_power_keeps_a_multiple() -> None:
         assert np.allclose(values[f"{name}/w"], net.values[f"{name}/w"] / 2)
         assert np.allclose(values[f"{name}/b"], net.values[f"{name}/b"] / 2**power)
     scale = Scale(kind={"dense": 0.5}, biases="power")
-    assert list(scale.notes(net.checkpoint())) == [
-        "multiplies what the last layers give: c/w 0.125"
-    ]
+    assert list(scale.notes(net.checkpoint())) == ["multiplies outputs: BiasAdd_21 by 0.125"]
 
 
 def test_biases_are_left_or_scaled() -> None:
@@ -359,7 +359,9 @@ def test_sums_of_different_multiples_are_refused() -> None:
         m.dense(m.op("Add", table, m.dense(table, "h", N, N)), "out", N, 3)
 
     net = of(residual)
-    with pytest.raises(PlanError, match=r"out/w: the network is no multiple.* Add\w+ takes 0\.5 and 1 times"):
+    with pytest.raises(
+        PlanError, match=r"out/w: the network is no multiple.* Add\w+ takes 0\.5 and 1 times"
+    ):
         made(net, Scale(kind={"dense": 0.5}, biases="power"))
     values = made(net, Scale(kind={"embedding": 0.5}, biases="power"))
     assert np.allclose(net.run(values), net.run(net.values) / 2)
@@ -367,7 +369,7 @@ def test_sums_of_different_multiples_are_refused() -> None:
 
 
 @pytest.mark.parametrize("biases", ["left", "scaled", "power"])
-def test_batch_statistics_follow(biases: str) -> None:
+def test_batch_statistics_follow(biases: Biases) -> None:
     net = of("batch norm")
     # Without it, what is normalised is what it was.
     net.held = {name: value * 0 if value == 1e-3 else value for name, value in net.held.items()}
@@ -485,7 +487,7 @@ def test_the_output_of_a_layer_is_multiplied() -> None:
         layer = layers(checkpoint)[number]
         size = checkpoint[layer.kernels[0]].shape[-1]
         units = np.linspace(0.5, 2, size)
-        factors = of_output(checkpoint, structure, layer, lambda units=units: units)  # type: ignore[misc]
+        factors = of_output(checkpoint, structure, layer, partial(np.asarray, units))
         found = {n: [f] for n, f in factors.items()}
         values = {v.name: v.read() for v in multiply(checkpoint, found, is_kept=False)}
         if number == 0:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from converter_plugins.equalize import Equalize
+from converter_plugins.fold_batchnorm import FoldBatchnorm
 from converter_plugins.pad import Pad
 from growth import growth_error
 from model_maker import asked
@@ -21,7 +23,7 @@ from converter.model import Model
 from converter.permutation import permute
 from converter.pipeline import run
 from converter.plan import make_plan
-from converter.proof import prove_plan
+from converter.proof import Question, prove_plan
 from converter.structure.infer import infer, structure_of
 from converter.structure.layers import layers
 from converter.target import parse_target
@@ -123,3 +125,15 @@ def test_widened_models_are_proven(models: Path, name: str, tmp_path: Path) -> N
     run(plan, check=lambda path: proofs.append(prove_plan(plan, open_checkpoint(path))))
     assert proofs[0].passed
     assert (tmp_path / "wide/wide.meta").is_file()
+
+
+@pytest.mark.parametrize("name", ["MTT_musicnn", "MSD_musicnn", "MTT_vgg", "MSD_vgg"])
+def test_equalised_and_folded_models_are_proven(models: Path, name: str) -> None:
+    pytest.importorskip("tensorflow")
+    source = open_checkpoint(f"{models}/{name}/")
+    for strategies in ([Equalize()], [FoldBatchnorm()], [FoldBatchnorm(), Equalize()]):
+        plan = make_plan(source, strategies)
+        changed = [c for c in plan.changes if c.steps and c.variable.name.endswith("/kernel")]
+        assert len(changed) > 1
+        proof = prove_plan(plan, None, Question())
+        assert max(output.error for output in proof.outputs) < 1e-5

@@ -43,44 +43,6 @@ class Normed(NamedTuple):
     is_folded: Callable[[], bool]
 
 
-def paired(
-    structure: Structure,
-    on_axes: Mapping[str, Sequence[OnAxis]],
-    normed: Sequence[Normed],
-    units: Callable[[str], Array],
-) -> dict[str, list[Factor]]:
-    """Return the factors of variables where units are multiplied, and divided where they are taken.
-
-    Args:
-        structure: the axes.
-        on_axes: those that hold each width.
-        normed: the kernels that are normalised.
-        units: gives the factor of each unit of a width.
-    """
-    gains = {n.gain: n for n in normed if n.gain is not None}
-    before = {name: n for n in normed if n.gain is not None for name in n.before}
-
-    def taken(width: str, variable: str, exponent: int) -> Array:
-        """Return the factors of units as a variable takes them."""
-        values = units(width)
-        if exponent < 0:
-            return values
-        if variable in gains:
-            is_taken = not gains[variable].is_folded()
-        else:
-            is_taken = variable not in before or before[variable].is_folded()
-        return values if is_taken else np.ones_like(values)
-
-    found: dict[str, list[Factor]] = {}
-    for width, places in on_axes.items():
-        for on in places:
-            if exponent := 1 if on.variable in gains else power(on.uses):
-                values = partial(taken, width, on.variable, exponent)
-                factor = factor_on(structure, on, width, values, exponent)
-                found.setdefault(on.variable, []).append(factor)
-    return found
-
-
 class Equalised:
     """What becomes of all variables so that both sides of widths have equal ranges, unit by unit.
 
@@ -107,13 +69,48 @@ class Equalised:
         self._checkpoint = checkpoint
         self._structure = structure
         self._on = {width: list(axes_with(structure, checkpoint, width)) for width in widths}
-        self._normed = normed
         self._scales = {n.kernel: n.scale for n in normed}
+        # By width, too: a depthwise kernel hands on the units of one, and produces another.
+        self._gains: dict[tuple[str, str], Normed] = {}
+        self._before: dict[tuple[str, str], Normed] = {}
+        for one in normed:
+            if one.gain is None:
+                continue
+            for width in self._produced_by(one.kernel):
+                self._gains[width, one.gain] = one
+                self._before |= {(width, name): one for name in one.before}
         self._limit = limit
+
+    def _produced_by(self, kernel: str) -> list[str]:
+        return [
+            width
+            for width, places in self._on.items()
+            if any(on.variable == kernel and "produce" in on.uses for on in places)
+        ]
 
     def factors(self) -> dict[str, list[Factor]]:
         """Return the factors of each variable that has any."""
-        return paired(self._structure, self._on, self._normed, lambda width: self.units[width])
+        found: dict[str, list[Factor]] = {}
+        for width, places in self._on.items():
+            for on in places:
+                is_gain = (width, on.variable) in self._gains
+                if exponent := 1 if is_gain else power(on.uses):
+                    values = partial(self._of, width, on.variable, exponent)
+                    factor = factor_on(self._structure, on, width, values, exponent)
+                    found.setdefault(on.variable, []).append(factor)
+        return found
+
+    def _of(self, width: str, variable: str, exponent: int) -> Array:
+        """Return the factors of units as a variable takes them."""
+        units = self.units[width]
+        if exponent < 0:
+            return units
+        at = (width, variable)
+        if at in self._gains:
+            is_taken = not self._gains[at].is_folded()
+        else:
+            is_taken = at not in self._before or self._before[at].is_folded()
+        return units if is_taken else np.ones_like(units)
 
     @cached_property
     def units(self) -> Mapping[str, Array]:

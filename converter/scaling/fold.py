@@ -18,7 +18,6 @@ from converter.scaling.multiply import Factor, along, multiply, times
 from converter.structure.structure import Structure
 from converter.variable import Array, Region, Variable
 
-
 # Of 1 - epsilon and of what is added to it, in float32.
 _ROUNDING = 1e-5
 
@@ -78,7 +77,12 @@ class _Values:
         if not self.of.is_behind:
             return self.scale
         # No factor but a positive one goes through; without any, the gain is what stops the unit.
-        return np.where(self.scale == 0, 1.0, np.abs(self.scale))
+        found: Array = np.where(self.scale == 0, 1.0, np.abs(self.scale))
+        return found
+
+    def factor(self) -> Array:
+        """Return the factor of the kernel, for what calls for it."""
+        return self.kernel
 
     def vector(self, name: str) -> Array:
         """Return what a variable with one number for each unit holds in the end."""
@@ -134,16 +138,16 @@ def folded(
     for one in foldable:
         values = _Values(one, _reader(checkpoint, {}))
         for name, axis in one.kernels:
-            factors[name] = [along(checkpoint[name], axis, lambda v=values: v.kernel)]
+            factors[name] = [along(checkpoint[name], axis, values.factor)]
         if one.bias is not None:
-            factors[one.bias] = [along(checkpoint[one.bias], 0, lambda v=values: v.kernel)]
+            factors[one.bias] = [along(checkpoint[one.bias], 0, values.factor)]
         replaced |= _vectors(checkpoint, values, {})
         for averages in _averages(checkpoint, roles, one):
             own = _Values(one, _reader(checkpoint, averages))
             replaced |= _vectors(checkpoint, own, averages)
             for name, axis in one.kernels:
                 average = checkpoint[averages[name]]
-                factor = along(average, axis, lambda v=own: v.kernel)
+                factor = along(average, axis, own.factor)
                 replaced[average.name] = times(average, [factor])
     _check_slots(roles, replaced)
     found = multiply(checkpoint, factors, is_kept=True, follows=structure.follows)
@@ -152,7 +156,8 @@ def folded(
 
 def scale_of(checkpoint: Checkpoint, one: Foldable) -> Array:
     """Return the factor that a normalisation comes to, of each unit: float64 of shape (n,)."""
-    return _Values(one, _reader(checkpoint, {})).scale
+    scale: Array = _Values(one, _reader(checkpoint, {})).scale
+    return scale
 
 
 def does_nothing(checkpoint: Checkpoint, one: Foldable) -> bool:

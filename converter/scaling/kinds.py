@@ -84,8 +84,8 @@ def scaled_kinds(
         for name, factor in numbers.items():
             if found.setdefault(name, factor) != factor:
                 raise PlanError(
-                    f"{name}: it is in a {by[name]} layer and in a {layer.kind} one, with factors "
-                    f"{found[name]:g} and {factor:g}; give both the same"
+                    f"{name}: layers of two kinds have it, {by[name]} and {layer.kind}, and would "
+                    f"multiply it by {found[name]:g} and {factor:g}; give both kinds one factor"
                 )
             by[name] = layer.kind
     factors = {name: [one_number(number)] for name, number in found.items() if number != 1}
@@ -169,7 +169,8 @@ def _told(is_kept: bool, outputs: Mapping[str, float | NoMultiple]) -> Iterator[
         yield "changes the outputs; --scale-biases power keeps multiples of them"
         return
     told = [f"{n} by {m:g}" for n, m in outputs.items() if not isinstance(m, NoMultiple)]
-    yield f"multiplies outputs: {', '.join(told) or 'none'}"
+    if told:
+        yield f"multiplies outputs: {', '.join(told)}"
     for name, broken in outputs.items():
         if isinstance(broken, NoMultiple):
             yield f"changes the output {name}: {broken.why}"

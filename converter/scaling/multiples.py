@@ -26,8 +26,9 @@ from converter.graph.ops import (
     ops,
 )
 from converter.structure.layers import Layer
-from converter.structure.layers.chains import Chain, chains_by_node
+from converter.structure.layers.chains import Chain
 from converter.structure.layers.read import chains_of, kernels_of, tensor_of
+from converter.structure.properties.classes import named
 from converter.structure.structure import Structure
 
 _SUMS = ADDS | BIAS_ADDS | ops("AddN Sub Maximum Minimum")
@@ -92,7 +93,7 @@ class _Following:
         self._analysis = structure.graph.findings.analysis
         self._own = own
         self._chains = chains_of(structure)
-        self._by_node = chains_by_node(self._chains)
+        self._by_node = {node: chain for chain in self._chains for node in chain.nodes}
         self._layer_of = {id(c): _layer_of(c, layers) for c in self._chains}
         self._names = [(*layer.kernels, *layer.biases) for layer in layers]
         self._known: dict[Node, _Multiple] = {}
@@ -118,7 +119,7 @@ class _Following:
         return Multiples(linear, outputs)
 
     def _given(self, node: Node, inside: frozenset[Node] = frozenset()) -> list[_Multiple]:
-        """Return the multiples of what a node takes of data; what is made later is looked at then."""
+        """Return the multiples of the data that a node takes; later ones are looked at later."""
         found: list[_Multiple] = []
         for output in node.inputs:
             if output.node in inside or not self._analysis.is_data(output):
@@ -152,7 +153,7 @@ class _Following:
     def _behind(self, chain: Chain, linear: float) -> _Multiple:
         """Return what comes out of a chain whose kernels make a multiple."""
         if chain.linear is None:
-            return NoMultiple(f"{chain.kernels[0].op} {chain.kernels[0].name} is no multiple")
+            return NoMultiple(f"{named(chain.kernels[0])} gives no multiple")
         normalised = {n for n, p in chain.parts if p.use in ("mean", "variance")}
         for step in chain.steps:
             if step.what in ("normalise", "centre") or normalised & set(step.nodes):
@@ -175,9 +176,9 @@ class _Following:
             return broken
         numbers = [m for m in given if isinstance(m, float)]
         if node.op in _ALIKE and not _are_one(numbers):
-            return NoMultiple(f"{node.op} {node.name} takes {_told(numbers)} times what it did")
+            return NoMultiple(f"{named(node)} takes {_told(numbers)} times what it did")
         found = self._number(node, numbers)
-        return NoMultiple(f"{node.op} {node.name} gives no multiple") if found is None else found
+        return NoMultiple(f"{named(node)} gives no multiple") if found is None else found
 
     def _number(self, node: Node, numbers: Sequence[float]) -> float | None:
         """Return the multiple of what a node gives; None where it gives none."""

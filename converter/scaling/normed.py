@@ -18,7 +18,8 @@ from converter.structure.axes.axis import Use
 from converter.structure.layers.chains import DEPTHWISE, Chain
 from converter.structure.layers.layer import Normalisation
 from converter.structure.layers.read import chains_of, normalisation_of
-from converter.structure.layers.steps import takers
+from converter.structure.layers.steps import Step, takers
+from converter.structure.properties.classes import named
 from converter.structure.structure import Structure
 from converter.variable import Array
 
@@ -149,7 +150,7 @@ class _Finder:
         if isinstance(before, str):
             return before
         if node := _adding_itself(chain):
-            return f"{node.op} {node.name} adds what it takes to what it gives"
+            return f"{named(node)} adds what it takes to what it gives"
         kernels, biases, is_behind = before
         bias = biases[0] if biases else None
         found = Foldable(
@@ -225,11 +226,11 @@ class _Finder:
             if step.what == "activate" and step.is_homogeneous:
                 is_behind = True
             elif step.what not in ("pass", "bias") or (is_behind and step.what == "bias"):
-                return f"{step.op} {step.nodes[0].name} stands before it"
+                return f"{named(_of_op(step))} stands before it"
         kernels: dict[str, int] = {}
         for node in chain.kernels:
             if node.op not in _LINEAR:
-                return f"{node.op} {node.name} makes what it takes"
+                return f"{named(node)} makes what it takes"
             made = [
                 (part.variable, len(self._checkpoint[self._now[part.variable]].shape) - 2)
                 if node.op in DEPTHWISE
@@ -238,11 +239,16 @@ class _Finder:
                 if n is node and part.variable in self._now and _makes(node.op, part.use)
             ]
             if len(set(made)) != 1:
-                return f"{node.op} {node.name} makes what it takes from several variables"
+                return f"{named(node)} makes what it takes from several variables"
             kernels[made[0][0]] = made[0][1]
         steps = {node for step in chain.steps[:stop] for node in step.nodes}
         biases = [part.variable for node, part in chain.parts if node in steps]
         return list(kernels.items()), list(dict.fromkeys(biases)), is_behind
+
+
+def _of_op(step: Step) -> Node:
+    """Return the node that makes a step what it is."""
+    return next((node for node in step.nodes if node.op == step.op), step.nodes[0])
 
 
 def _adding_itself(chain: Chain) -> Node | None:

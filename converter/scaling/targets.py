@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,11 +27,11 @@ from converter.scaling.activation import (
     measured_in,
     measured_once,
 )
-from converter.scaling.equal import paired
+from converter.scaling.equal import Equalised, Normed
 from converter.scaling.multiply import multiply
 from converter.scaling.normed import normed
 from converter.scaling.running import Data, Named
-from converter.scaling.widths import axes_with, refusal
+from converter.scaling.widths import refusal
 from converter.structure.infer import structure_of
 from converter.structure.structure import Structure
 from converter.variable import Array, Variable
@@ -110,12 +110,14 @@ class Targeted:
     def variables(self) -> Iterator[Variable]:
         """Give all variables, under the names that they have now."""
         if self._method == "paired":
-            on = {
-                width: list(axes_with(self._structure, self._checkpoint, width))
-                for width in self._widths
-            }
             kernels = normed(self._checkpoint, self._structure)
-            factors = paired(self._structure, on, kernels, lambda width: self._of_width[width])
+            factors = _Paired(
+                self._checkpoint,
+                self._structure,
+                list(self._widths),
+                kernels,
+                lambda: self._of_width,
+            ).factors()
         else:
             factors = factors_of(
                 self._checkpoint,
@@ -189,7 +191,7 @@ class Targeted:
         )
         return [measured_in(measured, one, str(source)) for one in self._chosen]
 
-    @cached_property
+    @property
     def _of_width(self) -> Mapping[str, Array]:
         """The factor of each unit of the widths that are paired."""
         sizes = self._structure.sizes
@@ -206,6 +208,33 @@ class Targeted:
             dead = mean < self._wanted.floor
             found[width] = np.where(dead, 1.0, self._wanted.target / np.where(dead, 1.0, mean))
         return found
+
+
+class _Paired(Equalised):
+    """Units that are multiplied by factors of somebody's, and divided where they are taken.
+
+    Args:
+        checkpoint: the variables.
+        structure: their axes.
+        widths: whose units.
+        normed: the kernels that are normalised.
+        find: gives the factors of the units by width, when the first values are asked for.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        structure: Structure,
+        widths: Sequence[str],
+        normed: Sequence[Normed],
+        find: Callable[[], Mapping[str, Array]],
+    ) -> None:
+        super().__init__(checkpoint, structure, widths, normed)
+        self._find = find
+
+    @cached_property
+    def units(self) -> Mapping[str, Array]:
+        return self._find()
 
 
 def _pairable(

@@ -1,4 +1,4 @@
-"""Factors for the units of widths: all that produces them times these, all that consumes by them."""
+"""Factors for the units of widths: what produces one times it, and what consumes one by it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from converter.checkpoint import Checkpoint
+from converter.errors import ConverterError
+from converter.forward.find import find_forward
+from converter.graph.written import read_graph
+from converter.permutation import axes_of
 from converter.resize.maps import places_of
 from converter.scaling.multiply import Factor
 from converter.structure.axes.axis import Axis, Use, Width
@@ -55,6 +59,31 @@ def axes_with(structure: Structure, checkpoint: Checkpoint, width: str) -> Itera
                 yield OnAxis(name, number, axis, tuple(uses.get(width, ())))
 
 
+def shown(structure: Structure, checkpoint: Checkpoint) -> dict[str, str]:
+    """Return the widths of outputs, whatever else is made of them: an output of each, by name."""
+    return checkpoint.once(("shown widths", id(structure)), lambda: _shown(structure, checkpoint))
+
+
+def _shown(structure: Structure, checkpoint: Checkpoint) -> dict[str, str]:
+    while checkpoint.origin is not None:
+        # The graph has the names that the variables had.
+        checkpoint = checkpoint.origin.checkpoint
+    graph = None if structure.findings is None else read_graph(checkpoint)
+    if graph is None:
+        return {}
+    try:
+        outputs = find_forward(graph, set(checkpoint)).outputs
+    except ConverterError:
+        # Without an output that looks like one there is none to be changed.
+        return {}
+    return {
+        width: str(output.tensor)
+        for output in outputs
+        for axis in axes_of(structure, output.tensor)
+        for width in axis.widths()
+    }
+
+
 def refusal(structure: Structure, checkpoint: Checkpoint, width: Width) -> str | None:
     """Return why no positive factors of its units leave the model as it is; None where they do."""
     if width.symmetry not in ("free", "scaling"):
@@ -63,6 +92,8 @@ def refusal(structure: Structure, checkpoint: Checkpoint, width: Width) -> str |
     for what, words in (("shown", "is an output"), ("input", "brings it in from outside")):
         if node := touches.get(what):  # type: ignore[call-overload]  # keys are these words
             return f"{node} {words}"
+    if output := shown(structure, checkpoint).get(width.name):
+        return f"{output} is an output"
     if not width.produced_by:
         return "no variable produces it"
     if not width.consumed_by:

@@ -27,7 +27,7 @@ class ActivationScale(Strategy):
     units are multiplied by, so that the outputs stay.
 
     Example:
-        convert ckpt model.ckpt --activation-scale-data x.npz -o out/
+        convert ckpt model.ckpt --plugin activation-scale --activation-scale-data x.npz -o out/
 
     References:
         Mishkin and Matas, All you need is a good init, 2016.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -26,9 +27,9 @@ class Scale(Strategy):
     `VARIABLE/mean_abs` is one number, or one for each unit. Where several factors are about a
     variable, all of them apply. Dtypes are kept.
 
-    A glob chooses variables, and nothing else follows. A kind chooses the kernels of such layers: the
-    statistics of batch normalisations behind them follow, biases as it is asked for, averages as
-    their variables, and slots where the outputs stay.
+    A glob chooses variables, and nothing else follows. A kind chooses the kernels of such layers:
+    the statistics of batch normalisations behind them follow, biases as it is asked for, averages
+    as their variables, and slots where the outputs stay.
 
     Example:
         convert ckpt model.ckpt --scale 'decoder/logits/*=0.5' -o out/
@@ -40,7 +41,7 @@ class Scale(Strategy):
     )
     kind: Mapping[str, float] = option(
         {},
-        help="multiply the kernels of all layers of a kind: convolution, dense, recurrent, embedding",
+        help="multiply all kernels of a kind: convolution, dense, recurrent or embedding",
         metavar="KIND=FACTOR",
     )
     biases: Literal["left", "scaled", "power"] = option(
@@ -158,7 +159,7 @@ class Scale(Strategy):
         for name, mean_abs in self._mean_abs(checkpoint).items():
             inverse = 1.0 / np.maximum(mean_abs, self.floor)
             axis = len(checkpoint[name].shape) - inverse.ndim
-            factors.setdefault(name, []).append(Factor(axis, lambda found=inverse: found))
+            factors.setdefault(name, []).append(Factor(axis, partial(np.asarray, inverse)))
         return factors
 
     def _scaled(self, checkpoint: Checkpoint) -> Scaled:
