@@ -100,8 +100,8 @@ class Search:
         stuck = is_idle & self._is_idle
         self._is_idle = is_idle
         self.is_stuck = self.is_stuck | stuck
-        step = np.clip(-y / np.clip(slope, *_SLOPES), -_LARGEST_STEP, _LARGEST_STEP)
-        following = x + step
+        largest = np.inf if self._is_proportional else _LARGEST_STEP
+        following = x + np.clip(-y / np.clip(slope, *_SLOPES), -largest, largest)
         is_out = is_enclosed & ((following <= self._low) | (following >= self._high))
         if is_out.any():
             following = np.where(is_out, (self._low + self._high) / 2, following)
