@@ -3,9 +3,9 @@
     python benchmarks/bench.py --disk DIR --tmpfs DIR [--rounds 5] [--gib 2] [--only PART]
 
 DIR are empty directories on a real disk and in a tmpfs; 20 GB on the disk, 8 GB in the tmpfs.
-`--gib` is the size of the checkpoint that is converted; PART is starts, disk, tmpfs or memory.
-Needs the test dependencies (TensorFlow and safetensors are contenders). Every contender is a
-process of its own and ends with an fsync of its output; ratios are of medians.
+`--gib` is the size of the checkpoint that is converted; PART is starts, disk, tmpfs,
+memory or stats. Needs the test dependencies (TensorFlow and safetensors are contenders). Every
+contender is a process of its own and ends with an fsync of its output; ratios are of medians.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from measuring import ratios
 
 from converter import Array, Region, Variable
 from converter.dtype import BY_NAME
@@ -287,6 +288,14 @@ def starts(table: Table, place: Path, rounds: int) -> None:
     shutil.rmtree(place)
 
 
+def measuring(table: Table, place: Path, rounds: int) -> None:
+    """How long a model takes that is measured, beside only running it."""
+    place.mkdir(parents=True)
+    for name, _, ratio in ratios(rounds, place):
+        table.row(f"measured / only run: {name}", ratio, 1.0, "1.5")
+    shutil.rmtree(place)
+
+
 def main() -> None:
     """Make the checkpoints, run the contenders, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -294,13 +303,14 @@ def main() -> None:
     parser.add_argument("--tmpfs", type=Path, required=True, help="a directory in a tmpfs")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--gib", type=float, default=2.0, help="size of the checkpoint")
-    parser.add_argument("--only", choices=("starts", "disk", "tmpfs", "memory"))
+    parser.add_argument("--only", choices=("starts", "disk", "tmpfs", "memory", "stats"))
     given = parser.parse_args()
     parts: dict[str, Callable[[Table], None]] = {
         "starts": lambda t: starts(t, given.disk / "starts", given.rounds),
         "disk": lambda t: conversions(t, given.disk / "bench", "disk", given.gib, given.rounds),
         "tmpfs": lambda t: conversions(t, given.tmpfs / "bench", "tmpfs", given.gib, given.rounds),
         "memory": lambda t: memory(t, given.disk / "memory"),
+        "stats": lambda t: measuring(t, given.disk / "stats", given.rounds),
     }
     table = Table()
     for name, part in parts.items():

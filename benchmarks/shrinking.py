@@ -50,7 +50,7 @@ def cells(checkpoint: Checkpoint) -> list[Width]:
 def batches(recorded: Recorded) -> Iterator[tuple[Array, Array]]:
     """Yield windows of the model's text in the shape that was recorded, and what comes next."""
     text, vocabulary = recorded.record["text"], recorded.record["vocabulary"]
-    x = recorded.inputs[_characters(recorded)]
+    x = recorded.inputs[characters_of(recorded)]
     rows, columns = x.shape[:2]
     while len(text) < rows * columns + 1:
         text += text
@@ -62,7 +62,7 @@ def batches(recorded: Recorded) -> Iterator[tuple[Array, Array]]:
         yield given.astype(x.dtype), batch[:, 1:]
 
 
-def _characters(recorded: Recorded) -> str:
+def characters_of(recorded: Recorded) -> str:
     """Return the input that takes characters, as numbers or one-hot."""
     size = len(recorded.record["vocabulary"])
     return next(
@@ -81,7 +81,7 @@ def loss(running: Running, recorded: Recorded, resized: Sequence[Resizes] = ()) 
     logits = next(entry["tensor"] for key, entry in outputs.items() if "logits" in key)
     found = []
     for x, y in batches(recorded):
-        feeds = {**state, _characters(recorded): x}
+        feeds = {**state, characters_of(recorded): x}
         scores = running.run(feeds, [logits])[logits].astype(np.float64).reshape(*y.shape, -1)
         scores -= scores.max(axis=-1, keepdims=True)
         likely = scores - np.log(np.exp(scores).sum(axis=-1, keepdims=True))
@@ -89,7 +89,9 @@ def loss(running: Running, recorded: Recorded, resized: Sequence[Resizes] = ()) 
     return float(np.mean(found))
 
 
-def losses(tf: Any, recorded: Recorded, sizes: Mapping[str, int], place: Path) -> dict[str, float]:
+def losses(
+    tf: Any, recorded: Recorded, sizes: Mapping[str, int], place: Path, draws: int = DRAWS
+) -> dict[str, float]:
     """Return what each way of cutting costs."""
 
     def written(strategy: Resizer, name: str) -> tuple[Path, Sequence[Resizes]]:
@@ -109,10 +111,12 @@ def losses(tf: Any, recorded: Recorded, sizes: Mapping[str, int], place: Path) -
         running.restore(prefix)
         found["select"] = loss(running, recorded, chosen)
         drawn = []
-        for seed in range(DRAWS):
+        for seed in range(draws):
             prefix, chosen = written(Select(resize=sizes, by="random", seed=seed), "random")
             running.restore(prefix)
             drawn.append(loss(running, recorded, chosen))
+    if not drawn:
+        return found
     return found | {"mean": float(np.mean(drawn)), "least": min(drawn), "most": max(drawn)}
 
 

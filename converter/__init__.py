@@ -10,6 +10,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from converter.activations.file import Measured, merged, read_measured, write_measured
+    from converter.activations.keras import open_keras
+    from converter.activations.measure import measure
+    from converter.activations.moments import Moments
     from converter.checkpoint import Checkpoint, open_checkpoint
     from converter.dtype import DType
     from converter.errors import ConverterError, InputError, PlanError, UsageError
@@ -38,6 +42,8 @@ __all__ = [
     "Initializer",
     "InputError",
     "Matrix",
+    "Measured",
+    "Moments",
     "PlanError",
     "Region",
     "Resizer",
@@ -55,13 +61,22 @@ __all__ = [
     "convert",
     "hookimpl",
     "matching",
+    "measure",
+    "merged",
     "open_checkpoint",
+    "open_keras",
     "option",
+    "read_measured",
     "select",
     "shape_of",
+    "write_measured",
 ]
 
 _HOMES = {
+    "activations.file": ("Measured", "merged", "read_measured", "write_measured"),
+    "activations.keras": ("open_keras",),
+    "activations.measure": ("measure",),
+    "activations.moments": ("Moments",),
     "checkpoint": ("Checkpoint", "open_checkpoint"),
     "dtype": ("DType",),
     "errors": ("ConverterError", "InputError", "PlanError", "UsageError"),

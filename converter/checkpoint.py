@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import (
     Callable,
+    Container,
     Hashable,
     ItemsView,
     Iterable,
@@ -211,22 +212,16 @@ def _inherited(parent: Checkpoint, derived: Mapping[str, Variable]) -> dict[str,
     from converter.names import MODEL
     from converter.names.by_name import roles
 
-    by_source = {source: name for name, v in parent.items() for source in v.sources}
-    origin = {
-        name: next((by_source[s] for s in v.sources if s in by_source), None)
-        for name, v in derived.items()
-    }
-    renamed: dict[str, str] = {}
-    for name, old in origin.items():
-        if old is not None:
-            renamed.setdefault(old, name)
+    descent = _Descent(parent, derived)
     before = parent.roles()
-    is_new = any(not v.sources for v in derived.values())
-    by_name = roles(derived) if is_new else {}
+    by_name: Mapping[str, Role] | None = None
     result = {}
-    for name, old in origin.items():
+    for name, variable in derived.items():
+        old = descent.origin(name)
         if old is None:
-            result[name] = MODEL if derived[name].sources else by_name[name]
+            if by_name is None:
+                by_name = roles(derived)
+            result[name] = MODEL if variable.sources else by_name[name]
             continue
         role = before[old]
         if role.of == name and old != name:
@@ -234,9 +229,67 @@ def _inherited(parent: Checkpoint, derived: Mapping[str, Variable]) -> dict[str,
             role = before.get(role.of, MODEL)
         if role.of is not None:
             # None where that variable has gone, whatever has taken its name.
-            role = replace(role, of=renamed.get(role.of))
+            owners = descent.made_of(role.of)
+            of = next(iter(owners), None)
+            if len(owners) > 1:
+                # Which piece of a slot is of which piece of its variable their names tell.
+                if by_name is None:
+                    by_name = roles(derived)
+                told = by_name[name].of
+                of = told if told in owners else of
+            role = replace(role, of=of)
         result[name] = role
     return result
+
+
+class _Descent:
+    """Which variables of a checkpoint those of another were made from, as their sources tell.
+
+    Variables that were split of one have the same sources. One that keeps its name is then made of
+    the one of that name, and any other of those that have lost theirs.
+    """
+
+    def __init__(self, parent: Checkpoint, derived: Mapping[str, Variable]) -> None:
+        self._parent, self._derived = parent, derived
+        self._kept = {
+            name
+            for name, variable in derived.items()
+            if name in parent and not {*parent[name].sources}.isdisjoint(variable.sources)
+        }
+        self._olds = _by_source(parent, set())
+        self._lost = _by_source(parent, self._kept)
+        self._news = _by_source(derived, self._kept)
+
+    def origin(self, name: str) -> str | None:
+        """Return the variable that one was made of, the first where there are several."""
+        if name in self._kept:
+            return name
+        sources = self._derived[name].sources
+        for found in (self._lost, self._olds):
+            for source in sources:
+                if source in found:
+                    return next(iter(found[source]))
+        return None
+
+    def made_of(self, old: str) -> Mapping[str, None]:
+        """Return what became of a variable; what keeps its name alone, where one does."""
+        if old in self._kept:
+            return {old: None}
+        sources = self._parent[old].sources if old in self._parent else ()
+        if len(sources) == 1:
+            return self._news.get(sources[0], {})
+        return {name: None for source in sources for name in self._news.get(source, ())}
+
+
+def _by_source(
+    variables: Mapping[str, Variable], without: Container[str]
+) -> dict[str, dict[str, None]]:
+    """Return the variables that were made of each source, in their order."""
+    found: dict[str, dict[str, None]] = {}
+    for name, variable in variables.items():
+        for source in variable.sources if name not in without else ():
+            found.setdefault(source, {})[name] = None
+    return found
 
 
 def open_checkpoint(path: str | os.PathLike[str], *, verify: bool = True) -> Checkpoint:

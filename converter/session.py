@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,10 @@ from converter.closing import Closing
 from converter.dtype import BY_TENSORFLOW, DType
 from converter.errors import ConverterError, InputError, UsageError
 from converter.forward.find import Forward
+from converter.forward.losses import Gradient
 from converter.forward.prune import prune
 from converter.forward.variables import Held, check_shape
-from converter.graph.node import Tensor
+from converter.graph.node import Tensor, tensor
 from converter.variable import Array, Variable
 
 _MAX_THREADS = 4
@@ -52,9 +54,39 @@ def tensorflow() -> Any:
 def can_run() -> Callable[[str], bool]:
     """Return what tells of an op whether this TensorFlow has it."""
     tensorflow()
+    return lambda op: op_definition(op) is not None
+
+
+def op_definition(op: str) -> Any:
+    """Return the OpDef of an op, or None where this TensorFlow does not have it."""
+    tensorflow()
     from tensorflow.python.framework import op_def_registry
 
-    return lambda op: op_def_registry.get(op) is not None
+    return op_def_registry.get(op)
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A queue that a rewritten graph puts the values of a tensor into.
+
+    Attributes:
+        name: its shared name.
+        dtype: TensorFlow's number for the dtype of what is in it.
+        axis: that holds the units.
+        size: of this axis.
+        keeps: the value for which a row counts of the mask that is put in with each tensor; None
+            where there is no mask.
+    """
+
+    name: str
+    dtype: int
+    axis: int
+    size: int
+    keeps: bool | None
+
+
+Rewrite = Callable[[bytes], tuple[bytes, Sequence[Queue]]]
+"""Changes a serialized GraphDef before it is run, and says what queues it fills."""
 
 
 class Session(Closing):
@@ -66,6 +98,7 @@ class Session(Closing):
         forward: what is run of the graph.
         variables: the checkpoint's variables, by the keys that the graph's savers say.
         fed: the tensors that each run will be fed, with their dtypes.
+        rewrite: changes the graph before it is run; None to run it as it is.
 
     Raises:
         InputError: the checkpoint lacks a variable, a shape is another, or the graph is damaged.
@@ -77,6 +110,8 @@ class Session(Closing):
         forward: Forward,
         variables: Mapping[str, Variable],
         fed: Mapping[Tensor, DType],
+        *,
+        rewrite: Rewrite | None = None,
     ) -> None:
         tf = tensorflow()
         self._forward = forward
@@ -90,10 +125,15 @@ class Session(Closing):
         dtypes = {t: forward.graph.dtype(t) for t in self._constants}
         known = {t: dtype for t, dtype in dtypes.items() if dtype is not None}
         self._pruned = prune(forward, {**known, **fed})
+        definition = self._pruned.definition
+        queues: Sequence[Queue] = ()
+        if rewrite is not None:
+            definition, queues = rewrite(definition)
         self._graph = tf.Graph()
         with self._graph.as_default():
-            self._import(tf)
+            self._import(tf, definition)
             self._assigns = self._make_assigns(tf)
+            self._emptying = {queue: _emptying(tf, queue) for queue in queues}
         self._session = self._open(tf)
         self._feeds = {t: self._read(t.node, where) for t, where in self._constants.items()}
         self._assigned: dict[str, Array] = {}
@@ -122,20 +162,30 @@ class Session(Closing):
         self._assigned[name] = value
         self._set(name, value)
 
+    @property
+    def nodes(self) -> frozenset[str]:
+        """The names of the nodes that are run."""
+        return self._pruned.nodes
+
     def run(
-        self, feeds: Mapping[Tensor, Array], also: Sequence[Tensor] = ()
+        self,
+        feeds: Mapping[Tensor, Array],
+        also: Sequence[Tensor] = (),
+        *,
+        draw_again: bool = True,
     ) -> dict[Tensor, Array]:
         """Compute the outputs: the same for the same values, however often.
 
         Args:
             feeds: a value for each tensor that the session was made for.
             also: what is computed on the way, and is wanted too.
+            draw_again: draw the same random numbers as the run before, and not the next ones.
 
         Raises:
             RunError: the graph does not run with these.
         """
         if not self._is_fresh:
-            self._start_again()
+            self._start_again(draw_again=draw_again)
         self._is_fresh = False
         outputs = [*(output.tensor for output in self._forward.outputs), *also]
         taken = [self._tensor(self._forward.instead.get(t, t)) for t in outputs]
@@ -143,12 +193,47 @@ class Session(Closing):
         values = {self._tensor(Tensor(self._pruned.fed[t])): v for t, v in given.items()}
         return dict(zip(outputs, map(np.asarray, self._run(taken, values)), strict=True))
 
-    def _start_again(self) -> None:
+    def gradients(self, losses: Sequence[Tensor]) -> list[Gradient]:
+        """Add the gradients of losses, by all variables, to the graph, for `run` to give.
+
+        Raises:
+            UsageError: TensorFlow cannot tell them.
+        """
+        names = list(self._assigns)
+        with self._graph.as_default():
+            of, by = map(self._tensor, losses), [self._tensor(Tensor(name)) for name in names]
+            try:
+                found = tensorflow().compat.v1.gradients(list(of), by)
+            # Loops of old graphs cannot be told, and what is raised differs by the op.
+            except (LookupError, ValueError, TypeError, AttributeError) as error:
+                raise UsageError(
+                    f"{self._forward.graph.path}: TensorFlow cannot tell the gradients of "
+                    f"{losses[0]}: {_line(error)}"
+                ) from None
+        return [_gradient(*pair) for pair in zip(names, found, strict=True) if pair[1] is not None]
+
+    def empty(self) -> dict[str, Array]:
+        """Take what the queues of the rewritten graph hold.
+
+        Returns:
+            By the names of the queues, arrays (rows, units) in the order in which they were filled.
+
+        Raises:
+            RunError: what is in a queue is not as the queue says.
+        """
+        held = self._run(list(self._emptying.values()), {})
+        return {
+            queue.name: _counted(queue, *parts)
+            for queue, parts in zip(self._emptying, held, strict=True)
+        }
+
+    def _start_again(self, *, draw_again: bool) -> None:
         """Set back what the last run changed: states, and what random numbers come next."""
-        if self._forward.random:
+        draw_again = draw_again and bool(self._forward.random)
+        if draw_again:
             self._session.close()
             self._session = self._open(tensorflow())
-        if self._forward.random or self._pruned.is_changing:
+        if draw_again or self._pruned.is_changing:
             self._initialize()
 
     def _open(self, tf: Any) -> Any:
@@ -167,8 +252,8 @@ class Session(Closing):
                 f"{source}: {source.node} has no such output; choose another (--fetch)"
             ) from None
 
-    def _import(self, tf: Any) -> None:
-        definition = tf.compat.v1.GraphDef.FromString(self._pruned.definition)
+    def _import(self, tf: Any, serialized: bytes) -> None:
+        definition = tf.compat.v1.GraphDef.FromString(serialized)
         meta = self._forward.graph.definition.meta
         producer = None
         if meta is not None and meta.meta_info_def.stripped_op_list:
@@ -237,6 +322,89 @@ class Session(Closing):
         return values
 
 
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """A Keras model as a graph.
+
+    Attributes:
+        name: of the model.
+        definition: the serialized GraphDef.
+        variables: the names of the constants that stand for variables.
+    """
+
+    name: str
+    definition: bytes
+    variables: tuple[str, ...]
+
+
+def freeze(model: Any, inputs: Sequence[Any] | None) -> Frozen:
+    """Trace a Keras model for inference, its variables constants under the names of Keras.
+
+    Args:
+        model: the model.
+        inputs: a TensorSpec for each input; None to ask the model.
+
+    Raises:
+        UsageError: TensorFlow is not installed, the model does not know its inputs, or it cannot
+            be traced.
+    """
+    tf = tensorflow()
+    from tensorflow.python.framework.convert_to_constants import (
+        convert_variables_to_constants_v2,
+    )
+
+    name = str(getattr(model, "name", "model"))
+    known = inputs if inputs is not None else getattr(model, "inputs", None)
+    if not known:
+        raise UsageError(
+            f"{name}: it does not know its inputs yet; call it once, or give them "
+            "(inputs=[tf.TensorSpec(...)])"
+        )
+    specs = [
+        tf.TensorSpec(tuple(one.shape), one.dtype, (one.name or f"input_{i}").partition(":")[0])
+        for i, one in enumerate(known)
+    ]
+    try:
+        traced = tf.function(lambda *given: model(_as_asked(model, given), training=False))
+        concrete = traced.get_concrete_function(*specs)
+        definition = convert_variables_to_constants_v2(concrete).graph.as_graph_def()
+    except (ValueError, TypeError, tf.errors.OpError) as error:
+        raise UsageError(f"{name}: it cannot be traced: {_line(error)}") from None
+    handles = {id(handle): inner.op.name for handle, inner in concrete.graph.captures}
+    names: dict[str, str] = {}
+    for variable in model.variables:
+        held = getattr(variable, "value", variable)
+        held = held if hasattr(held, "handle") else variable
+        path = getattr(variable, "path", None) or variable.name.partition(":")[0]
+        constant = handles.get(id(held.handle))
+        if constant is not None:
+            while path in names.values():
+                path += "_"
+            names[constant] = path
+    _rename_nodes(definition, names)
+    return Frozen(name, definition.SerializeToString(), tuple(names.values()))
+
+
+def _as_asked(model: Any, given: Sequence[Any]) -> Any:
+    return given[0] if len(given) == 1 else list(given)
+
+
+def _rename_nodes(definition: Any, names: Mapping[str, str]) -> None:
+    for node in definition.node:
+        node.name = names.get(node.name, node.name)
+        for number, text in enumerate(node.input):
+            control = "^" if text.startswith("^") else ""
+            source, colon, port = text.removeprefix("^").partition(":")
+            if source in names:
+                node.input[number] = f"{control}{names[source]}{colon}{port}"
+
+
+def _gradient(name: str, found: Any) -> Gradient:
+    rows = getattr(found, "indices", None)
+    values = found if rows is None else found.values
+    return Gradient(name, tensor(values.name), None if rows is None else tensor(rows.name))
+
+
 def dtypes_of(forward: Forward, values: Mapping[Tensor, Array]) -> dict[Tensor, DType]:
     """Return the dtype in which each tensor is fed: its own, or that of its value."""
     tf = tensorflow()
@@ -245,6 +413,68 @@ def dtypes_of(forward: Forward, values: Mapping[Tensor, Array]) -> dict[Tensor, 
         or BY_TENSORFLOW[tf.as_dtype(value.dtype).as_datatype_enum]
         for source, value in values.items()
     }
+
+
+def _emptying(tf: Any, queue: Queue) -> list[Any]:
+    """Make the tensors that take all that is in a queue: its rows, how many count, and masks."""
+    if queue.axis != -1:
+        return [_looping(tf, queue)]
+    types = [queue.dtype, tf.int32] if queue.keeps is None else [queue.dtype, tf.int32, tf.bool]
+    shapes = [[None, queue.size], [2], [None]][: len(types)]
+    handle = tf.raw_ops.PaddingFIFOQueueV2(
+        component_types=types, shapes=shapes, shared_name=queue.name
+    )
+    size = tf.raw_ops.QueueSizeV2(handle=handle)
+    return list(tf.raw_ops.QueueDequeueManyV2(handle=handle, n=size, component_types=types))
+
+
+def _counted(
+    queue: Queue, values: Array, shapes: Array | None = None, mask: Array | None = None
+) -> Array:
+    """Return the rows that count of what was in a queue, which is padded to the longest."""
+    if shapes is None:
+        return values
+    rows = shapes[:, :1]
+    if mask is None and (rows == values.shape[1]).all():
+        return values.reshape(-1, queue.size)
+    counts = np.arange(values.shape[1]) < rows
+    if mask is not None and mask.shape[1]:
+        # A mask is for the first axis, and stands for all rows behind it.
+        counts &= np.repeat(mask == queue.keeps, values.shape[1] // mask.shape[1], axis=1)
+    return values[counts]
+
+
+def _looping(tf: Any, queue: Queue) -> Any:
+    """Make the tensor (rows, units) that takes all that is in a queue, by a loop in the graph."""
+    types = [queue.dtype] if queue.keeps is None else [queue.dtype, tf.bool]
+    handle = tf.raw_ops.FIFOQueueV2(component_types=types, shared_name=queue.name)
+
+    def take(number: Any, taken: Any) -> tuple[Any, Any]:
+        value, *mask = tf.raw_ops.QueueDequeueV2(handle=handle, component_types=types)
+        if mask:
+            counted = tf.reshape(tf.equal(mask[0], queue.keeps), [-1])
+            value = tf.gather(value, tf.where(counted)[:, 0])
+        if queue.axis != -1:
+            rank = tf.rank(value)
+            axis = tf.math.floormod(queue.axis, rank)
+            order = [tf.range(axis), tf.range(axis + 1, rank), [axis]]
+            value = tf.transpose(value, tf.concat(order, 0))
+        return number + 1, taken.write(number + 1, tf.reshape(value, [-1, queue.size]))
+
+    size = tf.raw_ops.QueueSizeV2(handle=handle)
+    taken = tf.TensorArray(
+        tf.as_dtype(queue.dtype),
+        size + 1,
+        element_shape=[None, queue.size],
+        infer_shape=False,
+        clear_after_read=False,
+    )
+    # Of no rows at all the concatenation would not know how long they are.
+    taken = taken.write(0, tf.zeros([0, queue.size], queue.dtype))
+    _, taken = tf.compat.v1.while_loop(
+        lambda number, _: number < size, take, [0, taken], parallel_iterations=1
+    )
+    return taken.concat()
 
 
 def _config(tf: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -200,7 +201,7 @@ def test_json(tmp_path: Path, lstm: str) -> None:
         (
             ["ckpt", "LSTM", "--pad-fill", "3"],
             2,
-            ["--pad-fill is an option of pad; add --plugin NAME"],
+            ["--pad-fill is an option of pad; add --plugin pad"],
         ),
         (["ckpt", "LSTM", "--plugin", "pad"], 2, ["pad: no sizes are given", "--like", "--shape"]),
         (["ckpt", "LSTM", "--cast", "flota16"], 2, ["--cast", "did you mean 'float16'?"]),
@@ -437,6 +438,20 @@ def test_a_recipe_says_it_all(recipe: Path, lstm: str) -> None:
     assert "charlm/embedding/Adam" not in written
     before = open_checkpoint(lstm)["charlm/embedding"].read()
     np.testing.assert_array_equal(written["charlm/embedding"].read(), before * np.float32(0.5))
+
+
+@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="pipes have no path here")
+def test_a_recipe_can_be_a_pipe(lstm: str) -> None:
+    """`--recipe <(...)`: what was read from it is not there a second time."""
+    end, start = os.pipe()
+    os.write(start, b'[[step]]\nplugin = "drop"\ndrop = "optimizer"\n')
+    os.close(start)
+    outcome = run("ckpt", lstm, "--recipe", f"/dev/fd/{end}", "--json")
+    os.close(end)
+    assert outcome.exit_code == 0, outcome.output
+    names = [variable["name"] for variable in json.loads(outcome.stdout)["variables"]]
+    assert names
+    assert not [name for name in names if "Adam" in name]
 
 
 def test_flags_win_over_the_recipe(recipe: Path, tmp_path: Path, lstm: str) -> None:

@@ -11,6 +11,7 @@ from conftest import case
 from converter_plugins.drop import Drop
 from converter_plugins.ema import Ema
 from converter_plugins.keras import Keras
+from converter_plugins.names import Names
 from converter_plugins.tf1 import Tf1
 from converter_plugins.torch import Torch
 from structure_maker import Model
@@ -308,6 +309,13 @@ def test_an_unknown_cell_is_no_dense_layer(scope: str, reason: str) -> None:
     arrays = drawn({f"{scope}/kernel": (4, 6), f"{scope}/bias": (6,)})
     with pytest.raises(PlanError, match=f"^{scope}: {reason}"):
         plan_of(arrays, Keras())
+
+
+@pytest.mark.parametrize("scope", ["nas_rnn", "NASCell", "indy_lstm_cell"])
+def test_a_cell_that_nobody_else_has_is_refused_under_each_of_its_names(scope: str) -> None:
+    arrays = drawn({f"rnn/{scope}/weights": (X, 8 * U), f"rnn/{scope}/recurrent_weights": (U, 16)})
+    with pytest.raises(PlanError, match=f"^rnn/{scope}: no other framework has such a cell"):
+        plan_of(arrays, Torch())
 
 
 def test_normalised_gates_are_refused() -> None:
@@ -692,13 +700,42 @@ def test_an_lstm_in_a_scope_that_is_called_after_none_is_told_by_the_graph(
     assert {n: v.read().tobytes() for n, v in found.items()} == {
         n.replace("lstm_cell", "top/own"): v.read().tobytes() for n, v in wanted.items()
     }
-    # Without the four gates behind it, it is a dense layer.
+    # Without the four gates behind it, it is none, whatever the graph calls it.
     for node in m.definition.node:
         if node.op == b"Split":
             node.op = b"Unpack"
     plain = with_graph(m, tmp_path)
     plain = plain.derive(v.rename(own[n]) for n, v in plain.items())
-    assert "top/own/recurrent_kernel" not in make_plan(plain, [Keras()]).result
+    assert "top/own/recurrent_kernel" not in make_plan(plain, [Keras(rest="keep")]).result
+
+
+def test_under_any_keys_an_lstm_is_told_by_the_graph() -> None:
+    source = open_checkpoint(case("tf14_v2_charlm_lstm_ema").path)
+    model = [source[name] for name, role in source.roles().items() if role.kind == "model"]
+    keys = {v.name: f"w/{number}" for number, v in enumerate(model)}
+    by_name = make_plan(source.derive(model), [Torch()]).result
+    plan = make_plan(source.derive(v.rename(keys[v.name]) for v in model), [Torch()])
+    kernel = keys["charlm/rnn/lstm_cell/kernel"].replace("/", ".")
+    for leaf in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"):
+        wanted = by_name[f"charlm.rnn.lstm_cell.{leaf}"].read()
+        assert np.array_equal(plan.result[f"{kernel}.{leaf}"].read(), wanted)
+    assert plan.notes == (f"torch: {kernel}: nn.LSTM(8, 30)",)
+
+
+def test_under_other_keys_other_cells_are_no_dense_layers() -> None:
+    source = open_checkpoint(case("tf012_v2_gru_seqlen").path)
+    model = [source[name] for name, role in source.roles().items() if role.kind == "model"]
+    renamed = source.derive(v.rename(f"w/{number}") for number, v in enumerate(model))
+    first = f"w/{[v.name for v in model].index('RNN/GRUCell/Candidate/Linear/Matrix')}"
+    with pytest.raises(PlanError) as caught:
+        make_plan(renamed, [Keras()])
+    assert str(caught.value) == (
+        f"{first}: its graph calls it RNN/GRUCell/Candidate/Linear/Matrix, of a recurrent cell, "
+        "which its own name does not tell; --names graph before renames it (and 3 more variables); "
+        "--keras-rest keep or drop says what to do"
+    )
+    named = [Names("graph"), Keras()]
+    assert "RNN/GRUCell/recurrent_kernel" in make_plan(renamed, named).result
 
 
 def stacked(source: Checkpoint) -> Checkpoint:
@@ -943,10 +980,24 @@ def test_the_contract(strategy: type[Keras] | type[Torch] | type[Tf1]) -> None:
     check_strategy(strategy(rest="keep", layer={"*": "dense"}))
 
 
-def test_what_keras_has_already_is_copied_as_it_is(tmp_path: Path) -> None:
+def test_what_keras_has_already_is_copied_as_it_is() -> None:
     source = open_checkpoint(case("tf221_obj_tfkeras_charlm").path)
     plan = make_plan(source, [Keras()])
     assert not any(change.steps for change in plan.changes)
     assert set(plan.result) == set(source)
-    result = convert(source.path, tmp_path / "x.safetensors", [Tf1()])
-    assert "lstm/lstm_cell/kernel" in open_checkpoint(result.files[0])
+
+
+def test_cells_of_tensorflow_1_are_stored_by_name(tmp_path: Path) -> None:
+    """TensorFlow 1 looks for names among objects, where it finds an object graph."""
+    source = case("tf221_obj_tfkeras_charlm").path
+    convert(source, tmp_path / "x", [Drop(drop=("optimizer", "step")), Tf1()], to="tf")
+    written = open_checkpoint(tmp_path / "x")
+    assert written.object_graph is None
+    assert set(written) == {
+        "embedding/embeddings",
+        "lstm/lstm_cell/bias",
+        "lstm/lstm_cell/kernel",
+        "softmax/bias",
+        "softmax/kernel",
+    }
+    assert written["lstm/lstm_cell/kernel"].shape == (7 + 24, 4 * 24)

@@ -15,6 +15,7 @@ import reference_cells
 from converter_plugins.drop import Drop
 from converter_plugins.keras import Keras
 from converter_plugins.torch import Torch
+from frameworks import assert_same, masked, reversed_sequences, run_keras, run_torch
 
 from converter import Checkpoint, PlanError, Result, Strategy, convert, open_checkpoint
 from converter.variable import Array, Variable
@@ -22,7 +23,6 @@ from converter.variable import Array, Variable
 pytestmark = pytest.mark.slow
 
 DATA = Path(__file__).parent / "data"
-TOLERANCE = 1e-5
 
 
 class Recorded:
@@ -89,62 +89,6 @@ LSTMS = [
     for case in _all(name)
 ] + [("tf14_v2_bidirectional", 0), ("tf10_v2_multilstm_adagrad", 0)]
 GRUS = [("tf012_v2_gru_seqlen", 0), ("tf115_savedmodel", 0), ("tf14_v2_bidirectional", 1)]
-
-
-def run_keras(
-    weights: dict[str, Array], kind: str, x: Array, initial: Any = None, **options: Any
-) -> list[Array]:
-    """Run a Keras layer; return its outputs at all steps, then its last states."""
-    keras = pytest.importorskip("keras")
-
-    units = weights["recurrent_kernel"].shape[-2]
-    make = {"lstm": keras.layers.LSTM, "gru": keras.layers.GRU, "rnn": keras.layers.SimpleRNN}[kind]
-    layer = make(
-        units, return_sequences=True, return_state=True, use_bias="bias" in weights, **options
-    )
-    layer.build(x.shape)
-    order = [weights[leaf] for leaf in ("kernel", "recurrent_kernel", "bias") if leaf in weights]
-    layer.set_weights(order)
-    return [np.asarray(value) for value in layer(x, initial_state=initial)]
-
-
-def run_torch(
-    weights: dict[str, Array], kind: str, x: Array, initial: Any = None, **options: Any
-) -> list[Array]:
-    """Run a module of PyTorch; return its outputs at all steps, then its last states."""
-    torch = pytest.importorskip("torch")
-    hidden = weights["weight_hh_l0"].shape[0] // {"lstm": 4, "gru": 3, "rnn": 1}[kind]
-    make = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}[kind]
-    module = make(x.shape[-1], hidden, batch_first=True, **options)
-    module.load_state_dict(
-        {name: torch.from_numpy(value.copy()) for name, value in weights.items()}
-    )
-    with torch.no_grad():
-        given = None if initial is None else tuple(torch.from_numpy(v[None]) for v in initial)
-        outputs, states = module(torch.from_numpy(x.copy()), given)
-    last = states if kind == "lstm" else (states,)
-    return [outputs.numpy(), *(state[-1].numpy() for state in last)]
-
-
-def assert_same(given: Array, wanted: Array | None) -> None:
-    assert wanted is not None
-    assert np.abs(given - wanted).max() <= TOLERANCE * max(1.0, np.abs(wanted).max())
-
-
-def reversed_sequences(values: Array, lengths: Array) -> Array:
-    """Return each sequence from its end to its begin, as ReverseSequence does."""
-    turned: Array = values.copy()
-    for row, length in enumerate(lengths):
-        turned[row, :length] = values[row, :length][::-1]
-    return turned
-
-
-def masked(values: Array, lengths: Array | None) -> Array:
-    """Return outputs with zeros behind the end of each sequence, as TensorFlow 1 gives them."""
-    if lengths is None:
-        return values
-    kept: Array = values * (np.arange(values.shape[1])[None, :, None] < lengths[:, None, None])
-    return kept
 
 
 @pytest.mark.parametrize(("name", "number"), LSTMS)

@@ -150,7 +150,7 @@ def test_widths_of_one_name_are_one(tmp_path: Path) -> None:
     assert told(found, "charlm/softmax/kernel").startswith(f"{CELL}, vocabulary |")
     assert merged.produced_by == ("charlm/softmax/kernel",)
     assert merged.consumed_by == ("charlm/embedding",)
-    assert (merged.symmetry, merged.growth) == ("bound", "none")
+    assert (merged.symmetry, merged.growth) == ("bound", "any")
 
 
 def test_the_tighter_class_of_two_holds(tmp_path: Path) -> None:

@@ -401,3 +401,19 @@ def test_roles_forget_a_variable_that_has_gone() -> None:
     assert renamed.roles()["w/Adam"].kind == "slot"
     assert renamed.roles()["w/Adam"].of is None
     assert renamed.roles()["w"].kind == "model"
+
+
+def test_roles_of_pieces_know_their_own() -> None:
+    """What was split of one has one source: names tell which slot is of which piece."""
+    names_ = ("w", "w/Adam", "w/Adam_1")
+    opened = Checkpoint(
+        replace(Variable.from_array(name, np.zeros(3, "f4")), sources=(name,)) for name in names_
+    )
+    split = opened.derive(
+        v.rename(v.name.replace("w", piece)) for v in opened.values() for piece in ("a", "b")
+    )
+    assert [role.of for role in split.roles().values()] == [None, None, "a", "b", "a", "b"]
+    renamed = split.derive(v.rename(v.name.replace("b", "c")) for v in split.values())
+    assert [renamed.roles()[name].of for name in ("a/Adam", "c/Adam")] == ["a", "c"]
+    without = split.derive(v for v in split.values() if v.name != "a")
+    assert [without.roles()[name].of for name in ("a/Adam", "b/Adam")] == [None, "b"]

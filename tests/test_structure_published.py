@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from converter_plugins.duplicate import Duplicate
+from converter_plugins.equalize import Equalize
+from converter_plugins.fold_batchnorm import FoldBatchnorm
 from converter_plugins.pad import Pad
 from growth import growth_error
 from model_maker import asked
 from structure_maker import told
 
 from converter import Checkpoint, open_checkpoint
+from converter.activations.probes import find_probes
 from converter.initializers import HeNormal
 from converter.model import Model
 from converter.permutation import permute
@@ -23,6 +26,7 @@ from converter.pipeline import run
 from converter.plan import make_plan
 from converter.proof import Question, prove_plan
 from converter.structure.infer import infer, structure_of
+from converter.structure.layers import layers
 from converter.target import parse_target
 
 pytestmark = [pytest.mark.registry, pytest.mark.slow]
@@ -68,6 +72,29 @@ def test_an_image_whose_height_is_a_concatenation(models: Path) -> None:
     assert told(structure, "dense/kernel") == f"{pooled}, dense | consume, produce"
     assert told(structure, "batch_normalization_9/moving_variance") == f"{pooled} | variance"
     assert told(structure, "dense/kernel/Adam_1") == told(structure, "dense/kernel")
+
+
+@pytest.mark.parametrize("name", ["MTT_musicnn", "MTT_vgg"])
+def test_every_layer_is_told_and_can_be_measured(models: Path, name: str) -> None:
+    checkpoint = open_checkpoint(f"{models}/{name}/")
+    found = layers(checkpoint)
+    kernels = [kernel for layer in found for kernel in layer.kernels]
+    assert len(set(kernels)) == len(kernels)
+    assert set(kernels) == {n for n, v in checkpoint.items() if n.endswith("/kernel")}
+    for layer in found:
+        if layer.kind == "convolution":
+            assert layer.activation == ("Relu", True)
+    norms = [layer.normalisation for layer in found if layer.normalisation is not None]
+    assert len(norms) == sum(name.endswith("/gamma") for name in checkpoint)
+    assert {(norm.over, norm.is_training) for norm in norms} == {("batch", False)}
+    measured = find_probes(checkpoint)
+    assert measured.unmeasured == {}
+    if name == "MTT_musicnn":
+        (place,) = found[1].places
+        assert place.finished == (("model/conv2d/Relu", 0), -1, 204)
+        # All branches of the front are joined before the next convolution.
+        (middle,) = (layer for layer in found if layer.kernels == ("conv2d_5/kernel",))
+        assert [found[i].kind for i in middle.sources] == ["normalisation"] * 5
 
 
 @pytest.mark.parametrize("name", ["MTT_musicnn", "MTT_vgg"])
@@ -132,3 +159,15 @@ def test_a_model_of_keras_with_its_optimizer(tmp_path: Path) -> None:
     source = open_checkpoint(models / "icassp_2022/nmp")
     assert told(infer(source), "conv2d_5/kernel") == "3, 3, 1 + conv2d_4, 1 | -, -, consume, -"
     assert proven_at_other_sizes(source, Question()) == 3
+
+
+@pytest.mark.parametrize("name", ["MTT_musicnn", "MSD_musicnn", "MTT_vgg", "MSD_vgg"])
+def test_equalised_and_folded_models_are_proven(models: Path, name: str) -> None:
+    pytest.importorskip("tensorflow")
+    source = open_checkpoint(f"{models}/{name}/")
+    for strategies in ([Equalize()], [FoldBatchnorm()], [FoldBatchnorm(), Equalize()]):
+        plan = make_plan(source, strategies)
+        changed = [c for c in plan.changes if c.steps and c.variable.name.endswith("/kernel")]
+        assert len(changed) > 1
+        proof = prove_plan(plan, None, Question())
+        assert max(output.error for output in proof.outputs) < 1e-5

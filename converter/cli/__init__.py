@@ -18,6 +18,7 @@ _COMMANDS = {
     "inspect": "Show what is in a checkpoint.",
     "diff": "Compare two checkpoints of any formats.",
     "prove": "Run two checkpoints on the same inputs, and compare what comes out.",
+    "stats": "Run a model on data, and show the statistics of its activations.",
     "batch": "Convert every checkpoint below a directory.",
     "plugins": "List the strategies, or explain one.",
     "recipes": "List the recipes that come with the package, or print one.",

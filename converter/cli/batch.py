@@ -12,7 +12,13 @@ import click
 
 from converter.cli.output import json_text
 from converter.cli.question import question_of, question_options, wants_proof
-from converter.cli.steps import StrategyCommand, plugins_of, steps_of, strategies_of
+from converter.cli.steps import (
+    StrategyCommand,
+    plugins_of,
+    recipe_of,
+    steps_of,
+    strategies_of,
+)
 from converter.cli.text import count, parse_size, say, size
 from converter.errors import UsageError
 
@@ -99,10 +105,9 @@ def command(ctx: click.Context, /, **given: Any) -> None:
 def _given_jobs(ctx: click.Context, given: dict[str, Any]) -> tuple[list[Job], Settings]:
     """Return what the command line and its recipe mean: the jobs, and how they are done."""
     from converter.batch import Settings, find_jobs
-    from converter.recipe import read_recipe
     from converter.target import parse_target
 
-    recipe = read_recipe(given["recipe"]) if given["recipe"] else None
+    recipe = recipe_of(ctx, given["recipe"])
     steps = steps_of(ctx, recipe)
     strategies_of(ctx, steps)  # What is wrong with them is wrong for all: told before the first.
     root = given["root"] or (recipe and recipe.source)

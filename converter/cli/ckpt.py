@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli.question import question_options, wants_proof
-from converter.cli.steps import StrategyCommand, steps_of, strategies_of
+from converter.cli.steps import StrategyCommand, recipe_of, steps_of, strategies_of
 from converter.cli.text import Progress, parse_size, say
 from converter.errors import UsageError
 
@@ -115,10 +115,9 @@ def _planned(ctx: click.Context, given: dict[str, Any]) -> Plan:
     """Return the plan that the command line and its recipe mean."""
     from converter.checkpoint import open_checkpoint
     from converter.plan import make_plan
-    from converter.recipe import read_recipe
     from converter.target import parse_target
 
-    recipe = read_recipe(given["recipe"]) if given["recipe"] else None
+    recipe = recipe_of(ctx, given["recipe"])
     steps = steps_of(ctx, recipe)
     strategies = strategies_of(ctx, steps)
     source = given["path"] or (recipe and recipe.source) or "."

@@ -36,7 +36,7 @@ class StrategyCommand(click.Command):
         return [*super().get_params(ctx), *(f.click_option for f in _flags(self, ctx))]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        _registry(ctx, _plugin_choices(args))
+        _registry(ctx, _plugin_choices(ctx, args))
         rest = super().parse_args(ctx, list(args))
         if not ctx.resilient_parsing:
             ctx.meta["converter.order"] = self.make_parser(ctx).parse_args(list(args))[2]
@@ -59,14 +59,29 @@ class StrategyCommand(click.Command):
                 formatter.write_dl(records)
 
 
-def _plugin_choices(args: Sequence[str]) -> list[str]:
+def _plugin_choices(ctx: click.Context, args: Sequence[str]) -> list[str]:
     """Return the plugins that the command line and its recipe name, before it is parsed.
 
     Strategy files among them bring flags of their own.
     """
-    recipe = _values(args, "--recipe")
-    steps = read_recipe(recipe[-1]).steps if recipe else ()
+    paths = _values(args, "--recipe")
+    recipe = recipe_of(ctx, paths[-1]) if paths else None
+    steps = recipe.steps if recipe else ()
     return [*_values(args, "--plugin"), *(step.plugin for step in steps)]
+
+
+def recipe_of(ctx: click.Context, path: str | None) -> Recipe | None:
+    """Return the recipe of a command line, which is read once: it may be a pipe.
+
+    Raises:
+        UsageError: it is no recipe.
+    """
+    if path is None:
+        return None
+    known: dict[str, Recipe] = ctx.meta.setdefault("converter.recipes", {})
+    if path not in known:
+        known[path] = read_recipe(path)
+    return known[path]
 
 
 def _values(args: Sequence[str], flag: str) -> list[str]:
@@ -158,7 +173,8 @@ def steps_of(ctx: click.Context, recipe: Recipe | None) -> tuple[Step, ...]:
         takers = [o for o in flag.owners if o in chosen or o in in_recipe]
         if not takers:
             owners = " or ".join(flag.owners)
-            raise UsageError(f"{flag.option.flag} is an option of {owners}; add --plugin NAME")
+            name = flag.owners[0] if len(flag.owners) == 1 else "NAME"
+            raise UsageError(f"{flag.option.flag} is an option of {owners}; add --plugin {name}")
         for taker in takers:
             chosen.setdefault(taker, {})[flag.option.name] = flag.option.parse(given)
     return merge(given_steps, list(chosen.items()))

@@ -19,7 +19,7 @@ from converter.structure.structure import Structure
 
 if TYPE_CHECKING:
     from converter.permutation import PermutationTest
-    from converter.proof import Question
+    from converter.running import Question
 
 _FEW = 60
 

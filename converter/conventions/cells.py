@@ -13,6 +13,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
+from converter.conventions.gatewise import gatewise_cells
 from converter.conventions.layers import GATES, Cell, Gates, Recurrence, Unmapped
 from converter.conventions.views import (
     View,
@@ -23,18 +24,26 @@ from converter.conventions.views import (
     split,
     transposed,
 )
+from converter.names.cells import (
+    BIASES,
+    BY_PLAIN_NAME,
+    CANDIDATE_BIASES,
+    CANDIDATE_KERNELS,
+    CANDIDATE_PARTS,
+    GATE_BIASES,
+    GATE_KERNELS,
+    GRU_GATES,
+    KERNELS,
+    LSTM_GATES,
+    NORMS,
+    PEEPHOLES,
+    PROJECTIONS,
+    plain,
+)
+from converter.names.cells import KERAS_GATES as KERAS_COLUMNS
+from converter.names.cells import Cell as Known
 
 Shapes = Mapping[str, tuple[int, ...]]
-
-_KERNELS = ("kernel", "weights", "w_0", "w", "linear/matrix", "linear/weights")
-_BIASES = ("bias", "biases", "b", "linear/bias", "linear/biases")
-_PROJECTIONS = ("projection/kernel", "projection/weights", "w_p_0")
-_PEEPHOLES = ("w_f_diag", "w_i_diag", "w_o_diag", "wci", "wcf", "wco")
-_NORMS = tuple(
-    f"{gate}/{what}"
-    for gate in ("input", "transform", "forget", "output", "state")
-    for what in ("gamma", "beta")
-)
 
 
 class Family(NamedTuple):
@@ -51,33 +60,24 @@ class Family(NamedTuple):
     refusal: str | None = None
 
 
-# By the last component of the scope, in small letters and without underscores and number.
-FAMILIES: Mapping[str, Family] = {
-    **dict.fromkeys(
-        [
-            "basiclstmcell",
-            "lstmcell",
-            "lstmblockcell",
-            "lstmblockfusedcell",
-            "lstmblockwrapper",
-            "lstmfusedcell",
-            "layernormbasiclstmcell",
-            "convlstmcell",
-            "conv1dlstmcell",
-            "conv2dlstmcell",
-            "conv3dlstmcell",
-        ],
-        Family("lstm", adds_forget_bias=True),
-    ),
-    "cudnncompatiblelstmcell": Family("lstm"),
-    "basicrnncell": Family("rnn"),
-    **dict.fromkeys(
-        ["grucell", "grublockcell", "grublockcellv2", "cudnncompatiblegrucell"], Family("gru")
-    ),
-    "coupledinputforgetgatelstmcell": Family(
-        "lstm", refusal="its input gate is one minus its forget gate"
-    ),
+_REFUSED = {"CoupledInputForgetGateLSTMCell": "its input gate is one minus its forget gate"}
+_KINDS: Mapping[tuple[str, ...] | int, Recurrence] = {
+    LSTM_GATES: "lstm",
+    GRU_GATES: "gru",
+    1: "rnn",
 }
+
+
+def _family(cell: Known) -> Family | None:
+    refusal = _REFUSED.get(cell.name)
+    kind = _KINDS.get(cell.columns, "lstm" if refusal else None)
+    return None if kind is None else Family(kind, cell.adds_forget_bias, refusal)
+
+
+FAMILIES: Mapping[str, Family] = {
+    name: family for name, cell in BY_PLAIN_NAME.items() if (family := _family(cell)) is not None
+}
+"""By the last component of the scope, in small letters and without underscores and number."""
 # What else is in the name of a cell, whichever cell it is.
 _OTHER_CELLS = ("lstm", "gru", "rnn", "sru", "nas", "grid")
 _NO_CELLS = ("multirnncell",)
@@ -86,64 +86,62 @@ _NO_CELLS = ("multirnncell",)
 _ATTENTIONS = ("attentionwrapper", "attentioncellwrapper", "dynamicattentionwrapper")
 _ATTENTION = "AttnW_0"
 _WRAPPERS = ("inputprojectionwrapper", "outputprojectionwrapper", "embeddingwrapper")
+# What the gates of frameworks are called here.
+_GATE_OF: Mapping[Recurrence, Mapping[str, str]] = {
+    "lstm": {"j": "g", "c": "g"},
+    "gru": {"u": "z", "h": "n"},
+    "rnn": {},
+}
+
+
+def _order(kind: Recurrence, columns: tuple[str, ...] | int) -> tuple[str, ...]:
+    if isinstance(columns, int):
+        return GATES[kind]
+    return tuple(_GATE_OF[kind].get(label, label) for label in columns)
+
+
 TF_GATES: Mapping[Recurrence, tuple[str, ...]] = {
-    "lstm": ("i", "g", "f", "o"),
-    "rnn": ("h",),
+    "lstm": _order("lstm", LSTM_GATES),
+    "rnn": GATES["rnn"],
 }
 """The blocks of columns of TensorFlow 1, in their order."""
 
+_KERAS_KINDS: Mapping[int, Recurrence] = {1: "rnn", 3: "gru", 4: "lstm"}
 KERAS_GATES: Mapping[Recurrence, tuple[str, ...]] = {
-    "lstm": ("i", "f", "g", "o"),
-    "gru": ("z", "r", "n"),
-    "rnn": ("h",),
+    kind: _order(kind, KERAS_COLUMNS[count]) for count, kind in _KERAS_KINDS.items()
 }
 """The blocks of columns of Keras, in their order."""
 
-# What people call the gates of an LSTM, and what these hold, in small letters.
-_GATE_SCOPES: Mapping[str, str] = {
-    **dict.fromkeys(["input_gate", "input", "in_gate", "i_gate", "i"], "i"),
-    **dict.fromkeys(["forget_gate", "forget", "f_gate", "f"], "f"),
-    **dict.fromkeys(["output_gate", "output", "out_gate", "o_gate", "o"], "o"),
-    **dict.fromkeys(["memory_cell", "memory", "candidate", "cell_gate", "new_gate"], "g"),
-    **dict.fromkeys(["new", "g_gate", "g", "j"], "g"),
-}
-_GATE_LEAVES: Mapping[str, str] = {
-    **dict.fromkeys(["wx", "w_x"], "x"),
-    **dict.fromkeys(["wt", "wh", "w_t", "w_h", "u"], "h"),
-    **dict.fromkeys(["bi", "b", "bias", "biases"], "bias"),
-}
 _GRU_LEAF = re.compile(
     r"(?P<scope>.+)/(?P<leaf>(gates|candidate)/([^/]+|(linear|input_projection|hidden_projection)/"
     r"[^/]+))",
     re.DOTALL | re.IGNORECASE,
 )
 _KERAS = re.compile(r"(?P<scope>(?:.*/)?)recurrent_kernel(?P<number>(_\d+)?)", re.DOTALL)
-_KERAS_KINDS: Mapping[int, Recurrence] = {1: "rnn", 3: "gru", 4: "lstm"}
 
 
 def family_of(component: str) -> str | None:
     """Return which cell a component of a scope is called after, or None."""
-    plain = _plain(component)
-    is_other = plain.endswith(("cell", "cellv2")) and any(kind in plain for kind in _OTHER_CELLS)
-    is_cell = plain in FAMILIES or (is_other and plain not in _NO_CELLS)
-    return plain if is_cell else None
+    name = plain(component)
+    is_other = name.endswith(("cell", "cellv2")) and any(kind in name for kind in _OTHER_CELLS)
+    is_cell = name in BY_PLAIN_NAME or (is_other and name not in _NO_CELLS)
+    return name if is_cell else None
 
 
-def _plain(component: str) -> str:
-    return re.sub(r"_\d+$", "", component).lower().replace("_", "")
-
-
-def cells(shapes: Shapes, declared: Mapping[str, str]) -> Iterator[Cell | Unmapped]:
+def cells(
+    shapes: Shapes, declared: Mapping[str, str], biases: Mapping[str, str] | None = None
+) -> Iterator[Cell | Unmapped]:
     """Yield the cells among variables, and what looks like one and is none that is known.
 
     Args:
         shapes: of the variables of the model.
         declared: the kind of some variables, which are kernels: `lstm`, `gru`, `rnn`,
             `gru_reset_after`.
+        biases: the biases of kernels, as far as a graph tells them.
     """
     decoders = {n.rpartition("/")[0] for n in shapes if n.rpartition("/")[2] == _ATTENTION}
     wrappers = dict(_wrappers(shapes))
-    for found in _cells(shapes, declared):
+    for found in _cells(shapes, declared, biases or {}):
         if isinstance(found, Cell):
             wrapper = wrappers.get(found.scope.rpartition("/")[0], "")
             is_stepped = _is_stepped(found.scope, decoders)
@@ -157,41 +155,57 @@ def _wrappers(names: Iterable[str]) -> Iterator[tuple[str, str]]:
     for name in names:
         components = name.split("/")
         for i, component in enumerate(components[:-1]):
-            if _plain(component) in _WRAPPERS:
+            if plain(component) in _WRAPPERS:
                 yield "/".join(components[:i]), component
 
 
-def unnamed(shapes: Shapes, declared: Mapping[str, str]) -> Iterator[tuple[str, Cell]]:
+def unnamed(
+    shapes: Shapes, declared: Mapping[str, str], biases: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, Cell]]:
     """Yield what may be the kernels of LSTMs in scopes that are called after no cell.
+
+    Args:
+        shapes: of the variables of the model.
+        declared: the kind of some variables.
+        biases: the bias that is added to what is computed with a kernel, where a graph tells it:
+            such a kernel can have any name.
 
     Yields:
         The name of the kernel, and the cell that it would be of.
     """
+    biases = biases or {}
     for name, shape in shapes.items():
-        *scopes, leaf = name.split("/")
-        is_told = name in declared or any(family_of(scope) for scope in scopes)
-        if is_told or leaf.lower() not in (*_KERNELS, "matrix") or len(shape) != 2 or shape[1] < 4:
+        is_told = name in declared or of_cell(name)
+        is_called = name.rpartition("/")[2].lower() in (*KERNELS, "matrix")
+        if is_told or not (is_called or name in biases) or len(shape) != 2 or shape[1] < 4:
             continue
-        for found in _declared_cells(shapes, {name: "lstm"}):
+        for found in _declared_cells(shapes, {name: "lstm"}, biases):
             if isinstance(found, Cell) and found.biases:
                 yield name, found
+
+
+def of_cell(name: str) -> bool:
+    """Whether a name stands in a scope that is called after a cell."""
+    return any(family_of(component) for component in name.split("/")[:-1])
 
 
 def _is_stepped(scope: str, decoders: Container[str]) -> bool:
     """Return whether an attention goes between the steps of the cell of a scope."""
     while scope:
         scope, _, last = scope.rpartition("/")
-        if scope in decoders or _plain(last) in _ATTENTIONS:
+        if scope in decoders or plain(last) in _ATTENTIONS:
             return True
     return False
 
 
-def _cells(shapes: Shapes, declared: Mapping[str, str]) -> Iterator[Cell | Unmapped]:
+def _cells(
+    shapes: Shapes, declared: Mapping[str, str], biases: Mapping[str, str]
+) -> Iterator[Cell | Unmapped]:
     taken: set[str] = set()
     for found in (
         *_keras_cells(shapes, declared),
-        *_declared_cells(shapes, declared),
-        *_gatewise_cells(shapes),
+        *_declared_cells(shapes, declared, biases),
+        *gatewise_cells(shapes),
     ):
         taken.update(found.members)
         yield found
@@ -222,51 +236,22 @@ def _unnamed_grus(shapes: Shapes) -> Iterator[Cell]:
             yield found
 
 
-def _gatewise_cells(shapes: Shapes) -> Iterator[Cell]:
-    """Yield LSTMs that have a scope for each gate: `cell/input_gate/wx`, `wt`, `bi`."""
-    scopes: dict[str, dict[str, dict[str, str]]] = {}
-    for name in shapes:
-        above, _, leaf = name.rpartition("/")
-        scope, _, last = above.rpartition("/")
-        gate, role = _GATE_SCOPES.get(last.lower()), _GATE_LEAVES.get(leaf.lower())
-        if gate and role:
-            scopes.setdefault(scope, {}).setdefault(gate, {})[role] = name
-    for scope, gates in scopes.items():
-        if set(gates) != set(GATES["lstm"]):
-            continue
-        roles = {role for held in gates.values() for role in held}
-        views = {
-            role: {g: Whole(held[role], shapes[held[role]]) for g, held in gates.items()}
-            for role in roles
-            if all(role in held for held in gates.values())
-        }
-        if set(views) != roles or not {"x", "h"} <= roles:
-            continue
-        shape = views["x"]["i"].shape
-        if len(shape) != 2 or not all(shape):
-            continue
-        units = shape[1]
-        wanted: dict[str, list[tuple[int, ...]]] = {
-            "x": [shape],
-            "h": [(units, units)],
-            "bias": [(units,), (1, units)],
-        }
-        if any(v.shape not in wanted[role] for role, held in views.items() for v in held.values()):
-            continue
-        biases = {g: reshaped(v, (units,)) for g, v in views.get("bias", {}).items()}
-        own = {view.name: view for held in views.values() for view in held.values()}
-        yield Cell(scope, "lstm", own, views["x"], views["h"], biases, is_gatewise=True)
-
-
-def _declared_cells(shapes: Shapes, declared: Mapping[str, str]) -> Iterator[Cell | Unmapped]:
+def _declared_cells(
+    shapes: Shapes, declared: Mapping[str, str], biases: Mapping[str, str]
+) -> Iterator[Cell | Unmapped]:
     for name, kind in declared.items():
         scope, _, leaf = name.rpartition("/")
         start = f"{scope}/" if scope else ""
         if kind not in ("lstm", "rnn") or f"{start}recurrent_kernel" in shapes:
             continue
         members = {leaf.lower(): name}
-        beside = (bias for leaf in _BIASES for bias in (leaf, leaf.title()))
+        beside = (bias for leaf in BIASES for bias in (leaf, leaf.title()))
         members |= {bias.lower(): start + bias for bias in beside if start + bias in shapes}
+        if leaf.lower() not in (*KERNELS, "matrix"):
+            # Several of them may stand in one scope: it is called after the kernel itself.
+            scope = name
+            if len(members) == 1 and biases.get(name) in shapes:
+                members[BIASES[0]] = biases[name]
         reader = _Reader(scope.removesuffix("/Linear"), members, shapes)
         yield reader.fused(Family("lstm" if kind == "lstm" else "rnn"), first=leaf.lower())
 
@@ -321,10 +306,10 @@ class _Reader:
     def fused(self, family: Family, *, first: str = "kernel") -> Cell | Unmapped:
         """Read a cell with one kernel: rows of inputs and state, columns of gates."""
         order = TF_GATES[family.kind]
-        kernel, bias = self._shards(self._take(first, *_KERNELS), "w"), self._take(*_BIASES)
-        projection = self._shards(self._take(*_PROJECTIONS), "w_p")
-        peepholes = [view for leaf in _PEEPHOLES if (view := self._take(leaf)) is not None]
-        norms = [view for leaf in _NORMS if (view := self._take(leaf)) is not None]
+        kernel, bias = self._shards(self._take(first, *KERNELS), "w"), self._take(*BIASES)
+        projection = self._shards(self._take(*PROJECTIONS), "w_p")
+        peepholes = [view for leaf in PEEPHOLES if (view := self._take(leaf)) is not None]
+        norms = [view for leaf in NORMS if (view := self._take(leaf)) is not None]
         if self._left:
             return self._odd(next(iter(self._left.values())))
         if kernel is None or len(kernel.shape) < 2:
@@ -356,12 +341,10 @@ class _Reader:
 
     def gru(self) -> Cell | Unmapped:
         """Read a GRU: a kernel of two gates, and another of the candidate."""
-        gates = self._take(*(f"gates/{leaf}" for leaf in _KERNELS), "w_ru", "w_r")
-        gate_bias = self._take(*(f"gates/{leaf}" for leaf in _BIASES), "b_ru", "b_r")
-        new = self._take(*(f"candidate/{leaf}" for leaf in _KERNELS), "w_c")
-        bias = self._take(*(f"candidate/{leaf}" for leaf in _BIASES), "b_c")
-        parts = [self._take(f"candidate/{p}_projection/kernel") for p in ("input", "hidden")]
-        biases = [self._take(f"candidate/{p}_projection/bias") for p in ("input", "hidden")]
+        gates, gate_bias = self._take(*GATE_KERNELS), self._take(*GATE_BIASES)
+        new, bias = self._take(*CANDIDATE_KERNELS), self._take(*CANDIDATE_BIASES)
+        parts = [self._take(f"{part}/kernel") for part in CANDIDATE_PARTS]
+        biases = [self._take(f"{part}/bias") for part in CANDIDATE_PARTS]
         if self._left:
             return self._odd(next(iter(self._left.values())))
         if gates is None or len(gates.shape) != 2:
@@ -414,7 +397,7 @@ def _keras_cells(shapes: Shapes, declared: Mapping[str, str]) -> Iterator[Cell |
     """Yield the recurrent layers of Keras: a kernel, and a `recurrent_kernel` beside it."""
     for name in shapes:
         match = _KERAS.fullmatch(name)
-        if match is None or _plain(match["scope"].rstrip("/").rpartition("/")[2]) == "nascell":
+        if match is None or plain(match["scope"].rstrip("/").rpartition("/")[2]) == "nascell":
             continue
         start, number = match["scope"], match["number"]
         members = {

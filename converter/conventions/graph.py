@@ -30,7 +30,7 @@ from converter.graph.ops import (
 )
 from converter.graph.ordered import OrderedGraph, read_ordered
 from converter.structure.tensors.flow import Flow
-from converter.structure.tensors.variables import bind
+from converter.structure.tensors.variables import as_opened, bind, variable_of
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
@@ -96,6 +96,14 @@ class Seen:
             self._nodes.setdefault(now[binding.name], []).append(node)
             if binding.slice is None:
                 self._held[node] = now[binding.name]
+
+    def called(self, name: str) -> str | None:
+        """Return the name that the graph has for a variable; None where it has none.
+
+        A key that is the name of a variable is that one, though others may start from it, too.
+        """
+        names = [variable_of(node) for node in self._nodes.get(name, ())]
+        return name if name in names else next(iter(names), None)
 
     def told(self, names: Iterable[str]) -> Told:
         """Return what is computed with the variables of these names."""
@@ -460,17 +468,11 @@ def look(checkpoint: Checkpoint) -> tuple[Seen | None, str | None]:
     Returns:
         What it says, or None without one that can be used; and why one cannot be used, or None.
     """
-    now: dict[str, str] = {}
-    for name, variable in checkpoint.items():
-        now.setdefault(variable.sources[0] if len(variable.sources) == 1 else name, name)
-    for name in checkpoint:
-        # An average that stands for its variable.
-        now.setdefault(name, name)
     try:
         graph = read_ordered(checkpoint)
         if graph is None:
             return None, None
-        known = checkpoint.derive(checkpoint[name].rename(was) for was, name in now.items())
+        known, now = as_opened(checkpoint)
         return Seen(graph, known, now), None
     except InputError as error:
         return None, f"the graph is not used: {error}"

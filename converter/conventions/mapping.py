@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from converter.conventions import plain
-from converter.conventions.cells import cells, family_of, unnamed
+from converter.conventions.cells import cells, family_of, of_cell, unnamed
 from converter.conventions.converted import Converted, Refused
 from converter.conventions.graph import OfCell, Seen, look
 from converter.conventions.layers import Cell, Unmapped
@@ -111,22 +111,24 @@ class Mapped:
         seen, unused = look(checkpoint)
         self._notes += [unused] if unused else []
         self._followers = self._all_followers()
+        told = plain.Told() if seen is None else seen.told(shapes)
         found: list[Cell] = []
         if seen is not None:
-            maybe = unnamed(shapes, declared)
+            maybe = unnamed(shapes, declared, told.biases)
             declared |= {name: "lstm" for name, cell in maybe if seen.is_lstm(cell)}
-        for one in cells(shapes, declared):
+        for one in cells(shapes, declared, told.biases):
             if isinstance(one, Unmapped):
                 self._left |= dict.fromkeys(one.members, f"{_scope(one)}: {one.reason}")
             else:
                 found.append(self._told(one, seen, forget))
         self._cells(found)
+        if seen is not None:
+            self._left |= dict(self._misnamed(seen, shapes, declared))
         rest = {
             name: shape
             for name, shape in shapes.items()
             if name not in self._taken and name not in self._left and declared.get(name) != "keep"
         }
-        told = plain.Told() if seen is None else seen.told(shapes)
         for layer in plain.layers(rest, told, declared):
             self._add(layouts.plain(layer))
         self._rest(declared)
@@ -175,6 +177,21 @@ class Mapped:
             refusal=refusal,
             notes=tuple(notes),
         )
+
+    def _misnamed(
+        self, seen: Seen, shapes: Iterable[str], declared: Container[str]
+    ) -> Iterator[tuple[str, str]]:
+        """Yield what is of a cell by its name in the graph, and of a plain layer by its own."""
+        for name in shapes:
+            called = seen.called(name)
+            if name in self._taken or name in declared or called is None:
+                continue
+            if of_cell(called) and not of_cell(name):
+                yield (
+                    name,
+                    f"{name}: its graph calls it {called}, of a recurrent cell, which its own name "
+                    f"does not tell; --names graph before renames it",
+                )
 
     def _cells(self, found: list[Cell]) -> None:
         for result in self._layouts.cells(found):

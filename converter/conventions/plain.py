@@ -9,23 +9,10 @@ from typing import get_args
 
 from converter.conventions.layers import Kind, Layer
 from converter.conventions.views import View, Whole
+from converter.names.layers import BIAS_OF, EMBEDDING, TRANSPOSED
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# What bears the one name has the other for its bias.
-_PAIRS: Mapping[str, tuple[str, ...]] = {
-    "kernel": ("bias",),
-    "weights": ("biases", "bias"),
-    "weight": ("bias",),
-    "output_weights": ("output_bias",),
-    "depthwise_kernel": ("bias",),
-    "depthwise_weights": ("biases",),
-    "pointwise_kernel": ("bias",),
-    "pointwise_weights": ("biases",),
-    "w": ("b",),
-    "W": ("b", "B"),
-    "Matrix": ("Bias",),
-}
 _KERNEL = re.compile(
     r"(|.+_)(depthwise_kernel|depthwise_weights|pointwise_kernel|pointwise_weights|kernel|"
     r"output_weights|weights?|w|W|Matrix)(|_?[0-9]+)",
@@ -37,14 +24,12 @@ _SEPARABLE = {
     "pointwise_kernel": "pointwise",
     "pointwise_weights": "pointwise",
 }
-_TRANSPOSED = re.compile(r"transpose|deconv|upconv", re.I)
-_EMBEDDING = re.compile(r"emb|(.*_)?embed(ding)?s?(_(table|matrix|weights?|lookup|w))?", re.I)
 _TABLE = re.compile(r"embeddings?|table|weights?|w|W|matrix", re.I)
 _NORM = ("gamma", "beta")
 _STATISTICS = ("moving_mean", "moving_variance")
 _LAYER_NORM = re.compile(r"layer_?norm(alization)?(_\d+)?|ln(_.+)?", re.I | re.DOTALL)
 _CONVOLUTION = re.compile(r"conv|cnn|filter", re.I)
-KINDS: tuple[str, ...] = get_args(Kind)
+_KIND_OF: Mapping[str, Kind] = {kind: kind for kind in get_args(Kind)}
 
 
 @dataclass(frozen=True)
@@ -150,13 +135,13 @@ def _kind(
     declared: Mapping[str, str],
 ) -> Kind | None:
     if name in declared:
-        return declared[name] if declared[name] in KINDS else None  # type: ignore[return-value]
+        return _KIND_OF.get(declared[name])
     if name in told.kinds:
         return told.kinds[name]
     scope, _, leaf = name.rpartition("/")
     opener = scope.rpartition("/")[2]
     if len(shape) == 2 and (
-        _EMBEDDING.fullmatch(leaf) or (_EMBEDDING.fullmatch(opener) and _TABLE.fullmatch(leaf))
+        EMBEDDING.fullmatch(leaf) or (EMBEDDING.fullmatch(opener) and _TABLE.fullmatch(leaf))
     ):
         return "embedding"
     if match is None:
@@ -168,7 +153,7 @@ def _kind(
     # Elsewhere three axes may be those of the heads of an attention.
     is_sure = len(shape) > 3 or _CONVOLUTION.search(scope) or match[2] in _SEPARABLE
     if is_sure and name not in told.others and match[2] in ("kernel", "weights", *_SEPARABLE):
-        return "conv_transpose" if _TRANSPOSED.search(scope) else "conv"
+        return "conv_transpose" if TRANSPOSED.search(scope) else "conv"
     return None
 
 
@@ -195,7 +180,7 @@ def _bias(
         return None
     scope, _, _ = name.rpartition("/")
     start = f"{scope}/" if scope else ""
-    for leaf in _PAIRS[match[2]]:
+    for leaf in BIAS_OF[match[2]]:
         beside = f"{start}{match[1]}{leaf}{match[3]}"
         if shapes.get(beside) in wanted:
             # A separable convolution has one bias, which comes last.

@@ -97,7 +97,7 @@ _MESSAGES = {
     "ArgAttrs": ["1 attr *AttrEntry"],
     "FunctionReturn": ["1 key bytes", "2 value bytes"],
     "OpDef": ["1 name bytes", "2 input_arg *ArgDef", "3 output_arg *ArgDef"],
-    "ArgDef": ["1 name bytes"],
+    "ArgDef": ["1 name bytes", "3 type int32"],
     "NodeDef": [
         "1 name bytes",
         "2 op bytes",

@@ -24,6 +24,7 @@ from converter.graph.ops import (
     NEXT_ITERATION,
     PLACEHOLDERS,
     SHAPE_ONLY,
+    SWITCHES,
     is_effect,
     is_watching,
     ops,
@@ -211,6 +212,9 @@ class _Search:
         while waiting:
             node = waiting.pop()
             if node.name in found or node.op in SHAPE_ONLY or node.name in self._after:
+                continue
+            # What decides a branch is not in the values that it gets.
+            if node.op in SWITCHES and node.sources[0].node not in found:
                 continue
             found.add(node.name)
             waiting += self.graph.consumers.get(node.name, ())

@@ -70,7 +70,8 @@ IFS = ops("If StatelessIf")
 CASES = ops("Case StatelessCase")
 WHILES = ops("While StatelessWhile")
 
-INLINED = ops("_Return _Join _Loop")
+LOOP = "_Loop"
+INLINED = ops("_Return _Join") | {LOOP}
 """What calls leave behind that were replaced by what they do (see `functions`)."""
 
 SWITCHES = ops("Switch RefSwitch")

@@ -1,4 +1,5 @@
-"""What TensorFlow 1 called the recurrent cells and their variables, from 0.12 to 1.15.
+"""What the recurrent cells of TensorFlow 1 are: their variables, what each release called these,
+and the gates that a kernel holds, in their order.
 
 References:
     rnn_cell.py, rnn_cell_impl.py, contrib/rnn, contrib/grid_rnn and legacy_seq2seq of TensorFlow
@@ -8,6 +9,8 @@ References:
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +28,16 @@ Names = tuple[str | None, ...]
 NUMBER = "#"
 """Stands for a number in a name."""
 
+LSTM_GATES = ("i", "j", "f", "o")
+"""The blocks of columns of an LSTM; j are the new values."""
+GRU_GATES = ("r", "u")
+KERAS_GATES: Mapping[int, tuple[str, ...] | int] = {
+    1: 1,
+    3: ("z", "r", "h"),
+    4: ("i", "f", "c", "o"),
+}
+"""The blocks of columns of cells of Keras, by how many there are; h and c are the new values."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:
@@ -38,6 +51,10 @@ class Cell:
         place: `around` another cell, in whose scope that lies (in newer eras, for a projection or
             an embedding), `holds` it in all eras, or none of this.
         rank: of the kernel, where that tells the class; None where any does.
+        columns: the blocks of columns of its kernel, in their order, or how many there are where
+            they have no names. Of a GRU, those of its gates: the candidate has a kernel of its own.
+        adds_forget_bias: whether its code adds a number to the forget gate, which is in no
+            variable: 1, unless it was told another.
     """
 
     name: str
@@ -45,6 +62,8 @@ class Cell:
     leaves: tuple[Names, ...] = ()
     place: Literal["", "around", "holds"] = ""
     rank: int | None = None
+    columns: tuple[str, ...] | int = 0
+    adds_forget_bias: bool = False
 
 
 def _names(*spellings: str | None) -> Names:
@@ -92,34 +111,50 @@ _CUDNN_GRU = tuple(
     for leaf in ("kernel", "bias")
 )
 _INDEPENDENT = ("kernel_w", "kernel_u", "bias")
-_NORMS = ("input", "transform", "forget", "output", "state")
+NORMS = tuple(
+    f"{gate}/{leaf}"
+    for gate in ("input", "transform", "forget", "output", "state")
+    for leaf in ("gamma", "beta")
+)
+"""What LayerNormBasicLSTMCell normalises its gates and its state with."""
+
+
+def _lstm(name: str, scopes: Names, leaves: tuple[Names, ...], rank: int | None = None) -> Cell:
+    return Cell(name, scopes, leaves, rank=rank, columns=LSTM_GATES, adds_forget_bias=True)
+
 
 CELLS: tuple[Cell, ...] = (
-    Cell("BasicRNNCell", _names("BasicRNNCell", "basic_rnn_cell"), _linear()),
-    Cell("BasicLSTMCell", _names("BasicLSTMCell", "basic_lstm_cell"), _linear()),
-    Cell("LSTMCell", _names("LSTMCell", "lstm_cell"), _LSTM),
+    Cell("BasicRNNCell", _names("BasicRNNCell", "basic_rnn_cell"), _linear(), columns=1),
+    _lstm("BasicLSTMCell", _names("BasicLSTMCell", "basic_lstm_cell"), _linear()),
+    _lstm("LSTMCell", _names("LSTMCell", "lstm_cell"), _LSTM),
     # Before the fused one: from 1.0 on nothing tells it from an LSTMCell.
-    Cell("LSTMBlockCell", _names("LSTMBlockCell", "lstm_cell"), _BLOCK_LSTM),
-    Cell("GRUCell", _names("GRUCell", "gru_cell"), _GRU),
-    Cell("GRUBlockCell", ("GRUBlockCell", "GRUBlockCell", "GRUBlockCell", "gru_cell"), _BLOCK_GRU),
-    Cell("GRUBlockCellV2", (None, None, "GRUBlockCellV2", "gru_cell"), _GRU),
+    _lstm("LSTMBlockCell", _names("LSTMBlockCell", "lstm_cell"), _BLOCK_LSTM),
+    Cell("GRUCell", _names("GRUCell", "gru_cell"), _GRU, columns=GRU_GATES),
     Cell(
+        "GRUBlockCell",
+        ("GRUBlockCell", "GRUBlockCell", "GRUBlockCell", "gru_cell"),
+        _BLOCK_GRU,
+        columns=GRU_GATES,
+    ),
+    Cell("GRUBlockCellV2", (None, None, "GRUBlockCellV2", "gru_cell"), _GRU, columns=GRU_GATES),
+    _lstm(
         "LSTMBlockFusedCell",
         ("LSTMBlockFusedCell", "lstm_block_wrapper", "lstm_block_wrapper", "lstm_fused_cell"),
         _FUSED_LSTM,
     ),
-    Cell(
+    _lstm(
         "LayerNormBasicLSTMCell",
         _names("LayerNormBasicLSTMCell", "layer_norm_basic_lstm_cell"),
         (
             _names("linear/weights", "weights", "kernel"),
             _names("linear/b", "biases", "bias"),
-            *(_names(f"{norm}/{leaf}") for norm in _NORMS for leaf in ("gamma", "beta")),
+            *map(_names, NORMS),
         ),
     ),
     Cell(
         "CoupledInputForgetGateLSTMCell",
         _names("CoupledInputForgetGateLSTMCell", "coupled_input_forget_gate_lstm_cell"),
+        columns=("j", "f", "o"),
     ),
     Cell("TimeFreqLSTMCell", _names("TimeFreqLSTMCell", "time_freq_lstm_cell")),
     Cell("GridLSTMCell", _names("GridLSTMCell", "grid_lstm_cell")),
@@ -127,7 +162,7 @@ CELLS: tuple[Cell, ...] = (
         "BidirectionalGridLSTMCell",
         _names("BidirectionalGridLSTMCell", "bidirectional_grid_lstm_cell"),
     ),
-    Cell("UGRNNCell", _names(None, "ugrnn_cell"), _linear(old=None)),
+    Cell("UGRNNCell", _names(None, "ugrnn_cell"), _linear(old=None), columns=2),
     Cell(
         "IntersectionRNNCell",
         _names(None, "intersection_rnn_cell"),
@@ -161,11 +196,11 @@ CELLS: tuple[Cell, ...] = (
         ),
     ),
     *(
-        Cell(
+        _lstm(
             f"Conv{rank}DLSTMCell",
             (None, None, "conv_lstm_cell", f"conv_{rank}d_lstm_cell"),
             _CONV,
-            rank=rank + 2,
+            rank + 2,
         )
         for rank in (1, 2, 3)
     ),
@@ -173,8 +208,14 @@ CELLS: tuple[Cell, ...] = (
         "CudnnCompatibleLSTMCell",
         _names(None, None, "cudnn_compatible_lstm_cell"),
         (_names(None, None, "kernel"), _names(None, None, "bias")),
+        columns=LSTM_GATES,
     ),
-    Cell("CudnnCompatibleGRUCell", _names(None, None, "cudnn_compatible_gru_cell"), _CUDNN_GRU),
+    Cell(
+        "CudnnCompatibleGRUCell",
+        _names(None, None, "cudnn_compatible_gru_cell"),
+        _CUDNN_GRU,
+        columns=GRU_GATES,
+    ),
     Cell(
         "SRUCell",
         _names(None, None, None, "sru_cell"),
@@ -196,7 +237,7 @@ CELLS: tuple[Cell, ...] = (
             ("IndyGRUCell", "indy_gru_cell", ("gates/", "candidate/")),
         )
     ),
-    Cell("ConvLSTMCell", (None, None, "conv_lstm_cell", "conv_lstm_cell"), _CONV),
+    _lstm("ConvLSTMCell", (None, None, "conv_lstm_cell", "conv_lstm_cell"), _CONV),
     Cell(
         "OutputProjectionWrapper",
         _names("OutputProjectionWrapper", "output_projection_wrapper"),
@@ -252,3 +293,45 @@ EARLIER = {"w_r": "w_ru", "b_r": "b_ru"}
 EARLIER_SCOPES = frozenset(["GRUBlockCell"])
 
 DIRECTIONS = {"FW": "fw", "BW": "bw"}
+
+
+def spelt(*newest: str) -> tuple[str, ...]:
+    """Return what any release called variables of cells, below the scope, in small letters.
+
+    Args:
+        newest: what the last release calls them.
+    """
+    rows = [row for cell in CELLS for row in cell.leaves if row[NEWEST] in newest]
+    names = [name for era in reversed(range(len(ERAS))) for row in rows if (name := row[era])]
+    earlier = [old for old, new in EARLIER.items() if new in names]
+    return tuple(dict.fromkeys(n.lower().replace(NUMBER, "0") for n in (*names, *earlier)))
+
+
+KERNELS = spelt("kernel")
+BIASES = spelt("bias")
+PROJECTIONS = spelt("projection/kernel")
+PEEPHOLES = spelt("w_f_diag", "w_i_diag", "w_o_diag")
+GATE_KERNELS = spelt("gates/kernel", "w_ru")
+GATE_BIASES = spelt("gates/bias", "b_ru")
+CANDIDATE_KERNELS = spelt("candidate/kernel", "w_c")
+CANDIDATE_BIASES = spelt("candidate/bias", "b_c")
+CANDIDATE_PARTS = tuple(f"candidate/{part}_projection" for part in ("input", "hidden"))
+"""Where a CudnnCompatibleGRUCell has the two kernels of its candidate."""
+
+
+def plain(component: str) -> str:
+    """Return a component of a scope in small letters, without underscores and its number."""
+    return re.sub(r"_\d+$", "", component).lower().replace("_", "")
+
+
+def _by_plain_name() -> dict[str, Cell]:
+    found: dict[str, Cell] = {}
+    for cell in CELLS:
+        for scope in (*cell.scopes, cell.name):
+            if scope is not None and not cell.place:
+                found.setdefault(plain(scope), cell)
+    return found
+
+
+BY_PLAIN_NAME = _by_plain_name()
+"""The cells by their scopes, whatever the spelling; what shares a scope is the same to compute."""

@@ -234,7 +234,7 @@ class _Renaming:
             self.scopes[layer] = f"Layer{number}/BiRNN"
         elif is_old and self.classes.get(stack) == STATIC:
             self.scopes[path] = ""
-        elif is_old and self.target >= NESTED and number == "0":
+        elif is_old and self.target >= NESTED and number == "0" and stack not in self.classes:
             text = (
                 f"{stack} is taken for stack_bidirectional_dynamic_rnn; if its function is the "
                 f"static one, say --eras-kind '{stack}=static'"

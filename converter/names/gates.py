@@ -9,18 +9,24 @@ from dataclasses import dataclass
 from converter.errors import PlanError, UsageError, printable
 
 _WORDS = {
-    "i": ("in", "ingate", "input", "inputgate", "inpgate", "ig"),
+    "i": ("in", "ingate", "input", "inputgate", "inpgate", "ig", "igate"),
     "j": (
         *("c", "g", "cand", "candidate", "candidategate", "cell", "cellgate", "cellinput"),
         *("gg", "inputmodulation", "memory", "memorycell", "modulation", "new", "newinput"),
-        *("newmemory", "transform", "cellstate", "state", "h", "n"),
+        *("newmemory", "newgate", "ggate", "transform", "cellstate", "state", "h", "n"),
     ),
-    "f": ("forget", "forgetgate", "fg"),
-    "o": ("out", "outgate", "output", "outputgate", "og"),
+    "f": ("forget", "forgetgate", "fg", "fgate"),
+    "o": ("out", "outgate", "output", "outputgate", "og", "ogate"),
     "r": ("reset", "resetgate", "rg"),
     "u": ("z", "update", "updategate", "ug", "zg"),
 }
 _LETTER_OF = {word: letter for letter, words in _WORDS.items() for word in (letter, *words)}
+
+_PARTS = {
+    **dict.fromkeys(["wx", "w_x"], "x"),
+    **dict.fromkeys(["wt", "wh", "w_t", "w_h", "u"], "h"),
+    **dict.fromkeys(["bi", "b", "bias", "biases"], "bias"),
+}
 
 
 def letter_of(gate: str) -> str | None:
@@ -68,6 +74,30 @@ def ordered(order: Sequence[str], gates: Iterable[str], subject: str) -> list[st
                 f"{what} {wanted!r}; give the order by their names: --gates-order a,b,c,d"
             )
         found += fits
+    return found
+
+
+def by_gates(names: Iterable[str]) -> dict[str, dict[str, dict[str, str]]]:
+    """Return what LSTMs hold that have a scope for each gate: `cell/input_gate/wx`, `wt`, `bi`.
+
+    Returns:
+        By the scope of the cell, the letter of the gate (i, j, f and o) and the part (`x` and `h`,
+        which the inputs and the state are multiplied with, and `bias`), the variable.
+    """
+    cells: dict[str, dict[str, dict[str, str]]] = {}
+    for name in names:
+        above, _, leaf = name.rpartition("/")
+        part = _PARTS.get(leaf.lower())
+        if part is not None:
+            cell, _, gate = above.rpartition("/")
+            cells.setdefault(cell, {}).setdefault(gate, {})[part] = name
+    found = {}
+    for cell, gates in cells.items():
+        full = [(gate, parts) for gate, parts in gates.items() if {"x", "h"} <= parts.keys()]
+        held = {letter: parts for gate, parts in full if (letter := letter_of(gate))}
+        # Two scopes that may both be of one gate tell nothing.
+        if set(held) == set("ijfo") and len(full) == len(held):
+            found[cell] = held
     return found
 
 

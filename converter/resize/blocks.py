@@ -17,13 +17,12 @@ from converter.resize.chosen import in_dtype
 from converter.resize.maps import AxisMap
 from converter.resize.units import Units, WidthMap
 from converter.structure.axes.axis import Axis, Blocks, Use
+from converter.structure.properties.newcomers import is_peephole
 from converter.values import Values
 from converter.variable import Region, Variable, regions, whole
 
 _RUNS = 1 << 16
 _AxisUses = Mapping[str, tuple[Use, ...]]
-# Gains that multiply a state inside of gates: a new one starts as kernels do, not as 1.
-_PEEPHOLES = ("_diag", "_peephole", "peephole")
 
 
 class _Run(NamedTuple):
@@ -75,7 +74,7 @@ class Filling:
         found = {use for _, used in changed for use in used}
         if "variance" in found:
             return 1.0
-        if "gain" in found and _is_vector(variable) and not _is_peephole(variable):
+        if "gain" in found and _is_vector(variable) and not is_peephole(variable.name):
             return 1.0
         for name, used in changed:
             fill = self._maps[name].fill
@@ -141,7 +140,7 @@ class Filling:
             return True
         if "shift" in uses:
             return not fill.for_kernels and self._maps[name].bias is None
-        return "gain" in uses and (not _is_vector(variable) or _is_peephole(variable))
+        return "gain" in uses and (not _is_vector(variable) or is_peephole(variable.name))
 
     def _of_template(
         self, variable: Variable, shape: Sequence[int], of: str | None, region: Region
@@ -219,10 +218,6 @@ def _owners(marks: Sequence[AxisMap]) -> Iterator[tuple[int, int]]:
 
 def _is_vector(variable: Variable) -> bool:
     return sum(size > 1 for size in variable.shape) < 2
-
-
-def _is_peephole(variable: Variable) -> bool:
-    return variable.name.lower().rpartition("/")[2].endswith(_PEEPHOLES)
 
 
 def _fan(axis: Axis, name: str, sizes: Mapping[str, int]) -> int:

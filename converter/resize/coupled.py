@@ -17,6 +17,44 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Consumer:
+    """A variable of the model that consumes the units of a width.
+
+    Attributes:
+        variable: which.
+        axis: along which it consumes them.
+        places: where the units stand on that axis: int64 of shape (times, units).
+        has_bias: whether a bias behind it can take what is constant in what it consumes.
+    """
+
+    variable: Variable
+    axis: int
+    places: Array
+    has_bias: bool
+
+    @property
+    def length(self) -> int:
+        """How many entries the axis has, those of other widths included."""
+        return self.variable.shape[self.axis]
+
+    def gram(self) -> Array:
+        """Return the products of all entries of the axis with each other: float64 (length, length).
+
+        They are summed over all else that the variable has.
+        """
+        total = np.zeros((self.length, self.length))
+        for region in _whole_along(self.variable, self.axis):
+            values = np.asarray(self.variable.read(region), np.float64)
+            lines = np.moveaxis(values, self.axis, 0).reshape(self.length, -1)
+            total += lines @ lines.T
+        return total
+
+    def squares(self) -> Array:
+        """Return the sum of the squares of each entry of the axis: float64 (length,)."""
+        return _squares(self.variable, self.axis)
+
+
+@dataclass(frozen=True)
 class Coupled:
     """The entries of all variables of the model that belong to the units of one width.
 
@@ -52,13 +90,21 @@ class Coupled:
         """
         total = np.zeros(self.size)
         for variable, number, places in self._places(uses):
-            sums = np.zeros(variable.shape[number])
-            for region in regions(variable.shape, BLOCK_BYTES // variable.dtype.itemsize):
-                values = np.asarray(variable.read(region), np.float64)
-                other = tuple(k for k in range(values.ndim) if k != number)
-                sums[region[number]] += np.square(values).sum(axis=other)
-            total += sums[places].sum(axis=0)
+            total += _squares(variable, number)[places].sum(axis=0)
         return total
+
+    def consumers(self) -> Iterator[Consumer]:
+        """Yield the variables of the model that consume the units. It reads no values.
+
+        Those are not among them that make the units on the same axis, as queries and keys do.
+        """
+        from converter.structure.biases import bias_of
+
+        for variable, number, places in self._places(("consume",)):
+            used = self.structure.uses.get(variable.name, ())
+            if used and set(used[number].get(self.width, ())) == {"consume"}:
+                bias = bias_of(self.structure, self.checkpoint, variable.name, number)
+                yield Consumer(variable, number, places, bias is not None)
 
     def rows(self, *uses: Use) -> Iterator[Array]:
         """Yield all entries as rows: float64 of shape (m, n), a column for each unit.
@@ -91,6 +137,16 @@ class Coupled:
         from converter.resize.maps import places_of
 
         return places_of(axis, self.structure.sizes, self.width)
+
+
+def _squares(variable: Variable, number: int) -> Array:
+    """Return the sum of the squares of each entry of an axis."""
+    sums = np.zeros(variable.shape[number])
+    for region in regions(variable.shape, BLOCK_BYTES // variable.dtype.itemsize):
+        values = np.asarray(variable.read(region), np.float64)
+        other = tuple(k for k in range(values.ndim) if k != number)
+        sums[region[number]] += np.square(values).sum(axis=other)
+    return sums
 
 
 def _whole_along(variable: Variable, number: int) -> Iterator[Region]:

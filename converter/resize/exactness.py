@@ -15,6 +15,7 @@ from converter.structure.structure import SizeFactor, Structure
 
 # What is not the same with some units twice, though their shares add up to one.
 _COUNTING: frozenset[Touch] = SINGLING | {
+    "computed",
     "input",
     "norm",
     "self paired",
@@ -31,7 +32,8 @@ class Verdict(NamedTuple):
     """What is known of a width that changes, before anything runs.
 
     Attributes:
-        exact: whether the outputs stay what they are, up to rounding.
+        exact: whether the outputs stay what they are, up to rounding; of one that has more entries
+            then, the old ones.
         why: if not, why not; else what it rests on. Half a sentence.
     """
 
@@ -134,7 +136,8 @@ def judge(
         tied: whether one axis produces and consumes it.
     """
     if width_map.size < width.size:
-        return Verdict(False, _removed(width.size - width_map.size))
+        mended = "" if width_map.repair is None else "; what takes them is mended"
+        return Verdict(False, _removed(width.size - width_map.size) + mended)
     produce, consume = width_map.produce, width_map.consume
     if not isinstance(produce, Units) or not isinstance(consume, Units):
         verdict = _judge_matrices(width, width_map, tied=tied)
@@ -178,7 +181,7 @@ def _judge_units(
             return Verdict(False, f"{touches[averaged]} averages over it; copy every unit as often")
         if averaged and taken.new:
             return Verdict(False, f"{touches[averaged]} averages over it, new units included")
-        return Verdict(True, "the shares of the copies add up to 1")
+        return Verdict(True, _shown(touches) or "the shares of the copies add up to 1")
     if not taken.new:
         return Verdict(True, "its units stay")
     if width.normalised is not None and _is_made_up(width, width_map):
@@ -187,14 +190,15 @@ def _judge_units(
         )
     if is_looked_up(width) and width.growth == "any":
         return Verdict(True, "nothing that was looked up before is a new one")
-    zero = width_map.gain == 1 and isinstance(width_map.fill, Zeros)
-    pole = touches.get("constant pole", touches.get("pole") if zero else None)
-    if pole is not None and width.growth != "none":
-        return Verdict(False, f"{pole} gives infinities for new units that are zero")
+    zero = width_map.gain == 1 and isinstance(width_map.fill, Zeros) and not width_map.bias
     if width.growth == "any" or (width.growth == "zero" and zero):
-        return Verdict(True, "what consumes the new units is zero")
+        return Verdict(True, _shown(touches) or "what consumes the new units is zero")
     if averaged := next((t for t in touches if t in AVERAGING), None):
         return Verdict(False, f"{touches[averaged]} averages over it, new units included")
+    if "counted" in touches:
+        return Verdict(False, f"{touches['counted']} computes with the number of its units")
+    if "pole" in touches:
+        return Verdict(False, f"{touches['pole']} may give infinities or NaN for new units")
     if width.growth == "zero":
         return Verdict(False, f"new units would have to be zero: {width.why}")
     return Verdict(False, width.why)
@@ -202,6 +206,15 @@ def _judge_units(
 
 def _removed(number: int) -> str:
     return f"{number} of its units {'is' if number == 1 else 'are'} removed"
+
+
+def _shown(touches: Mapping[Touch, str]) -> str | None:
+    """Return what an output that has more entries keeps; None where the width is an inner one."""
+    if "cross entropy" in touches:
+        return f"for the old entries of the outputs; {touches['cross entropy']} counts the new ones"
+    if "output" in touches:
+        return f"for the old entries of {touches['output']}, which is an output"
+    return None
 
 
 def _is_made_up(width: Width, width_map: WidthMap) -> bool:
@@ -224,6 +237,9 @@ def _judge_matrices(width: Width, width_map: WidthMap, *, tied: bool) -> Verdict
         return Verdict(False, "what consumes it does not undo what produces it")
     if tied and not np.allclose(produce.values, consume.values.T, atol=1e-6):
         return Verdict(False, "one variable produces and consumes it, and the two maps differ")
+    counted = dict(width.touches).get("counted")
+    if counted and width_map.size != width.size:
+        return Verdict(False, f"{counted} computes with the number of its units")
     if shown := dict(width.touches).get("shown"):
         return Verdict(False, f"{shown} is an output in which its units would be mixed")
     if width.symmetry == "free":

@@ -22,6 +22,7 @@ from converter.resize.exactness import (
     judge,
     made_up,
 )
+from converter.resize.mending import Repairs
 from converter.resize.units import Units, WidthMap
 from converter.resize.variables import Resizing
 from converter.structure.axes.axis import Axis, Use, Width
@@ -96,6 +97,8 @@ class Request:
         self._held: Mapping[str, str] = {}
         sizes, self.notes = self._sizes()
         self.maps = {name: self._map(name, size) for name, size in sizes.items()}
+        self._repairs = Repairs(checkpoint, self.structure, self.maps)
+        self.notes = (*self.notes, *self._repairs.notes())
 
     def variables(self, *, require_exact: bool) -> Iterator[Variable]:
         """Give the variables of the result.
@@ -118,6 +121,7 @@ class Request:
             frozenset(looked_up),
             self._template,
             self._wanted.seed,
+            self._repairs,
         )
         _check_sizes(self._checkpoint, resizing)
         _check_companions(self._checkpoint, resizing)

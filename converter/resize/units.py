@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -187,6 +187,41 @@ MOST_RUNS = 1024
 """Stretches that are copied one by one; more of them are gathered by an index."""
 
 
+class Mending(NamedTuple):
+    """How what consumes units takes over what those did that are removed.
+
+    Attributes:
+        matrix: (new, old) of float64: how much of each old entry each one takes that stays; None
+            where they only stay.
+        shift: (old,) of float64: what is constant of each entry that goes, 0 for one that stays.
+            The bias behind takes it, where there is one.
+    """
+
+    matrix: Array | None
+    shift: Array
+
+
+class Repair(Protocol):
+    """Mends what consumes the units that are removed, variable by variable."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether what stays is changed, and not only the bias behind it."""
+
+    def knows(self, variable: str) -> bool:
+        """Tell whether a variable can be mended. It reads no values."""
+
+    def mending(self, variable: str, length: int, kept: Array, *, has_bias: bool) -> Mending:
+        """Return how a variable is mended, when the first of its values are asked for.
+
+        Args:
+            variable: its name.
+            length: of the axis that consumes the units, with all of them.
+            kept: the entries of that axis that stay, in their new order.
+            has_bias: whether a bias takes the shift.
+        """
+
+
 @dataclass(frozen=True, eq=False)
 class WidthMap:
     """What becomes of a width of n units that is to have N.
@@ -205,6 +240,7 @@ class WidthMap:
             width, or a normalisation counts new units.
         is_centred: whether the mean over the old units is taken off what makes a normalised width.
         noise: of copies: how far from the original they are, in its standard deviations.
+        repair: mends what consumes the units that are removed; None where nothing does.
     """
 
     produce: UnitMap
@@ -215,6 +251,7 @@ class WidthMap:
     rescale: float = 1.0
     noise: float = 0.0
     is_centred: bool = False
+    repair: Repair | None = None
 
     @property
     def size(self) -> int:

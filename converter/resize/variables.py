@@ -17,12 +17,13 @@ from converter.resize.blocks import Filling
 from converter.resize.chosen import choose, new_entries
 from converter.resize.dense import multiply
 from converter.resize.maps import AxisMap, panels
+from converter.resize.mending import Mended, Repairs
 from converter.resize.noise import Noise, add_noise, copies
 from converter.resize.taking import of_both, of_gradients, of_values, plain
 from converter.resize.units import Matrix, UnitMap, Units, WidthMap
 from converter.structure.axes.axis import Axis, Use
 from converter.structure.structure import Structure
-from converter.variable import Variable
+from converter.variable import Array, Region, Variable, shape_of
 
 _AxisUses = Mapping[str, tuple[Use, ...]]
 
@@ -39,6 +40,7 @@ class Resizing:
             of, as nothing but a lookup of them finds them.
         template: a checkpoint of the new sizes that initializers may look at, or None.
         seed: of what is drawn.
+        repairs: what is mended where units are removed; None for nothing.
     """
 
     checkpoint: Checkpoint
@@ -47,6 +49,7 @@ class Resizing:
     looked_up: frozenset[str] = frozenset()
     template: Checkpoint | None = None
     seed: int = 0
+    repairs: Repairs | None = None
 
     def variables(self) -> Iterator[Variable]:
         """Give the variables of the result, in the order of the checkpoint.
@@ -57,10 +60,12 @@ class Resizing:
         drawing = Drawing(self.seed)
         for name, variable in self.checkpoint.items():
             axes = self.structure.axes.get(name, ())
+            role = self._role(name)
             if any(not self.maps.keys().isdisjoint(axis.widths()) for axis in axes):
                 yield self._resized(variable, drawing)
-            else:
-                yield self._thinned(variable, variable, self._role(name))
+                continue
+            shifted = self._with_linear(self._shifted(variable, role), role, (), drawing)
+            yield self._thinned(variable, shifted, role)
 
     def shape_of(self, name: str) -> tuple[int, ...]:
         """Return the shape that a variable will have."""
@@ -83,11 +88,15 @@ class Resizing:
         axes = self.structure.axes[variable.name]
         uses = self._uses(variable.name, role)
         maps = self._maps(variable.name, role, axes, uses)
-        result = variable
+        result = self._shifted(variable, role)
         for number, found in enumerate(maps):
             matrices = {n: m for n, m in found.items() if isinstance(m, Matrix)}
             result = self._multiplied(result, number, axes[number], matrices, uses[number])
         chosen = [self._chosen(axis, found) for axis, found in zip(axes, maps, strict=True)]
+        mended = self._mended(variable.name, role)
+        if mended is not None and mended.repair.mixes:
+            result = mended.consumer(result)
+            chosen[mended.axis] = None
         if not slots.holds_values(role):
             result = choose(result, chosen, slots.fresh_entries(variable, role))
             result = self._with_linear(result, role, chosen, drawing)
@@ -105,6 +114,18 @@ class Resizing:
         if noises := list(self._noises(axes, uses)):
             result = add_noise(result, noises, self.checkpoint[key], drawing, key)
         return result
+
+    def _mended(self, name: str, role: Role) -> Mended | None:
+        """Return how a variable is mended, or an average of it; None for all others."""
+        if self.repairs is None or not slots.holds_values(role):
+            return None
+        return self.repairs.mended.get(role.of or name)
+
+    def _shifted(self, variable: Variable, role: Role) -> Variable:
+        """Return a bias with what is constant of units that go; any other variable as it is."""
+        if self.repairs is None or not slots.holds_values(role):
+            return variable
+        return self.repairs.shifted(variable, role.of or variable.name)
 
     def _noises(self, axes: Sequence[Axis], uses: Sequence[_AxisUses]) -> Iterator[Noise]:
         for number, (axis, used) in enumerate(zip(axes, uses, strict=True)):
@@ -232,13 +253,15 @@ class Resizing:
             if other.of == of and other.slot in ("accum", "accumulator")
         )
         accumulator = next(accumulators, None)
-        if not self._is_filled(of):
+        is_mended = self.repairs is not None and self.repairs.changes(of)
+        if not is_mended and not self._is_filled(of):
             return slot
         constants = slots.ftrl_of(self.structure, of)
         if accumulator is None or constants is None:
             raise PlanError(
                 f"{slot.name}: Ftrl computes {of} from it, and the learning rate is in no constant "
-                f"of a graph, so that new units would be lost; fill with zeros, or drop the slots "
+                f"of a graph, so that {'what is mended' if is_mended else 'new units'} would be "
+                f"lost; {'do not mend' if is_mended else 'fill with zeros'}, or drop the slots "
                 f"before (--drop slots)"
             )
         return slots.recomputed(
@@ -246,7 +269,7 @@ class Resizing:
             self._resized(self.checkpoint[of], drawing),
             self._resized(self.checkpoint[accumulator], drawing),
             constants,
-            new_entries(chosen),
+            _everywhere if is_mended else new_entries(chosen),
         )
 
     def _is_filled(self, name: str) -> bool:
@@ -258,3 +281,7 @@ class Resizing:
             return True
         blocks = filling.blocks(variable, self.shape_of(name), axes, uses, self._sizes, None)
         return bool(blocks)
+
+
+def _everywhere(region: Region) -> Array:
+    return np.ones(shape_of(region), np.bool_)

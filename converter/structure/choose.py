@@ -46,7 +46,7 @@ def choose(structure: Structure, requests: Mapping[str, int]) -> Chosen:
     for request, size in requests.items():
         if size < 1:
             raise UsageError(f"{_shown(request)}={size}: a width must have one unit at least")
-        fitting = _fitting(structure, request)
+        fitting = named(structure, request)
         resizable = [width for width in fitting if width.resizable]
         rest = [width for width in fitting if not width.resizable]
         if not resizable:
@@ -69,12 +69,12 @@ def held(structure: Structure, requests: Mapping[str, int]) -> dict[str, str]:
     return {
         width.name: width.why
         for request in requests
-        for width in _fitting(structure, request)
+        for width in named(structure, request)
         if not width.resizable
     }
 
 
-def _fitting(structure: Structure, request: str) -> list[Width]:
+def named(structure: Structure, request: str) -> list[Width]:
     widths = structure.widths
     if request in widths:
         return [widths[request]]

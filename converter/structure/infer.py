@@ -21,10 +21,11 @@ from converter.structure.cells import by_name, labels_by_name
 from converter.structure.declare import declare
 from converter.structure.follow import follow
 from converter.structure.properties import classes, naming
-from converter.structure.properties.counts import mark_averages
+from converter.structure.properties.counts import mark_averages, mark_lengths
 from converter.structure.properties.facts import Facts, Place, gather
 from converter.structure.properties.gates import labels_of
-from converter.structure.properties.growth import Carriers, growth, mark_poles, stays_zero
+from converter.structure.properties.growth import growth, mark_computed, stays_zero
+from converter.structure.properties.newcomers import Carriers
 from converter.structure.properties.normalised import normalised
 from converter.structure.structure import Opaque, SizeFactor, Structure
 from converter.structure.tensors.analysis import Analysis
@@ -96,17 +97,20 @@ def infer_from(
     followers = {n: roles[n] for n in checkpoint if follows(roles[n], checkpoint)}
     held = [name for name in findings.axes if name not in followers]
     mark_averages(findings.analysis)
+    mark_lengths(findings.analysis)
     facts, products = gather(findings, held)
     _mark_unused(findings, facts)
     classes.mark_outputs(findings.analysis, facts)
     widths = {a: f for a, f in facts.items() if a is not ONE and not _is_fixed(f, products)}
     names = naming.names(widths, products)
+    carriers = Carriers(findings.analysis)
+    for fact in widths.values():
+        mark_computed(findings.analysis, fact, carriers)
     told = {atom: classes.classify(fact) for atom, fact in widths.items()}
     moving = [atom for atom, found in told.items() if found.resizable]
     factors = classes.scale_factors(findings.analysis, facts, moving)
     writer = _Writer(names, labels_of(findings.analysis, facts.values(), products))
     axes, uses = _axes(checkpoint, roles, products, facts, names, writer)
-    carriers = Carriers(findings.analysis)
     structure = Structure(
         {
             names[atom]: _width(names[atom], fact, told[atom], findings.analysis, carriers)
@@ -217,8 +221,6 @@ def _width(
     consumed = fact.by_use("consume")
     rest = list(dict.fromkeys(place.variable for place in fact.places))
     grows = growth(analysis, fact, carriers) if found.resizable else "none"
-    if grows != "none":
-        mark_poles(analysis, fact, carriers)
     return Width(
         name,
         size_of(fact.atom) or 0,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from converter import PlanError, Strategy, UsageError, by_name, hookimpl, matching, option
 from converter.names.cells import Era
-from converter.names.follow import followers, following, root_of
+from converter.names.follow import followers, following, left_behind, root_of
 
 if TYPE_CHECKING:
     from converter import Checkpoint, Variable
@@ -27,6 +27,7 @@ Kind = Literal[
     "GRUCell",
     "GRUBlockCellV2",
     "ConvLSTMCell",
+    "dynamic",
     "static",
     "own",
 ]
@@ -57,7 +58,7 @@ class Eras(Strategy):
     kind: Mapping[str, Kind] = option(
         {},
         help="what made the scopes that a glob fits, where names don't tell: the class of a cell, "
-        "a static stack of layers, or your own code",
+        "a dynamic or a static stack of layers, or your own code",
         metavar="GLOB=KIND",
     )
     shards: Mapping[str, int] = option(
@@ -104,6 +105,7 @@ class Eras(Strategy):
         found = self._names(checkpoint)
         if era is None and not found.renamed:
             yield "no variable has the name of a recurrent cell of TensorFlow 1"
+            yield from _other_keys(checkpoint, names)
             return
         yield from found.notes
         if self.eras == "0.12":
@@ -162,12 +164,11 @@ def _told(checkpoint: Checkpoint, names: Sequence[str], era: Era) -> dict[str, K
         return {}
     kinds: dict[str, Kind] = {}
     for name, scope in blocks.items():
-        if _BLOCK_OP in seen.ops_of(name):
-            kinds[scope] = "LSTMBlockCell"
+        if taken := seen.ops_of(name):
+            kinds[scope] = "LSTMBlockCell" if _BLOCK_OP in taken else "LSTMCell"
     for name, scope in stacks.items():
-        taken = seen.ops_of(name)
-        if taken and taken.isdisjoint(ENTERS | WHILES | INLINED):
-            kinds[scope] = "static"
+        if taken := seen.ops_of(name):
+            kinds[scope] = "dynamic" if taken & (ENTERS | WHILES | INLINED) else "static"
     for name, cell in own.items():
         if seen.is_lstm(cell):
             is_fused = bool(seen.ops_of(name) & LSTM_BLOCKS - {_BLOCK_OP})
@@ -185,6 +186,19 @@ def _basic(told: Mapping[str, Kind], kinds: Mapping[str, Kind]) -> Iterable[str]
                 f"{scope} is taken for BasicLSTMCell; if it is LSTMCell, say --eras-kind "
                 f"'{scope}=LSTMCell'"
             )
+
+
+def _other_keys(checkpoint: Checkpoint, names: Sequence[str]) -> Iterable[str]:
+    """Say which cell the graph has that is stored under keys of its own."""
+    from converter.conventions.cells import of_cell
+    from converter.conventions.graph import look
+
+    seen, _ = look(checkpoint)
+    called = {name: seen.called(name) for name in names} if seen else {}
+    other = [(name, own) for name, own in called.items() if own and of_cell(own)]
+    if other:
+        name, own = other[0]
+        yield f"{name} is {own} in the graph; --names graph before gives it that name"
 
 
 def _scopes_of(pattern: re.Pattern[str], names: Iterable[str]) -> dict[str, str]:
@@ -225,12 +239,7 @@ def _partitioned(checkpoint: Checkpoint) -> dict[str, int]:
 
 
 def _left(checkpoint: Checkpoint, renamed: Mapping[str, str]) -> Iterable[str]:
-    left = [
-        name
-        for name, role in checkpoint.roles().items()
-        if role.of is not None and renamed.get(role.of, role.of) != role.of and name not in renamed
-    ]
-    if left:
+    if left := left_behind(checkpoint.roles(), renamed):
         yield (
             f"{len(left)} slots and averages keep names that don't hold their variable's, such as "
             f"{left[0]}; rename them"

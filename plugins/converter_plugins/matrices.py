@@ -5,14 +5,18 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
 
 from converter import Array, Coupled, InputError, Matrix, PlanError, open_checkpoint
+
+if TYPE_CHECKING:
+    from converter.resize.coupled import Consumer
+    from converter_plugins.activations import Activations
 
 _UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 _HEADER_BYTES = 1 << 14
@@ -38,6 +42,33 @@ def principal(coupled: Coupled, size: int) -> Array:
     squares = np.zeros((coupled.size, coupled.size))
     for rows in coupled.rows("produce"):
         squares += rows.T @ rows
+    return _largest(squares, size)
+
+
+def components(activations: Activations, consumers: Sequence[Consumer], size: int) -> Array:
+    """Return the directions (n, size) in which units are largest on data, by their squares.
+
+    Means count, as no bias takes them. What is consumed in several places counts in each.
+
+    Args:
+        activations: the statistics.
+        consumers: what consumes the units.
+        size: how many directions.
+    """
+    squares = np.sum(
+        [
+            products[np.ix_(own, own)]
+            for consumer in consumers
+            for products in (activations.moments(consumer.variable.name, centred=False),)
+            for own in consumer.places
+        ],
+        axis=0,
+    )
+    return _largest(squares, size)
+
+
+def _largest(squares: Array, size: int) -> Array:
+    """Return the eigenvectors (n, size) of the largest eigenvalues of a symmetric matrix."""
     _, directions = np.linalg.eigh(squares)
     found: Array = directions[:, ::-1][:, :size].copy()
     # Of a direction and its opposite the one whose largest entry is positive.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -12,8 +11,6 @@ from converter.names.follow import followers
 
 if TYPE_CHECKING:
     from converter import Checkpoint, Variable
-
-_PART = re.compile(r"/part_\d+\Z")
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ def _in_graph(checkpoint: Checkpoint) -> dict[str, str]:
     """Return the name in the graph of each variable that it has."""
     from converter.graph.ops import VARIABLES
     from converter.graph.ordered import read_ordered
-    from converter.structure.tensors.variables import bind
+    from converter.structure.tensors.variables import as_opened, bind, variable_of
 
     graph = read_ordered(checkpoint)
     if graph is None:
@@ -69,16 +66,13 @@ def _in_graph(checkpoint: Checkpoint) -> dict[str, str]:
             f"{checkpoint.path}: there is no graph beside it (a .meta file), which would tell the "
             f"names; use rename"
         )
-    own = {_whole(node.name) for node in graph.nodes if node.op in VARIABLES}
+    own = {variable_of(node) for node in graph.nodes if node.op in VARIABLES}
     found: dict[str, str] = {}
-    for node, (name, _) in bind(graph, checkpoint).items():
+    opened, now = as_opened(checkpoint)
+    for node, (key, _) in bind(graph, opened).items():
         # A key that is a variable's name is that variable, though others may start from it, too.
-        found.setdefault(name, name if name in own else _whole(node.name))
+        found.setdefault(now[key], key if key in own else variable_of(node))
     return found
-
-
-def _whole(node: str) -> str:
-    return _PART.sub("", node)
 
 
 @hookimpl

@@ -77,7 +77,8 @@ class Pad(Resizer):
 
 def _is_output(width: Width) -> bool:
     touches = dict(width.touches)
-    return bool(width.produced_by) and not {"output", "softmax"}.isdisjoint(touches)
+    outside = {"cross entropy", "output", "softmax"}
+    return bool(width.produced_by) and not outside.isdisjoint(touches)
 
 
 @hookimpl

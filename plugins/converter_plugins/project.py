@@ -31,7 +31,8 @@ class Project(Resizer):
     References:
         Stewart, The efficient generation of random orthogonal matrices, 1980 (`orthonormal`: by QR
         with positive diagonal); Johnson and Lindenstrauss, Extensions of Lipschitz mappings, 1984
-        (`gaussian`: of variance 1/N, undone by its pseudo-inverse).
+        (`gaussian`: of variance 1/N, undone by its pseudo-inverse); Ashkboos et al., SliceGPT, 2024
+        (principal components of activations).
     """
 
     name: ClassVar[str] = "project"
@@ -39,6 +40,11 @@ class Project(Resizer):
         "orthonormal",
         help="the matrix: random with orthonormal rows or columns, random numbers of variance 1/N, "
         "or the principal components of what makes the units",
+    )
+    statistics: Path | None = option(
+        None,
+        help="a file of statistics that convert stats wrote: pca is of what the units are on data",
+        metavar="FILE",
     )
     matrix: Path | None = option(
         None,
@@ -53,6 +59,11 @@ class Project(Resizer):
         super().__post_init__()
         if self.matrix is None and self.transposed:
             raise UsageError("transposed is about the matrix of a file; give --project-matrix FILE")
+        if self.statistics is not None and (self.by != "pca" or self.matrix is not None):
+            raise UsageError(
+                f"nothing uses the statistics in {self.statistics}; choose principal components "
+                f"(--project-by pca), and no matrix of a file"
+            )
 
     def width_map(self, width: Width, size: int, coupled: Coupled) -> WidthMap:
         from converter import Matrix, WidthMap
@@ -67,6 +78,13 @@ class Project(Resizer):
             if given.consume is not None:
                 return WidthMap(produce, Matrix.of(given.consume))
             return WidthMap(produce, matrices.undoing(produce))
+        if self.statistics is not None:
+            from converter_plugins.activations import activations_of
+
+            activations = activations_of(coupled, self.statistics)
+            consumers = activations.consumers(coupled, ("mean", "covariance"))
+            produce = Matrix(shape, partial(matrices.components, activations, consumers, size))
+            return WidthMap(produce, produce.T)
         if self.by == "pca" and not (width.produced_by or coupled.structure.findings is None):
             raise PlanError(
                 f"{width.name}: no variable makes its units, so they have no principal components; "

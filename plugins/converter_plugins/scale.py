@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from converter import PlanError, Strategy, UsageError, by_name, hookimpl, option
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from converter import Array, Checkpoint, Region, Variable
+    from converter import Checkpoint, Variable
+    from converter.scaling.kinds import Scaled
+    from converter.scaling.multiply import Factor
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,12 @@ class Scale(Strategy):
     """Multiply float variables by a factor, or by the inverse of an activation statistic.
 
     With statistics, a variable of shape (..., units) becomes value / max(mean_abs, floor), where
-    `VARIABLE/mean_abs` is one number, or one for each unit. Where a variable has a factor and a
-    statistic, both apply. Dtypes are kept.
+    `VARIABLE/mean_abs` is one number, or one for each unit. Where several factors are about a
+    variable, all of them apply. Dtypes are kept.
+
+    A glob chooses variables, and nothing else follows. A kind chooses the kernels of such layers:
+    the statistics of batch normalisations behind them follow, biases as it is asked for, averages
+    as their variables, and slots where the outputs stay.
 
     Example:
         convert ckpt model.ckpt --scale 'decoder/logits/*=0.5' -o out/
@@ -31,6 +38,36 @@ class Scale(Strategy):
     name: ClassVar[str] = "scale"
     scale: Mapping[str, float] = option(
         {}, help="multiply the variables that a glob fits by a factor", metavar="GLOB=FACTOR"
+    )
+    kind: Mapping[str, float] = option(
+        {},
+        help="multiply all kernels of a kind: convolution, dense, recurrent or embedding",
+        metavar="KIND=FACTOR",
+    )
+    biases: Literal["left", "scaled", "power"] = option(
+        "left",
+        help="of these layers: as they are, multiplied as their kernels, or by the power of the "
+        "factor that makes all outputs multiples of what they were",
+    )
+    input_to_hidden: Mapping[str, float] = option(
+        {},
+        help="multiply what takes the input in the recurrent kernels that a glob fits",
+        metavar="GLOB=FACTOR",
+    )
+    hidden_to_hidden: Mapping[str, float] = option(
+        {},
+        help="multiply what takes the state in the recurrent kernels that a glob fits",
+        metavar="GLOB=FACTOR",
+    )
+    spectral_radius: Mapping[str, float] = option(
+        {},
+        help="scale what takes the state, gate by gate, so that its eigenvalues reach this far",
+        metavar="GLOB=RADIUS",
+    )
+    gate: Mapping[str, float] = option(
+        {},
+        help="multiply a gate of all recurrent kernels that have one of this label: i, j, f, o",
+        metavar="LABEL=FACTOR",
     )
     statistics: Path | None = option(
         None,
@@ -41,37 +78,64 @@ class Scale(Strategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.scale and self.statistics is None:
+        if not self.scale and self.statistics is None and not self._by_layers:
             raise UsageError(
-                "factors or statistics are needed; give --scale 'GLOB=FACTOR' or "
-                "--scale-statistics FILE"
+                "factors or statistics are needed; give --scale 'GLOB=FACTOR', --scale-kind "
+                "KIND=FACTOR or --scale-statistics FILE"
             )
-        for glob, factor in self.scale.items():
-            if not math.isfinite(factor):
-                raise UsageError(f"scale {glob!r}: the factor must be finite, got {factor}")
+        for option_, numbers in self._numbers():
+            for glob, factor in numbers.items():
+                if not math.isfinite(factor):
+                    raise UsageError(f"{option_} {glob!r}: the factor must be finite, got {factor}")
+        for kind in self.kind:
+            if kind not in _KINDS:
+                raise UsageError(f"kind {kind!r}: it must be one of {', '.join(_KINDS)}")
+        if wrong := next((r for r in self.spectral_radius.values() if r < 0), None):
+            raise UsageError(f"spectral_radius: a radius cannot be negative, got {wrong}")
+        if self.biases == "power" and any(factor <= 0 for factor in self.kind.values()):
+            raise UsageError("biases: only positive factors have a power that keeps multiples")
+        if self.biases == "power" and not self.kind:
+            raise UsageError(
+                "biases: power is about kinds of layers; give --scale-kind KIND=FACTOR"
+            )
         if not 0 < self.floor < math.inf:
             raise UsageError(f"floor must be a positive number, got {self.floor}")
 
-    def apply(self, checkpoint: Checkpoint) -> Iterable[Variable]:
-        import numpy as np
+    def _numbers(self) -> Iterator[tuple[str, Mapping[str, float]]]:
+        for name in ("scale", "kind", *_PARTS):
+            yield name, getattr(self, name)
 
-        factors: dict[str, np.ndarray[Any, Any]] = {
-            name: np.asarray(factor, np.float64)
-            for name, factor in by_name(self.scale, checkpoint).items()
-        }
-        for name, mean_abs in self._mean_abs(checkpoint).items():
-            factors[name] = factors.get(name, 1.0) / np.maximum(mean_abs, self.floor)
-        for name, variable in checkpoint.items():
-            if name not in factors:
-                yield variable
-                continue
-            if not variable.dtype.is_float:
+    @property
+    def _by_layers(self) -> bool:
+        return bool(self.kind) or any(getattr(self, name) for name in _PARTS)
+
+    def apply(self, checkpoint: Checkpoint) -> Iterable[Variable]:
+        from converter.scaling.multiply import multiply, times
+
+        factors = self._named(checkpoint)
+        for name in factors:
+            if not checkpoint[name].dtype.is_float:
                 raise PlanError(
-                    f"{name}: scale changes floats only, and it is {variable.dtype}; choose others"
+                    f"{name}: scale changes floats only, and it is {checkpoint[name].dtype}; "
+                    f"choose others"
                 )
-            yield _scaled(variable, factors[name])
+        found: Iterable[Variable] = checkpoint.values()
+        if self._by_layers:
+            from converter.structure.infer import structure_of
+
+            scaled = self._scaled(checkpoint)
+            found = multiply(
+                checkpoint,
+                scaled.factors,
+                is_kept=scaled.is_kept,
+                follows=structure_of(checkpoint).follows,
+            )
+            found = (scaled.replaced.get(variable.name, variable) for variable in found)
+        return (times(variable, factors.get(variable.name, ())) for variable in found)
 
     def notes(self, checkpoint: Checkpoint) -> Iterable[str]:
+        if self._by_layers:
+            yield from self._scaled(checkpoint).notes
         floored = {
             name: number
             for name, mean_abs in self._mean_abs(checkpoint).items()
@@ -83,6 +147,32 @@ class Scale(Strategy):
                 f"{next(iter(floored))}, are below the floor {self.floor:g}, and count as it"
             )
 
+    def _named(self, checkpoint: Checkpoint) -> dict[str, list[Factor]]:
+        """Return the factors of variables that globs and statistics name."""
+        import numpy as np
+
+        from converter.scaling.multiply import Factor, one_number
+
+        factors = {
+            name: [one_number(factor)] for name, factor in by_name(self.scale, checkpoint).items()
+        }
+        for name, mean_abs in self._mean_abs(checkpoint).items():
+            inverse = 1.0 / np.maximum(mean_abs, self.floor)
+            axis = len(checkpoint[name].shape) - inverse.ndim
+            factors.setdefault(name, []).append(Factor(axis, partial(np.asarray, inverse)))
+        return factors
+
+    def _scaled(self, checkpoint: Checkpoint) -> Scaled:
+        """Return what becomes of the layers that are chosen."""
+
+        def find() -> Scaled:
+            from converter.scaling.layers import scaled_layers
+
+            return scaled_layers(checkpoint, self)
+
+        # A plan asks for the variables and the notes; the key holds the strategy by its options.
+        return checkpoint.once((Scale, id(self)), find)
+
     def _mean_abs(self, checkpoint: Checkpoint) -> Mapping[str, np.ndarray[Any, Any]]:
         if self.statistics is None:
             return {}
@@ -91,23 +181,8 @@ class Scale(Strategy):
         return read_mean_abs(self.statistics, checkpoint)
 
 
-def _scaled(variable: Variable, factor: np.ndarray[Any, Any]) -> Variable:
-    """Multiply by a factor of shape () or (size of the last axis,)."""
-    import numpy as np
-
-    from converter.rounding import round_to
-
-    def load(region: Region) -> Array:
-        values = variable.load(region)
-        # numpy's warning would say a second time that values overflow.
-        with np.errstate(over="ignore", invalid="ignore"):
-            # In float64 whatever the dtype: a product in float32 is rounded so coarsely that
-            # rounding it again misses the nearest float16 or bfloat16 now and then.
-            products = values.astype(np.float64)
-            products *= factor[region[-1]] if factor.ndim else factor
-        return round_to(products, variable.dtype, variable.counts, before=values)
-
-    return variable.derive(load)
+_KINDS = ("convolution", "dense", "recurrent", "embedding")
+_PARTS = ("input_to_hidden", "hidden_to_hidden", "spectral_radius", "gate")
 
 
 @hookimpl

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from converter import Strategy, hookimpl, option
+from converter import Strategy, hookimpl, option, select
 from converter.conventions.convention import Convention
 from converter.conventions.converted import Converted, Note, Refused
 
 if TYPE_CHECKING:
+    from converter import Checkpoint, Variable
     from converter.conventions.layers import Cell, Layer
     from converter.conventions.views import View
 
@@ -41,7 +42,8 @@ class Tf1(Convention):
     An LSTM becomes the kernel and the bias of an LSTMCell, a GRU those of a GRUCell or, where it
     resets its state after the product, of a CudnnCompatibleGRUCell, a SimpleRNN a BasicRNNCell.
     The forget bias that the code of the cell adds, 1 unless told otherwise, is taken out of the
-    bias. All other variables stay as they are.
+    bias. All other variables stay as they are. The object graph of TensorFlow 2 is left out: it
+    knows no such cells, and TensorFlow 1 restores by name.
 
     Example:
         convert ckpt keras.safetensors --plugin tf1 --to tf -o cells/
@@ -51,6 +53,10 @@ class Tf1(Convention):
     rest: Literal["refuse", "keep", "drop"] = option(
         "keep", help="what becomes of variables that are of no layer that is known"
     )
+
+    def apply(self, checkpoint: Checkpoint) -> Iterable[Variable]:
+        of_objects = set(select("bookkeeping", checkpoint))
+        return [v for v in super().apply(checkpoint) if v.name not in of_objects]
 
     def cells(self, cells: Sequence[Cell]) -> Iterable[Converted | Refused]:
         return [_cell(cell) for cell in cells]

@@ -31,6 +31,7 @@ Touch = Literal[
     # What leaves no change of basis: where it comes from, or what goes by its places.
     "choice",
     "constant",
+    "cross entropy",
     "dynamic",
     "index",
     "input",
@@ -53,18 +54,20 @@ Touch = Literal[
     "nonlinear",
     "weight",
     # What goes over all units.
+    "computed",
+    "counted",
     "extreme",
     "mean",
     "norm",
     "paired",
+    "product",
     "self paired",
     "square mean",
     "square sum",
     "sum",
     "variance",
     "weight norm",
-    # What moves with the size, and what new units that are zero would make infinite.
-    "constant pole",
+    # What moves with the size, and what new units would make infinite.
     "pole",
     "scaled by size",
 ]
@@ -74,17 +77,19 @@ SINGLING: frozenset[Touch] = frozenset(
     [
         "choice",
         "constant",
+        "counted",
         "dynamic",
         "index",
-        "label",
         "opaque",
-        "output",
+        "product",
         "rest",
         "softmax",
         "unread",
     ]
 )
-"""What asks which units there are, or may: units more change it, be they zero or copies."""
+"""What asks which units there are, or may: units more change it, be they zero or copies.
+
+An output only has more entries then, beside the old ones."""
 
 AVERAGING: frozenset[Touch] = frozenset(["mean", "square mean", "variance"])
 """What asks how units are on average: it stays as it is if each stands there as often."""

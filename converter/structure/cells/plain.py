@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
+from converter.names.layers import BIAS_OF, EMBEDDING, TRANSPOSED
 from converter.structure.axes.scopes import scope_of
 from converter.structure.cells.layer import (
     Known,
@@ -19,20 +20,10 @@ from converter.structure.cells.layer import (
     still,
 )
 
-# What bears the one name has the other for its bias.
-_PAIRS: Mapping[str, str] = {
-    "kernel": "bias",
-    "weights": "biases",
-    "weight": "bias",
-    "w": "b",
-    "W": "b",
-}
 _MATRIX = re.compile(r"(|.+_)(kernel|weights?|w|W)(|_?[0-9]+)", re.DOTALL)
-_EMBEDDING = re.compile(r"emb|(.*_)?embed(ding)?s?(_(table|matrix|weights?|lookup|w))?", re.I)
 # Others are added to these tables, or they are none.
 _ADDED = re.compile(r"pos|type|segment", re.I)
 _TABLE = re.compile(r"embeddings|table|weights?|w|matrix", re.I)
-_TRANSPOSED = re.compile(r"transpose|deconv|upconv", re.I)
 _STATISTICS = {
     "gamma": "gain",
     "beta": "shift",
@@ -66,9 +57,7 @@ def _embedding(name: str, shapes: Shapes, names: Names) -> Layer | None:
     """Recognise a lookup table: `embedding`, `words/embeddings`, `embedding/table`."""
     scope, _, leaf = name.rpartition("/")
     opener = scope.rpartition("/")[2]
-    is_table = _EMBEDDING.fullmatch(leaf) or (
-        _EMBEDDING.fullmatch(opener) and _TABLE.fullmatch(leaf)
-    )
+    is_table = EMBEDDING.fullmatch(leaf) or (EMBEDDING.fullmatch(opener) and _TABLE.fullmatch(leaf))
     if not is_table or len(shapes[name]) != 2 or _ADDED.search(f"{opener}/{leaf}"):
         return None
     if not all(shapes[name]):
@@ -91,9 +80,9 @@ def _matrix(name: str, shapes: Shapes, names: Names) -> Layer | None:
     match = _MATRIX.fullmatch(leaf)
     if match is None or not 2 <= len(shape) <= 5 or not all(shape):
         return None
-    beside = f"{scope}/" * bool(scope) + match[1] + _PAIRS[match[2]] + match[3]
+    beside = f"{scope}/" * bool(scope) + match[1] + BIAS_OF[match[2]][0] + match[3]
     bias = beside if beside in shapes else None
-    is_transposed = len(shape) > 2 and _TRANSPOSED.search(scope) is not None
+    is_transposed = len(shape) > 2 and TRANSPOSED.search(scope) is not None
     into, out = (shape[-1], shape[-2]) if is_transposed else (shape[-2], shape[-1])
     # Without a bias, or as a square, it may stand the other way where somebody wrote it by hand.
     if (bias is None or into == out) and match[2] not in ("kernel", "weights"):

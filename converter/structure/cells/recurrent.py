@@ -4,8 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
+from converter.names.cells import (
+    BIASES,
+    BY_PLAIN_NAME,
+    CANDIDATE_BIASES,
+    CANDIDATE_KERNELS,
+    CANDIDATE_PARTS,
+    GATE_BIASES,
+    GATE_KERNELS,
+    GRU_GATES,
+    KERAS_GATES,
+    KERNELS,
+    NEWEST,
+    NORMS,
+    PEEPHOLES,
+    PROJECTIONS,
+    Cell,
+    plain,
+)
 from converter.structure.cells.layer import (
     Known,
     Layer,
@@ -21,63 +38,8 @@ from converter.structure.cells.layer import (
     still,
 )
 
-_KERNELS = ("kernel", "weights", "w_0", "w", "linear/matrix", "linear/weights")
-_BIASES = ("bias", "biases", "b", "linear/bias", "linear/biases")
-_PROJECTIONS = ("projection/kernel", "projection/weights", "w_p_0")
+_NAS = "NASCell"
 _SPLIT = ("kernel", "recurrent_kernel", "bias")
-_PEEPHOLES = ("w_f_diag", "w_i_diag", "w_o_diag", "wci", "wcf", "wco")
-_NORMS = tuple(
-    f"{gate}/{what}"
-    for gate in ("input", "transform", "forget", "output", "state")
-    for what in ("gamma", "beta")
-)
-_GATES = tuple(f"gates/{leaf}" for leaf in _KERNELS), tuple(f"gates/{leaf}" for leaf in _BIASES)
-_CANDIDATES = (
-    tuple(f"candidate/{leaf}" for leaf in _KERNELS),
-    tuple(f"candidate/{leaf}" for leaf in _BIASES),
-)
-_LSTM = ("i", "j", "f", "o")
-_GRU = ("r", "u")
-
-
-class _Family(NamedTuple):
-    """A cell with one kernel.
-
-    Attributes:
-        labels: of the blocks of its columns, or how many there are.
-        normed: whether a layer normalisation counts its units.
-    """
-
-    labels: Sequence[str] | int
-    normed: bool = False
-
-
-# By the last component of the scope, in small letters and without underscores and number.
-_FAMILIES: Mapping[str, _Family] = {
-    **dict.fromkeys(
-        [
-            "basiclstmcell",
-            "lstmcell",
-            "lstmblockcell",
-            "lstmblockfusedcell",
-            "lstmblockwrapper",
-            "lstmfusedcell",
-            "cudnncompatiblelstmcell",
-            "convlstmcell",
-            "conv1dlstmcell",
-            "conv2dlstmcell",
-            "conv3dlstmcell",
-        ],
-        _Family(_LSTM),
-    ),
-    "layernormbasiclstmcell": _Family(_LSTM, normed=True),
-    "coupledinputforgetgatelstmcell": _Family(("j", "f", "o")),
-    "basicrnncell": _Family(1),
-    "ugrnncell": _Family(2),
-}
-_GRUS = ("grucell", "grublockcell", "grublockcellv2", "cudnncompatiblegrucell")
-_CELLS = (*_FAMILIES, *_GRUS, "nascell")
-_KERAS: Mapping[int, Sequence[str] | int] = {1: 1, 3: ("z", "r", "h"), 4: ("i", "f", "c", "o")}
 _ROLES = {
     **dict.fromkeys(["wx", "w_x", "Wx", "W_x"], "x"),
     **dict.fromkeys(["wt", "wh", "w_h", "u", "Wt", "Wh", "W_h", "U"], "h"),
@@ -86,10 +48,10 @@ _ROLES = {
 _GATE = re.compile(r"(.+?)_?(gate|cell|state)|candidate|new", re.IGNORECASE)
 
 
-def family_of(component: str) -> str | None:
-    """Return which cell a component of a scope is called after."""
-    plain = re.sub(r"_\d+$", "", component).lower().replace("_", "")
-    return plain if plain in _CELLS else None
+def family_of(component: str) -> Cell | None:
+    """Return which cell a component of a scope is called after, of those whose axes are known."""
+    cell = BY_PLAIN_NAME.get(plain(component))
+    return cell if cell is not None and (cell.columns or cell.name == _NAS) else None
 
 
 def cells(shapes: Shapes, names: Names) -> Iterator[Layer]:
@@ -129,11 +91,10 @@ class _Cell:
         """Return the layer; None where a variable is left over, or has another shape."""
         if "recurrent_kernel" in self._leaves:
             found = self._keras()
-        elif self._family in _GRUS:
+        elif self._family is not None and self._family.columns == GRU_GATES:
             found = self._gru()
         else:
-            family = _FAMILIES.get(self._family or "")
-            found = family is not None and self._one_kernel(family)
+            found = self._family is not None and self._one_kernel(self._family)
         return self._layer if found and not self._leaves else None
 
     def _take(self, leaves: Sequence[str]) -> str | None:
@@ -165,16 +126,17 @@ class _Cell:
             self._layer.inputs, self._layer.slot = name, (variable, axis)
         return self._layer.inputs
 
-    def _one_kernel(self, family: _Family) -> bool:
-        kernel, bias = self._take(_KERNELS), self._take(_BIASES)
-        projection = self._take(_PROJECTIONS)
+    def _one_kernel(self, family: Cell) -> bool:
+        kernel, bias = self._take(KERNELS), self._take(BIASES)
+        projection = self._take(PROJECTIONS)
         shape = self._shapes.get(kernel or "", ())
-        count = family.labels if isinstance(family.labels, int) else len(family.labels)
-        if kernel is None or len(shape) < 2 or shape[-1] % count or not shape[-1]:
+        count = family.columns if isinstance(family.columns, int) else len(family.columns)
+        if kernel is None or not count or len(shape) < 2 or shape[-1] % count or not shape[-1]:
             return False
         size = shape[-1] // count
-        gains = self._vectors(_PEEPHOLES, size)
-        norms = self._vectors(_NORMS, size) if family.normed else []
+        gains = self._vectors(PEEPHOLES, size)
+        is_normed = any(names[NEWEST] in NORMS for names in family.leaves)
+        norms = self._vectors(NORMS, size) if is_normed else []
         if gains is None or norms is None or (bias and self._shapes[bias] != (shape[-1],)):
             return False
         output = size
@@ -184,14 +146,14 @@ class _Cell:
             output = self._shapes[projection][1]
         if shape[-2] < output:
             return False
-        units = back = self._units(size, normed=family.normed)
+        units = back = self._units(size, normed=is_normed)
         if projection:
             known = Known("permutation", "any", f"what takes {projection} is in no name")
             back = self._width(f"{self._layer.scope}/projection", output, known)
             self._layer.inner.add(units)
             self._layer.tell(projection, consumed(one(units)), produced(one(back)))
         rows = joined((self._takes(shape[-2] - output, kernel, len(shape) - 2), back))
-        columns = blocks(family.labels, units)
+        columns = blocks(family.columns, units)
         self._layer.tell(kernel, *map(still, shape[:-2]), consumed(rows), produced(columns))
         if bias:
             self._layer.tell(bias, shifted(columns))
@@ -202,24 +164,17 @@ class _Cell:
 
     def _gru(self) -> bool:
         gates, gate_bias = (
-            self._take((*_GATES[0], "w_ru", "w_r")),
-            self._take((*_GATES[1], "b_ru", "b_r")),
+            self._take(GATE_KERNELS),
+            self._take(GATE_BIASES),
         )
         if gates is None or len(self._shapes[gates]) != 2:
             return False
         rows, columns = self._shapes[gates]
         size = columns // 2
-        candidate = self._take((*_CANDIDATES[0], "w_c"))
-        parts = [
-            self._take((f"candidate/{part}_projection/kernel",)) for part in ("input", "hidden")
-        ]
+        candidate = self._take(CANDIDATE_KERNELS)
+        parts = [self._take((f"{part}/kernel",)) for part in CANDIDATE_PARTS]
         biases = self._vectors(
-            (
-                *_CANDIDATES[1],
-                "b_c",
-                *(f"candidate/{p}_projection/bias" for p in ("input", "hidden")),
-            ),
-            size,
+            (*CANDIDATE_BIASES, *(f"{part}/bias" for part in CANDIDATE_PARTS)), size
         )
         wanted = {
             candidate: (rows, size),
@@ -237,9 +192,11 @@ class _Cell:
             return False
         units = self._units(size)
         inputs = self._takes(rows - size, gates, 0)
-        self._layer.tell(gates, consumed(joined((inputs, units))), produced(blocks(_GRU, units)))
+        self._layer.tell(
+            gates, consumed(joined((inputs, units))), produced(blocks(GRU_GATES, units))
+        )
         if gate_bias:
-            self._layer.tell(gate_bias, shifted(blocks(_GRU, units)))
+            self._layer.tell(gate_bias, shifted(blocks(GRU_GATES, units)))
         for name, axis in (
             (candidate, joined((inputs, units))),
             (parts[0], joined((inputs,))),
@@ -261,7 +218,8 @@ class _Cell:
         if len(shape) < 2 or len(back) != len(shape) or not back[-2] or back[-1] % back[-2]:
             return False
         size, count = back[-2], back[-1] // back[-2]
-        labels = 8 if self._family == "nascell" and count == 8 else _KERAS.get(count)
+        is_nas = self._family is not None and self._family.name == _NAS
+        labels = 8 if is_nas and count == 8 else KERAS_GATES.get(count)
         with_bias = [(count * size,), (2, count * size)] if count == 3 else [(count * size,)]
         if labels is None or shape[-1] != back[-1] or not shape[-2]:
             return False

@@ -35,6 +35,7 @@ _BOUND: Mapping[Touch, str] = {
     "unread": "{node} is not known, and stands behind the outputs",
     "choice": "{node} chooses one of its entries",
     "softmax": "{node} normalises over it",
+    "cross entropy": "{node} normalises over it",
     "output": "{node} is an output",
     "label": "{node} is what it is compared with",
     "lookup": "{node} looks up in it",
@@ -50,6 +51,8 @@ _PERMUTATION: Mapping[Touch, str] = {
     "mean": "{node} averages over it",
     "extreme": "{node} takes the largest over it",
     "sum": "{node} sums over it",
+    "product": "{node} multiplies over it",
+    "computed": "{node} takes it by what is computed of a variable",
     "norm": "{node} takes the norm over it",
     "weight": "{node} changes the variable that holds it",
 }
@@ -64,7 +67,7 @@ _SCALING: Mapping[Touch, str] = {
     "gain": "{node} scales each unit by a variable",
 }
 _REDUCING: frozenset[Touch] = frozenset(
-    {"sum", "paired", "self paired", "square sum", "mean", "extreme"}
+    {"sum", "paired", "self paired", "square sum", "mean", "extreme", "product"}
 )
 # What holds it at its size: what comes from outside, and what goes by its places.
 _HELD: tuple[Touch, ...] = ("input", "constant", "dynamic", "index", "rest", "unread")

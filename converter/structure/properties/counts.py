@@ -11,19 +11,30 @@ from collections.abc import Iterator
 
 from converter.graph.node import Node, Output
 from converter.graph.ops import (
+    ADDS,
     DIVISIONS,
     ENTERS,
     IDENTITIES,
+    JOINS,
     MOVES,
     RECIPROCALS,
     REPEATS,
     RESHAPES,
+    SELECTS,
+    SWITCHES,
     ops,
 )
+from converter.structure.properties.newcomers import PRODUCTS, reduced
+from converter.structure.properties.ranges import is_entrywise
 from converter.structure.tensors.analysis import Analysis, whole
 from converter.structure.tensors.atoms import ONE, Atom, find, product, size_of
+from converter.structure.tensors.flow import Kind
 
 _MAX_STEPS = 32
+_MAX_SEEN = 256
+_DECIDES = SWITCHES | SELECTS | JOINS | ops("Pack")
+_SUMS = ADDS | ops("Sub")
+_SHIFTS = _SUMS | MOVES | ops("Neg")
 _COMPUTES = (
     IDENTITIES
     | ENTERS
@@ -45,13 +56,65 @@ def counts(analysis: Analysis) -> Iterator[tuple[str, int, Atom]]:
 
 
 def mark_averages(analysis: Analysis) -> None:
-    """Mark what is averaged by a sum that is divided by how many there are."""
-    for node, _, summed, _ in _divisions(analysis):
+    """Mark what is averaged by a sum that is divided by how many there are, or what is left of it.
+
+    So is the share of zeros, where it is 1 less that of all else.
+    """
+    for node, _, summed, _ in _divisions(analysis, is_shifted=True):
         analysis.touch("mean", summed, node)
 
 
-def _divisions(analysis: Analysis) -> Iterator[tuple[Node, int, list[Atom], int]]:
+def mark_lengths(analysis: Analysis) -> None:
+    """Mark what is computed with as a number: the length of an axis, whatever made it one."""
+    flow = analysis.flow
+    for node in flow.telling:
+        if flow.kinds[node] is not Kind.DATA or not _computes(node):
+            continue
+        for output in node.inputs:
+            if flow.kinds[output.node] is Kind.CONSTANT and output.node.op != "Const":
+                analysis.touch("counted", _lengths(analysis, output), node)
+
+
+def _computes(node: Node) -> bool:
+    """Whether a node computes with the numbers that it takes, or decides by them."""
+    return is_entrywise(node.op) or node.op in PRODUCTS or node.op in _DECIDES
+
+
+def _lengths(analysis: Analysis, output: Output) -> list[Atom]:
+    """Return the axes on whose lengths the values of a constant tensor depend."""
+    found: list[Atom] = []
+    waiting, seen = [output], {output}
+    while waiting and len(seen) < _MAX_SEEN:
+        current = waiting.pop()
+        tensor, node = analysis.tensor(current), current.node
+        lengths = [cell.atom for cell in tensor.cells or () if cell.atom is not None]
+        if lengths:
+            found += lengths
+            continue
+        inputs = node.inputs
+        if node.op in ("Sum", "Prod", "Mean") and inputs:
+            summed = analysis.tensor(inputs[0])
+            if summed.number != 0 and (node.op != "Mean" or summed.number is None):
+                found += [(summed.axes or ())[axis] for axis in reduced(analysis, node)]
+        if node.op in ("Fill", "BroadcastTo", "Reshape", "Tile"):
+            inputs = inputs[1:] if node.op == "Fill" else inputs[:1]
+        elif node.op in ("ZerosLike", "OnesLike", "Range"):
+            inputs = ()
+        for source in inputs:
+            if source not in seen and analysis.flow.kinds[source.node] is Kind.CONSTANT:
+                seen.add(source)
+                waiting.append(source)
+    return found
+
+
+def _divisions(
+    analysis: Analysis, *, is_shifted: bool = False
+) -> Iterator[tuple[Node, int, list[Atom], int]]:
     """Yield what divides by how many entries were summed.
+
+    Args:
+        analysis: of the graph.
+        is_shifted: whether a constant may have been added to the sum, or the sum taken off one.
 
     Returns:
         The node, which of its inputs the number is, the axes that were summed, and the number.
@@ -61,7 +124,10 @@ def _divisions(analysis: Analysis) -> Iterator[tuple[Node, int, list[Atom], int]
             continue
         for place in (1,) if node.op in DIVISIONS else (0, 1):
             number = _number(analysis, node.inputs[place])
-            summed = _summed(analysis, node.inputs[1 - place].node) if number else None
+            divided = node.inputs[1 - place].node if number else None
+            if divided is not None and is_shifted:
+                divided = _unshifted(analysis, divided)
+            summed = None if divided is None else _summed(analysis, divided)
             if number is None or summed is None:
                 continue
             count = number if node.op in DIVISIONS else 1 / number
@@ -94,6 +160,16 @@ def _number(analysis: Analysis, output: Output) -> float | None:
     if tensor.number is None and tensor.axes == () and tensor.values:
         return float(tensor.values[0]) or None
     return tensor.number or None
+
+
+def _unshifted(analysis: Analysis, node: Node) -> Node:
+    """Return what a constant was added to, or which was taken off one."""
+    for _ in range(_MAX_STEPS):
+        moving = [o for o in node.inputs if analysis.kind(o) is not Kind.CONSTANT]
+        if node.op not in _SHIFTS or not moving or (len(moving) > 1 and node.op in _SUMS):
+            break
+        node = moving[0].node
+    return node
 
 
 def _summed(analysis: Analysis, node: Node) -> list[Atom] | None:

@@ -27,6 +27,7 @@ _MAX_STEPS = 64
 
 # What hands a tensor on, so that what it produced is produced still, and as it was.
 _LINEAR = MOVES | ARRAY_READS | ADDS | BIAS_ADDS | DIVISIONS | ops("Sub Mul Neg Tile")
+_SUMS = ADDS | ops("Sub")
 
 
 class Place(NamedTuple):
@@ -209,9 +210,21 @@ def _made_for(analysis: Analysis, side: Output, pairing: Pairing) -> set[Node] |
             if not any(role.use == "produce" for role in roles):
                 return None
             continue
+        if not _is_linear(analysis, node):
+            return None
         waiting += [
             (source, node)
             for source, _ in node.inputs
             if analysis.flow.kinds[source] == analysis.flow.kinds[side.node]
         ]
     return None
+
+
+def _is_linear(analysis: Analysis, node: Node) -> bool:
+    """Whether what an op gives is shared out as what it takes is."""
+    if node.op in DIVISIONS:
+        return not analysis.is_data(node.inputs[1])
+    if node.op not in _SUMS:
+        return True
+    constants = [o for o in node.inputs if analysis.kind(o) < DataKind.WEIGHT]
+    return all(analysis.tensor(o).number == 0 for o in constants)

@@ -43,8 +43,11 @@ from converter.structure.tensors.flow import Kind
 # What sees the places of units, or single ones, whatever stands before it.
 _HINDERS: frozenset[Touch] = SINGLING | {
     "extreme",
+    "cross entropy",
     "input",
+    "label",
     "norm",
+    "output",
     "paired",
     "self paired",
     "sum",

@@ -8,7 +8,7 @@ what leads to nothing but a loss says nothing about what the outputs are sensiti
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from enum import IntEnum
 
 from converter.dtype import BOOL
@@ -20,6 +20,7 @@ from converter.graph.ops import (
     DEQUEUES,
     DIVISIONS,
     EXITS,
+    LOOP,
     MERGES,
     NEXT_ITERATION,
     NOISE,
@@ -50,6 +51,7 @@ _SOURCES = DEQUEUES | ops("""
 # What savers do besides writing.
 _SAVERS = RESTORES | ops("ShardedFilename ShardedFilespec")
 _BACKWARD = re.compile(r"(^|/)gradients?(_\d+)?/|(^|/)gradients(_\d+)?$")
+_GRADIENT_OF = re.compile(r"(?:^|/)gradients?(?:_\d+)?/(.+?)_grad/")
 _GRADIENT_OP = re.compile(r"[A-Z]\w*[a-z0-9]Grad(V\d)?")
 _LOOP_STATE = EXITS | SWITCHES | MERGES
 
@@ -73,7 +75,9 @@ class Flow:
         inner: the nodes from which one gets to an output, or to a variable that is used further on.
         telling: the nodes to whose exact arithmetic the outputs are sensitive: besides the inner
             ones what is made of the last of these, which may be an output that only a loss takes.
-            What a loss takes from further inside, or from variables, is none of them.
+            What a loss takes from further inside, or from variables, is none of them; what a single
+            number takes that nothing follows, and that nobody trains by, is.
+        looked_at: those of them that come before an output, and not before a loss alone.
         outputs: the nodes whose tensors are looked at from outside.
         updates: what writes a value that was computed into a variable: moving averages, states.
     """
@@ -108,7 +112,10 @@ class Flow:
         mixing = [node for node in self._ancestors(seen) if self._is_mixing(node)]
         large = [node for node in seen if not self._is_scalar(node)]
         self.inner = self._ancestors([*large, *mixing], self._averaged)
-        self.telling = self._ancestors([*self.inner, *self._last(seen)], self._averaged)
+        trained = {m[1] for node in backward if (m := _GRADIENT_OF.search(node.name))}
+        single = [node for node in seen if self._is_single_output(node, trained)]
+        self.looked_at = self._ancestors([*self.inner, *single], self._averaged)
+        self.telling = self.looked_at | self._ancestors(self._last(seen), self._averaged)
         self.outputs = [
             node
             for node in graph.nodes
@@ -119,6 +126,16 @@ class Flow:
             and not self._is_written(node)
             and not any(c in self.telling for c in graph.consumers[node])
         ]
+
+    def _is_single_output(self, node: Node, trained: Collection[str]) -> bool:
+        """Whether a number is an output: nothing takes it, and it is not of what is trained by."""
+        if self.kinds[node] is not Kind.DATA or self._graph.consumers[node]:
+            return False
+        numbers = _reached(
+            [node] if self._is_scalar(node) else [],
+            lambda current: [s for s, _ in current.inputs if self._is_scalar(s)],
+        )
+        return bool(numbers) and all(number.name not in trained for number in numbers)
 
     def _last(self, sinks: Iterable[Node]) -> set[Node]:
         """Return what is made of the last inner tensors, as long as it is no single number."""
@@ -217,6 +234,9 @@ class Flow:
                     continue
                 if self._averaged.get(consumer) is node:
                     continue
+                if consumer.op == LOOP and kinds[consumer.inputs[0].node] < kind:
+                    # What a turn gives is what the next one takes.
+                    waiting.append((consumer.inputs[0].node, kind))
                 if (
                     kinds[consumer] < kind
                     and not is_noise

@@ -6,6 +6,7 @@ restores says it. A partitioned variable is one key and several nodes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
 
 _MAX_PASSED = 64
+_PART = re.compile(r"/part_\d+\Z")
 
 
 class Binding(NamedTuple):
@@ -37,6 +39,26 @@ class _Said(NamedTuple):
     key: str
     spec: str
     node: Node
+
+
+def as_opened(checkpoint: Checkpoint) -> tuple[Checkpoint, dict[str, str]]:
+    """Return what strategies have renamed under the names that it had, which its graph knows.
+
+    Returns:
+        The variables under the old names, and the names that they have now by these.
+    """
+    now: dict[str, str] = {}
+    for name, variable in checkpoint.items():
+        now.setdefault(variable.sources[0] if len(variable.sources) == 1 else name, name)
+    for name in checkpoint:
+        # An average that stands for its variable.
+        now.setdefault(name, name)
+    return checkpoint.derive(checkpoint[name].rename(was) for was, name in now.items()), now
+
+
+def variable_of(node: Node) -> str:
+    """Return the name of the variable that a node is, or is a part of."""
+    return _PART.sub("", node.name)
 
 
 def bind(graph: OrderedGraph, checkpoint: Checkpoint) -> dict[Node, Binding]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from converter.graph.node import Node
+from converter.graph.node import Node, Output
 from converter.structure.axes.axis import Touch, Use
 from converter.structure.tensors.analysis import (
     NO_ORIGIN,
@@ -21,6 +21,7 @@ from converter.structure.tensors.analysis import (
     for_ops,
 )
 from converter.structure.tensors.atoms import ONE, Atom, Clash, find, leaf, product, size_of
+from converter.structure.tensors.flow import Kind
 from converter.structure.tensors.rules.integers import sized_axes
 
 _EQUATION = re.compile(r"([A-Za-z.]*),([A-Za-z.]*)->([A-Za-z.]*)")
@@ -51,6 +52,18 @@ def contract(
     elif an.is_data(left) and an.is_data(right):
         an.touch("paired", [a], node)
         an.pairings.append(Pairing(node, a, left, right))
+    else:
+        _contract_constant(an, node, a, (x[0], left), (y[0], right))
+
+
+def _contract_constant(an: Analysis, node: Node, atom: Atom, *sides: tuple[Tensor, Output]) -> None:
+    """Sum over an axis against numbers that are no variable and no data."""
+    for (tensor, own), (_, other) in (sides, sides[::-1]):
+        if an.kind(own) < Kind.WEIGHT and an.kind(other) >= Kind.WEIGHT and tensor.number != 0:
+            if tensor.number is None:
+                an.touch("constant", [atom], node)
+            else:
+                an.touch("sum" if an.is_data(other) else "affine", [atom], node)
 
 
 def produce(an: Analysis, node: Node, tensor: Tensor, axis: int, place: int) -> None:
@@ -73,6 +86,7 @@ def _use(an: Analysis, node: Node, tensor: Tensor, axis: int, what: Use) -> None
     atom = tensor.axes[axis]
     for origin in tensor.origin(axis):
         if origin.how in ("norm", "variance"):
+            an.touch("weight", [atom], node)
             continue
         is_vector = origin.how == "factor" and origin.variable not in an.matrices
         if is_vector:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from converter.graph.node import Node
-from converter.graph.ops import DIVISIONS, PASSING, ops
+from converter.graph.ops import DIVISIONS, LOOP, PASSING, ops
 from converter.structure.axes.axis import Touch, Use
 from converter.structure.tensors.analysis import (
     NO_ORIGIN,
@@ -124,12 +124,16 @@ def addition(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
                 an.touch("affine", axes or (), node)
             elif kind < Kind.WEIGHT and tensor.number != 0:
                 _constant(an, node, tensor, axes or ())
+    else:
+        _mark_constants(an, node, inputs, kinds)
     return Tensor(axes, _cells(node, inputs), _number(node, inputs), _origins(inputs, axes))
 
 
 def _addend(an: Analysis, node: Node, tensor: Tensor) -> None:
     large = [atom for atom in tensor.axes or () if find(atom) is not ONE]
     for axis, atom in enumerate(tensor.axes or ()):
+        if tensor.origins is None or any(o.how == "norm" for o in tensor.origins[axis]):
+            an.touch("weight", [atom], node)
         for origin in tensor.origin(axis):
             use: Use = "produce" if len(large) > 1 and atom is large[-1] else "shift"
             if origin.how == "factor":
@@ -138,12 +142,28 @@ def _addend(an: Analysis, node: Node, tensor: Tensor) -> None:
                 an.use([origin], atom, use, node)
 
 
-def _constant(an: Analysis, node: Node, tensor: Tensor, axes: Iterable[Atom]) -> None:
+def _constant(an: Analysis, node: Node, tensor: Tensor, axes: Sequence[Atom]) -> None:
     """Note that a constant is added: the same one everywhere, or each unit its own."""
     if tensor.number is not None or not tensor.axes:
         an.touch("affine", axes, node)
     else:
         an.touch("constant", tensor.axes, node)
+        an.touch("affine", _alone(axes, tensor), node)
+
+
+def _mark_constants(
+    an: Analysis, node: Node, inputs: Sequence[Tensor], kinds: Sequence[Kind]
+) -> None:
+    """Note where a variable meets a constant that differs from entry to entry."""
+    for tensor, kind in zip(inputs, kinds, strict=True):
+        if kind is Kind.CONSTANT and Kind.WEIGHT in kinds and tensor.number is None:
+            an.touch("constant", tensor.axes or (), node)
+
+
+def _alone(axes: Sequence[Atom], tensor: Tensor) -> list[Atom]:
+    """Return the axes of a result along which an operand is the same everywhere."""
+    own = [ONE] * (len(axes) - len(tensor.axes or ())) + list(tensor.axes or ())
+    return [atom for atom, other in zip(axes, own, strict=True) if find(other) is ONE]
 
 
 def multiplication(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
@@ -153,6 +173,8 @@ def multiplication(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor
     kinds = [an.kind(output) for output in node.inputs]
     if Kind.DATA in kinds:
         _multiply_data(an, node, inputs, kinds, axes or ())
+    else:
+        _mark_constants(an, node, inputs, kinds)
     origins = _origins(inputs, axes)
     if Kind.DATA not in kinds and kinds.count(Kind.WEIGHT) == 2 and origins is not None:
         _scale_variable(an, node, inputs)
@@ -336,8 +358,34 @@ def cast(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
 
 
 def identity(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
-    """Give the tensor on as it is."""
-    return inputs[0]
+    """Give the tensor on as it is; what a loop begins with is but the first of its values."""
+    x = inputs[0]
+    if (x.number is not None or x.cells is not None) and _is_turned(an, node):
+        return Tensor(x.axes, origins=x.origins, element=x.element)
+    return x
+
+
+def _is_turned(an: Analysis, node: Node) -> bool:
+    """Whether a node takes a variable into a loop that is another one after a turn."""
+    for consumer in an.graph.consumers[node]:
+        if consumer.op == LOOP and consumer.inputs[0].node is node:
+            after = consumer.inputs[1].node
+            while after.op == "Identity" and after is not node:
+                after = after.inputs[0].node
+            return after is not node
+    return False
+
+
+def quantised(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
+    """Round to a few numbers between two that are given."""
+    x = inputs[0]
+    if node.op.startswith("QuantizeAndDequantize") and not node.integer("range_given"):
+        raise Clash
+    if an.is_data(node.inputs[0]):
+        an.touch("nonlinear", x.axes or (), node)
+    elif an.is_weight(node.inputs[0]):
+        an.touch("weight", x.axes or (), node)
+    return Tensor(x.axes, origins=x.origins)
 
 
 def _number(node: Node, inputs: Sequence[Tensor]) -> float | None:
@@ -434,10 +482,14 @@ RULES: dict[str, Rule] = {
     **for_ops("Select SelectV2", select),
     **for_ops("Cast Bitcast", cast),
     **for_ops(
+        """QuantizeAndDequantizeV2 QuantizeAndDequantizeV3 FakeQuantWithMinMaxArgs
+        FakeQuantWithMinMaxVars""",
+        quantised,
+    ),
+    **for_ops(
         """Identity RefIdentity StopGradient PreventGradient Snapshot CheckNumerics Print
         ReadVariableOp Enter RefEnter Exit RefExit NextIteration
-        RefNextIteration EnsureShape QuantizeAndDequantize QuantizeAndDequantizeV2
-        FakeQuantWithMinMaxArgs FakeQuantWithMinMaxVars LoopCond DeepCopy CopyHost Copy
+        RefNextIteration EnsureShape LoopCond DeepCopy CopyHost Copy
         CheckNumericsV2 DebugIdentity OptimizationBarrier""",
         identity,
     ),

@@ -53,7 +53,10 @@ def shape(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> list[Tensor]:
             found.append(Tensor((Atom(None),)))
         else:
             cells = tuple(Cell(size_of(atom), atom) for atom in tensor.axes)
-            found.append(Tensor((leaf(len(cells)),), cells))
+            # How many axes there are is no width, even where a shape is computed with.
+            axis = leaf(len(cells))
+            an.touch("fixed", [axis], node)
+            found.append(Tensor((axis,), cells))
     return found
 
 

@@ -9,6 +9,7 @@ from converter.graph.ops import ops
 from converter.structure.axes.axis import Touch
 from converter.structure.tensors.analysis import Analysis, Cell, Pairing, Rule, Tensor, for_ops
 from converter.structure.tensors.atoms import ONE, Atom, Clash, product
+from converter.structure.tensors.flow import Kind
 from converter.structure.tensors.rules.integers import axes_of
 
 _FOLDS: dict[str, Callable[[list[int]], int]] = {
@@ -19,7 +20,12 @@ _FOLDS: dict[str, Callable[[list[int]], int]] = {
     "Any": max,
 }
 _LINEAR = ops("Sum Mean")
-_KINDS: Mapping[str, Touch] = {"Sum": "sum", "Mean": "mean", "EuclideanNorm": "norm"}
+_KINDS: Mapping[str, Touch] = {
+    "Sum": "sum",
+    "Mean": "mean",
+    "EuclideanNorm": "norm",
+    "Prod": "product",
+}
 
 
 def reduce(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
@@ -58,8 +64,12 @@ def _tell(an: Analysis, node: Node, gone: Sequence[Atom]) -> None:
     if node.op in ("Sum", "Mean") and is_only_summed:
         if source.op in ("Square", "SquaredDifference"):
             an.retract(source, gone)
-            squares: Touch = "square sum" if node.op == "Sum" else "square mean"
-            an.touch("variance" if source.op == "SquaredDifference" else squares, gone, node)
+            what: Touch
+            if source.op == "Square":
+                what = "square sum" if node.op == "Sum" else "square mean"
+            else:
+                what = "sum" if node.op == "Sum" else "variance"
+            an.touch(what, gone, node)
             return
         if source.op == "Mul" and node.op == "Sum":
             _contract(an, node, source, gone)
@@ -107,9 +117,9 @@ def _sized(cell: Cell) -> Atom | None:
 def softmax(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
     """Normalise along the last axis."""
     x = inputs[0]
-    if x.axes is not None and an.is_data(node.inputs[0]):
+    if x.axes is not None and an.kind(node.inputs[0]) >= Kind.WEIGHT:
         an.touch("softmax", x.axes[-1:], node)
-        an.touch("nonlinear", x.axes[:-1], node)
+        an.touch("nonlinear" if an.is_data(node.inputs[0]) else "weight", x.axes[:-1], node)
     return Tensor(x.axes)
 
 
@@ -123,7 +133,8 @@ def cross_entropy(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> list[Te
             an.tie(logits.axes[0], labels.axes[0], node)
     elif labels.axes is not None:
         an.broadcast((logits, labels), node)
-    an.touch("softmax", logits.axes[-1:], node)
+    what: Touch = "softmax" if node in an.flow.looked_at else "cross entropy"
+    an.touch(what, logits.axes[-1:], node)
     return [Tensor(logits.axes[:-1]), logits]
 
 
@@ -134,7 +145,9 @@ def choose(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
         return Tensor(None)
     axis = axes_of(inputs[1], len(x.axes))[0]
     an.touch("choice", [x.axes[axis]], node)
-    return Tensor(x.axes[:axis] + x.axes[axis + 1 :])
+    rest = x.axes[:axis] + x.axes[axis + 1 :]
+    an.touch("nonlinear", rest, node)
+    return Tensor(rest)
 
 
 def top(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -143,11 +156,21 @@ def top(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> list[Tensor]:
     if x.axes is None:
         return [Tensor(None), Tensor(None)]
     an.touch("choice", x.axes[-1:], node)
+    an.touch("nonlinear", x.axes[:-1], node)
     count = inputs[1].cells if len(inputs) > 1 else None
     last = an.sized(count[0], node) if count else Atom(node.integer("k") or None)
     an.touch("index", [last], node)
     found = Tensor((*x.axes[:-1], last))
     return [found, found]
+
+
+def among_top(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
+    """Tell whether a wanted entry is one of the largest ones of the last axis."""
+    x = inputs[0]
+    if x.axes is None:
+        return Tensor(None)
+    an.touch("choice", x.axes[-1:], node)
+    return Tensor(x.axes[:1])
 
 
 def ordered(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
@@ -197,13 +220,13 @@ def segments(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
         rank = len(inputs[1].axes) if inputs[1].axes is not None else 1
         for a, b in zip(data.axes, inputs[1].axes or (), strict=False):
             an.tie(a, b, node)
+        an.touch("index", data.axes[:rank], node)
         return Tensor((first, *data.axes[rank:]))
-    if node.op.startswith("Sparse"):
-        an.touch("index", data.axes[:1], node)
-        if an.is_weight(node.inputs[0]):
-            an.use(data.origin(0), data.axes[0], "consume", node)
-            for axis in range(1, len(data.axes)):
-                an.use(data.origin(axis), data.axes[axis], "produce", node)
+    an.touch("index", data.axes[:1], node)
+    if node.op.startswith("Sparse") and an.is_weight(node.inputs[0]):
+        an.use(data.origin(0), data.axes[0], "consume", node)
+        for axis in range(1, len(data.axes)):
+            an.use(data.origin(axis), data.axes[axis], "produce", node)
     return Tensor((first, *data.axes[1:]))
 
 
@@ -213,6 +236,7 @@ RULES: dict[str, Rule] = {
     **for_ops("SoftmaxCrossEntropyWithLogits SparseSoftmaxCrossEntropyWithLogits", cross_entropy),
     **for_ops("ArgMax ArgMin", choose),
     **for_ops("TopK TopKV2", top),
+    **for_ops("InTopK InTopKV2", among_top),
     **for_ops("Cumsum Cumprod Reverse ReverseV2 ReverseSequence CumulativeLogsumexp", ordered),
     "LRN": local_response,
     "L2Loss": loss,

@@ -28,6 +28,7 @@ from converter.structure.tensors.atoms import (
     product,
     size_of,
 )
+from converter.structure.tensors.flow import Kind
 from converter.structure.tensors.rules.integers import axes_of, sized_axes
 
 _MAX_CELLS = 256
@@ -259,6 +260,11 @@ def concatenate(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
         for piece in pieces[1:]:
             an.tie(pieces[0], piece, node)
         axes.append(pieces[0])
+    outputs = node.inputs[1:] if node.op == "Concat" else node.inputs[:-1]
+    for output, tensor in zip(outputs, values, strict=True):
+        if an.kind(output) < Kind.WEIGHT and tensor.number != 0:
+            # What stands beside data is no data that could be mixed.
+            an.touch("affine" if tensor.number is not None else "constant", tensor.axes or (), node)
     cells = _joined_cells(values) if rank == 1 else None
     return Tensor(tuple(axes), cells, _same(values), _joint(values, rank))
 

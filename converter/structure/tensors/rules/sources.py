@@ -111,7 +111,7 @@ RULES: dict[str, Rule] = {
         """TensorArraySize TensorArraySizeV2 TensorArraySizeV3 TensorListLength
         IsVariableInitialized VarIsInitializedOp VarHandleOp HashTable HashTableV2 IteratorV2
         Iterator FIFOQueue FIFOQueueV2 RandomShuffleQueue RandomShuffleQueueV2 MutexV2
-        InTopK InTopKV2 Timestamp ControlTrigger""",
+        Timestamp ControlTrigger""",
         scalar,
     ),
     **for_ops("LookupTableFind LookupTableFindV2", listed),

@@ -1,0 +1,1 @@
+"""What the layers of a model compute on data: which tensors say it, and their moments."""

@@ -1,0 +1,376 @@
+"""Makes tensors inside loops, conditions and functions reachable, where they cannot be fetched.
+
+Each is put into a queue on its way. The queue is made where the tensor is, after it, so that it is
+in the same iteration of the same loop; and what takes the tensor waits until it is in the queue.
+What is dead in a branch stays dead, and loops stay as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from converter.errors import InputError
+from converter.formats.messages import message, parse
+from converter.graph.node import Tensor
+from converter.graph.ops import CALLS
+
+INT32 = 3
+BOOL = 10
+_MAX_DEPTH = 24
+_BRANCH = re.compile(r"_branch_(\d{1,5})/")
+_OWN = re.compile(r"_(turn|loop|join)_(\d{1,5})")
+# The first thing that these take says which branch is taken.
+_BRANCHING = re.compile(rb"^(?:Stateless)?(?:If|Case)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """A tensor that is put into a queue.
+
+    Attributes:
+        queue: the shared name of the queue.
+        tensor: which; the calls before its own name lead into functions.
+        mask: a bool tensor beside it that is put into the queue with it, or None.
+        columns: the size of its last axis, by which it is put in as rows, so that the queue can be
+            emptied at once; None to put it in as it is.
+    """
+
+    queue: str
+    tensor: Tensor
+    mask: Tensor | None
+    columns: int | None = None
+
+
+def instrument(
+    definition: bytes, taps: Sequence[Tap], op_definition: Callable[[str], Any], subject: str
+) -> tuple[bytes, dict[str, int]]:
+    """Put tensors of a graph into queues.
+
+    Args:
+        definition: a serialized GraphDef.
+        taps: what is put into queues; what the graph lacks is passed over, and so is what is masked
+            by something that cannot be seen where it is.
+        op_definition: gives the OpDef of an op, None where there is none.
+        subject: the subject of errors.
+
+    Returns:
+        The serialized GraphDef, and TensorFlow's number of the dtype in each queue.
+
+    Raises:
+        InputError: a tensor cannot be put into a queue.
+    """
+    graph = parse("GraphDef", definition, subject)
+    root = _Scope(graph.node, None, graph.library, op_definition)
+    dtypes: dict[str, int] = {}
+    for tap in taps:
+        place = _located(root, tap.tensor)
+        mask = (
+            None if tap.mask is None or place is None else _seen_from(place.scope, root, tap.mask)
+        )
+        if place is not None and (tap.mask is None or mask is not None):
+            dtypes[tap.queue] = place.scope.tap(tap, place, mask)
+    for scope in root.all():
+        scope.rewire()
+    return graph.SerializeToString(), dtypes
+
+
+class _Scope:
+    """The nodes of a graph, or of the copy of a function for one call of it.
+
+    Attributes:
+        nodes: by name.
+        caller: the scope and the node in it that calls the function; None for a graph.
+    """
+
+    def __init__(
+        self,
+        nodes: Any,
+        function: Any,
+        library: Any,
+        op_definition: Callable[[str], Any],
+        caller: tuple[_Scope, str] | None = None,
+    ) -> None:
+        self.caller = caller
+        self._list = nodes
+        self._function = function
+        self._library = library
+        self._op_definition = op_definition
+        self.nodes: dict[str, Any] = {_text(node.name): node for node in nodes}
+        self._inner: dict[tuple[str, int], _Scope] = {}
+        # What is taken instead of a tensor, by its text; and what whatever follows a node awaits.
+        self._instead: dict[bytes, bytes] = {}
+        self._awaited: dict[bytes, list[bytes]] = {}
+        self._own: set[bytes] = set()
+
+    def all(self) -> Iterator[_Scope]:
+        """Yield this and all functions that were copied for it."""
+        yield self
+        for inner in self._inner.values():
+            yield from inner.all()
+
+    def called(self, name: str) -> list[bytes]:
+        """Return the functions of the graph that a node calls."""
+        node = self.nodes[name]
+        known = {f.signature.name for f in self._library.function}
+        return [f for f in (attr.name for attr in _called(node)) if f in known] or (
+            [node.op] if node.op in known else []
+        )
+
+    def inside(self, name: str, number: int) -> _Scope:
+        """Return the function that a node calls, copied so that no other node calls it."""
+        if (name, number) not in self._inner:
+            node = self.nodes[name]
+            old = self.called(name)[number]
+            new = _free(old, {f.signature.name for f in self._library.function})
+            original = next(f for f in self._library.function if f.signature.name == old)
+            copy = self._library.function.add()
+            copy.CopyFrom(original)
+            copy.signature.name = new
+            functions = _called(node)
+            if functions:
+                functions[number].name = new
+            else:
+                node.op = new
+            scope = _Scope(copy.node_def, copy, self._library, self._op_definition, (self, name))
+            self._inner[name, number] = scope
+        return self._inner[name, number]
+
+    def reference(self, name: str, port: int) -> tuple[bytes, int]:
+        """Return the text by which a tensor is taken here, and TensorFlow's number of its dtype."""
+        node = self.nodes[name]
+        definition = self._op_definition(_text(node.op))
+        for argument, index, flat, dtype in _outputs(node, definition):
+            if flat == port:
+                if self._function is None:
+                    return node.name + (b":%d" % port if port else b""), dtype
+                return b":".join([node.name, argument.encode(), b"%d" % index]), dtype
+        raise InputError(f"{name}: it has no output {port} that could be measured")
+
+    def argument(self, number: int) -> tuple[bytes, int] | None:
+        """Return an argument of the function as `reference` does; None where it has none."""
+        arguments = self._function.signature.input_arg if self._function is not None else ()
+        if not 0 <= number < len(arguments):
+            return None
+        return arguments[number].name, arguments[number].type
+
+    def tap(self, tap: Tap, place: _Place, mask: bytes | None) -> int:
+        """Put a tensor into a queue; return TensorFlow's number of its dtype."""
+        source, dtype = place.text, place.dtype
+        values, types, shapes = [source], [dtype], []
+        name = source.partition(b":")[0]
+        # In a function nothing has to tell it where it is.
+        after = [b"^" + name] if self._function is None else []
+        if tap.columns is not None:
+            prefix = tap.queue.encode()
+            rows = self._reshaped(prefix + b"/rows", source, dtype, [-1, tap.columns], after)
+            count = self._add(prefix + b"/shape", b"Shape", [rows])
+            _set(count, "T", type=dtype)
+            _set(count, "out_type", type=INT32)
+            values, types = [rows, self._output(count, b"output")], [dtype, INT32]
+            shapes = [[-1, tap.columns], [2]]
+            if mask is not None:
+                mask = self._reshaped(prefix + b"/mask", mask, BOOL, [-1], after)
+                shapes.append([-1])
+        if mask is not None:
+            values, types = [*values, mask], [*types, BOOL]
+        op = b"FIFOQueueV2" if tap.columns is None else b"PaddingFIFOQueueV2"
+        held = self._add(tap.queue.encode(), op, after)
+        _set(held, "component_types", types=types)
+        _set_shapes(held, shapes)
+        _set(held, "capacity", i=-1)
+        _set(held, "container", s=b"")
+        _set(held, "shared_name", s=tap.queue.encode())
+        put = self._add(
+            held.name + b"/put", b"QueueEnqueueV2", [self._output(held, b"handle"), *values]
+        )
+        _set(put, "Tcomponents", types=types)
+        _set(put, "timeout_ms", i=-1)
+        if source not in self._instead:
+            identity = self._add(held.name + b"/passed", b"Identity", [source])
+            _set(identity, "T", type=dtype)
+            self._instead[source] = self._output(identity, b"output")
+        passed = _text(self._instead[source].partition(b":")[0])
+        self.nodes[passed].input.append(b"^" + put.name)
+        self._awaited.setdefault(name, []).append(b"^" + put.name)
+        return dtype
+
+    def _output(self, node: Any, argument: bytes) -> bytes:
+        """Return the text by which the only output of a node is taken here."""
+        text: bytes = node.name
+        return text if self._function is None else text + b":" + argument + b":0"
+
+    def _reshaped(
+        self, name: bytes, source: bytes, dtype: int, shape: list[int], after: Sequence[bytes]
+    ) -> bytes:
+        """Add what reshapes a tensor, and return its text."""
+        sizes = message("TensorProto")(dtype=INT32, int_val=shape)
+        sizes.tensor_shape.dim.add(size=len(shape))
+        constant = self._add(name + b"/sizes", b"Const", after)
+        _set(constant, "dtype", type=INT32)
+        _set(constant, "value", tensor=sizes.SerializeToString())
+        node = self._add(name, b"Reshape", [source, self._output(constant, b"output")])
+        _set(node, "T", type=dtype)
+        _set(node, "Tshape", type=INT32)
+        return self._output(node, b"output")
+
+    def _add(self, name: bytes, op: bytes, inputs: Sequence[bytes]) -> Any:
+        while _text(name) in self.nodes:
+            name += b"_"
+        node = self._list.add(name=name, op=op, input=list(inputs))
+        self.nodes[_text(name)] = node
+        self._own.add(name)
+        return node
+
+    def rewire(self) -> None:
+        """Let whatever takes a tensor that is put into a queue wait until it is there."""
+        for node in self._list:
+            if node.name in self._own:
+                continue
+            awaited: list[bytes] = []
+            for number, text in enumerate(node.input):
+                if text in self._instead:
+                    node.input[number] = self._instead[text]
+                else:
+                    # Of several outputs another one may be all that is taken.
+                    awaited += self._awaited.get(text.partition(b":")[0], ())
+            node.input.extend(dict.fromkeys(awaited))
+        for entry in self._function.ret if self._function is not None else ():
+            entry.value = self._instead.get(entry.value, entry.value)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Place:
+    """Where a tensor is.
+
+    Attributes:
+        scope: the graph, or the function.
+        text: by which it is taken there.
+        dtype: TensorFlow's number of it.
+    """
+
+    scope: _Scope
+    text: bytes
+    dtype: int
+
+
+def _located(root: _Scope, source: Tensor) -> _Place | None:
+    """Return where a tensor is, whose name may begin with the calls that lead into functions.
+
+    What a loop or a condition gives has a node of its own in the structure: `_loop_0`, `_join_0`;
+    and so has what a loop takes: `_turn_0`.
+    """
+    waiting = [(root, source.node, 0)]
+    while waiting:
+        scope, rest, depth = waiting.pop()
+        if rest in scope.nodes:
+            return _Place(scope, *scope.reference(rest, source.port))
+        parts = rest.split("/")
+        for cut in range(1, len(parts)):
+            call, inner = "/".join(parts[:cut]), "/".join(parts[cut:])
+            functions = scope.called(call) if call in scope.nodes and depth < _MAX_DEPTH else []
+            if not functions:
+                continue
+            if (own := _OWN.fullmatch(inner)) is not None:
+                if own[1] != "turn":
+                    return _Place(scope, *scope.reference(call, int(own[2])))
+                argument = scope.inside(call, 0).argument(int(own[2]))
+                return None if argument is None else _Place(scope.inside(call, 0), *argument)
+            number = 0
+            if (branch := _BRANCH.match(inner)) is not None:
+                number, inner = int(branch[1]), inner[branch.end() :]
+            if number < len(functions):
+                waiting.append((scope.inside(call, number), inner, depth + 1))
+    return None
+
+
+def _seen_from(scope: _Scope, root: _Scope, source: Tensor) -> bytes | None:
+    """Return how a tensor is taken in a scope: its own, or what a call hands to it."""
+    place = _located(root, source)
+    if place is None:
+        return None
+    way = []
+    while scope is not place.scope:
+        if scope.caller is None:
+            return None
+        way.append(scope)
+        scope = scope.caller[0]
+    text = place.text
+    for inner in reversed(way):
+        assert inner.caller is not None
+        node = inner.caller[0].nodes[inner.caller[1]]
+        # What a loop takes is another value in the next turn.
+        taken = [] if b"While" in node.op else list(node.input)[len(_BRANCHING.findall(node.op)) :]
+        argument = inner.argument(taken.index(text)) if text in taken else None
+        if argument is None:
+            return None
+        text = argument[0]
+    return text
+
+
+def _called(node: Any) -> list[Any]:
+    """Return the attributes of a node that name functions: one, or one for each branch."""
+    by_key = {_text(entry.key): entry.value for entry in node.attr}
+    if _text(node.op) in CALLS and "f" in by_key:
+        return [by_key["f"].func]
+    if "branches" in by_key:
+        return list(by_key["branches"].list.func)
+    # The condition of a loop is computed from what its body gives.
+    keys = [key for key in ("body", "then_branch", "else_branch") if key in by_key]
+    return [by_key[key].func for key in keys]
+
+
+def _outputs(node: Any, definition: Any) -> Iterator[tuple[str, int, int, int]]:
+    """Yield the outputs of a node: argument, number in it, number in all, and dtype."""
+    if definition is None:
+        return
+    given = {_text(entry.key): entry.value for entry in node.attr}
+    defaults = {attr.name: attr.default_value for attr in definition.attr}
+    flat = 0
+    for argument in definition.output_arg:
+        if argument.type_list_attr:
+            listed = given.get(argument.type_list_attr) or defaults[argument.type_list_attr]
+            dtypes = list(listed.list.type)
+        else:
+            dtype = argument.type
+            if argument.type_attr:
+                dtype = (given.get(argument.type_attr) or defaults[argument.type_attr]).type
+            count = 1
+            if argument.number_attr:
+                count = (given.get(argument.number_attr) or defaults[argument.number_attr]).i
+            dtypes = [dtype] * count
+        for index, dtype in enumerate(dtypes):
+            yield argument.name, index, flat, dtype % 100
+            flat += 1
+
+
+def _set(node: Any, key: str, *, types: Sequence[int] | None = None, **value: Any) -> None:
+    entry = node.attr.add(key=key.encode())
+    if types is None:
+        for field, given in value.items():
+            setattr(entry.value, field, given)
+    else:
+        entry.value.list.SetInParent()
+        entry.value.list.type.extend(types)
+
+
+def _set_shapes(node: Any, shapes: Sequence[Sequence[int]]) -> None:
+    entry = node.attr.add(key=b"shapes")
+    entry.value.list.SetInParent()
+    for sizes in shapes:
+        shape = entry.value.list.shape.add()
+        for size in sizes:
+            shape.dim.add(size=size)
+
+
+def _free(name: bytes, taken: set[bytes]) -> bytes:
+    number = 0
+    while (new := b"%s__measured_%d" % (name, number)) in taken:
+        number += 1
+    return new
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")

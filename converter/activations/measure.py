@@ -1,0 +1,246 @@
+"""Runs a model on data, and gathers the moments of its activations on the way.
+
+TensorFlow runs a batch while a thread adds up the one before. No more than two batches are held, so
+that memory does not grow with the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from itertools import chain
+
+import numpy as np
+
+from converter.activations.file import Key, Measured
+from converter.activations.moments import Moments, NotFiniteError
+from converter.activations.probes import LOOKED_UP, Found, Probe, find_probes
+from converter.activations.run import Batch, Question, Run, Taken
+from converter.checkpoint import Checkpoint
+from converter.errors import ConverterError, UsageError
+from converter.patterns import matching
+from converter.variable import Array
+
+MAX_COVARIANCE = 8192
+"""Units of which a covariance can be had: it takes 8 bytes for each pair of them."""
+
+_FEW = 3
+
+
+def measure(
+    checkpoint: Checkpoint,
+    batches: Iterable[Batch],
+    *,
+    probes: Sequence[Probe] | None = None,
+    variables: Sequence[str] = (),
+    covariance: Sequence[str] = (),
+    question: Question | None = None,
+) -> Measured:
+    """Run a model on data and return the moments of its activations.
+
+    Args:
+        checkpoint: with a graph.
+        batches: what the model is run on, one after the other; all with the same names.
+        probes: what is measured; None for what the structure of the graph tells.
+        variables: globs of the variables that are wanted; none for all.
+        covariance: globs of the variables whose covariance is wanted.
+        question: what is run.
+
+    Raises:
+        InputError: there is no graph, a variable is missing, or a file is damaged.
+        UsageError: TensorFlow is not installed; an input is missing or does not fit; a glob fits
+            nothing; no activation can be measured.
+        RunError: the graph does not run.
+        ConverterError: an activation is NaN or infinite.
+    """
+    question = question or Question()
+    unmeasured: list[str] = []
+    if probes is None:
+        found = find_probes(checkpoint)
+        probes = found.probes
+        unmeasured = _unmeasured(found, variables)
+        names = {name for probe in probes for name, _ in probe.for_}
+        if unmeasured and not any(_fits(name, variables) for name in names):
+            raise UsageError(f"{checkpoint.path}: {unmeasured[0]}")
+    probes = _wanted(probes, variables)
+    if not probes:
+        raise UsageError(
+            f"{checkpoint.path}: its graph does not tell where activations of its variables are"
+        )
+    covariant = _named(covariance, probes)
+    pools = pools_of(probes, covariant)
+    iterator = iter(batches)
+    first = next(iterator, None)
+    if first is None:
+        raise UsageError(f"{question.where}: it holds no data")
+    with Run(checkpoint, first, probes, question) as run:
+        count = gather(run, pools, chain((first,), iterator))
+        notes = [*run.forward.notes, *unmeasured]
+        return _measured(checkpoint, pools, run.reached, covariant, count, notes)
+
+
+@dataclass(slots=True, eq=False)
+class _Pool:
+    """What is measured for the same variables: one tensor, or one for each step of a cell.
+
+    Attributes:
+        for_: the variables, and their sides.
+        moments: of all that was added.
+        probes: the tensors.
+    """
+
+    for_: tuple[Key, ...]
+    moments: Moments
+    probes: list[Probe] = field(default_factory=list)
+
+    def add(self, taken: Sequence[Taken]) -> None:
+        """Add what a run gave.
+
+        Raises:
+            InputError: a tensor has no axis of so many units.
+            ConverterError: a value is NaN or infinite.
+        """
+        rows = [one.rows() for one in taken]
+        try:
+            self.moments.add(rows[0] if len(rows) == 1 else np.concatenate(rows))
+        except NotFiniteError as error:
+            name, side = self.for_[0]
+            source = next(t.probe for t, r in zip(taken, rows, strict=True) if _is_odd(r)).tensor
+            raise ConverterError(
+                f"{name}: its activations ({side}: {source}) are not finite: {error}; look at the "
+                "data, or measure other variables (--variable GLOB)"
+            ) from None
+
+    def is_last(self, checkpoint: Checkpoint) -> bool:
+        """Whether these are the units of the last axis of a variable."""
+        shapes = [checkpoint[name].shape for name, _ in self.for_ if name in checkpoint]
+        return any(shape[-1:] == (self.moments.size,) for shape in shapes)
+
+
+def _is_odd(rows: Array) -> bool:
+    wide = rows.astype(np.float64)
+    with np.errstate(over="ignore"):
+        return not np.isfinite(wide * wide).all()
+
+
+def _named(globs: Sequence[str], probes: Sequence[Probe]) -> set[str]:
+    """Return the variables that globs choose of those that can be measured."""
+    known = list(dict.fromkeys(name for probe in probes for name, _ in probe.for_))
+    return {name for glob in globs for name in matching(glob, known, "measured variables")}
+
+
+def _unmeasured(found: Found, globs: Sequence[str]) -> list[str]:
+    """Say of which variables nothing can be measured, or of one side only, and why."""
+    by_reason: dict[str, list[str]] = {}
+    for (name, side), why in found.unmeasured.items():
+        if why != LOOKED_UP and _fits(name, globs):
+            by_reason.setdefault(why, []).append(f"{name} ({side})")
+    return [f"not measured: {_few(names)}: {why}" for why, names in by_reason.items()]
+
+
+def _fits(name: str, globs: Sequence[str]) -> bool:
+    return not globs or any(fnmatchcase(name, glob) for glob in globs)
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" (and {len(names) - _FEW} more)" if len(names) > _FEW else ""
+    return ", ".join(names[:_FEW]) + more
+
+
+def _wanted(probes: Sequence[Probe], globs: Sequence[str]) -> list[Probe]:
+    if not globs:
+        return list(probes)
+    names = _named(globs, probes)
+    chosen = [tuple(key for key in probe.for_ if key[0] in names) for probe in probes]
+    pairs = zip(probes, chosen, strict=True)
+    return [replace(probe, for_=for_) for probe, for_ in pairs if for_]
+
+
+def pools_of(probes: Sequence[Probe], covariance: Collection[str] = ()) -> list[_Pool]:
+    pools: dict[tuple[tuple[Key, ...], int], _Pool] = {}
+    for probe in probes:
+        key = probe.for_, probe.size
+        if key not in pools:
+            chosen = [name for name, _ in probe.for_ if name in covariance]
+            if chosen and probe.size > MAX_COVARIANCE:
+                raise UsageError(
+                    f"{chosen[0]}: the covariance of {probe.size:,} units takes "
+                    f"{probe.size**2 * 8 / 1e9:.1f} GB; choose variables of up to "
+                    f"{MAX_COVARIANCE:,} (--covariance GLOB)"
+                )
+            pools[key] = _Pool(probe.for_, Moments.of(probe.size, covariance=bool(chosen)))
+        pools[key].probes.append(probe)
+    return list(pools.values())
+
+
+def gather(run: Run, pools: Sequence[_Pool], batches: Iterable[Batch]) -> int:
+    """Run all batches, and add what they give while the next one runs; return how many."""
+    of_probe = {id(probe): pool for pool in pools for probe in pool.probes}
+
+    def add(taken: Sequence[Taken]) -> None:
+        by_pool: dict[int, list[Taken]] = {}
+        for one in taken:
+            by_pool.setdefault(id(of_probe[id(one.probe)]), []).append(one)
+        for parts in by_pool.values():
+            of_probe[id(parts[0].probe)].add(parts)
+
+    count = 0
+    with ThreadPoolExecutor(1) as adding:
+        before: Future[None] | None = None
+        for batch in batches:
+            taken = run.take(batch)
+            if before is not None:
+                before.result()
+            before = adding.submit(add, taken)
+            count += 1
+        if before is not None:
+            before.result()
+    return count
+
+
+def _measured(
+    checkpoint: Checkpoint,
+    pools: Sequence[_Pool],
+    reached: Sequence[Probe],
+    covariance: Collection[str],
+    count: int,
+    notes: Sequence[str],
+) -> Measured:
+    """Join what was measured for the same side of a variable in several places.
+
+    A table that looks up rows can be a kernel the other way round elsewhere, whose units are its
+    rows: its last axis goes first, and the rest is left out.
+    """
+    found: dict[Key, Moments] = {}
+    tensors: dict[Key, dict[str, None]] = {}
+    is_reached = {id(probe) for probe in reached}
+    run = [pool for pool in pools if pool.moments.count]
+    for pool in sorted(run, key=lambda pool: not pool.is_last(checkpoint)):
+        for key in pool.for_:
+            part = pool.moments
+            total = found.get(key)
+            if total is None:
+                wants = key[0] in covariance
+                total = found[key] = Moments.of(part.size, covariance=wants)
+            if total.size != part.size:
+                places = ", ".join(str(probe.tensor) for probe in pool.probes[:_FEW])
+                notes = [
+                    *notes,
+                    f"{key[0]} ({key[1]}) has {part.size} units in {places}: left out",
+                ]
+                continue
+            total.merge(part if total.products is not None else replace(part, products=None))
+            names = [str(probe.tensor) for probe in pool.probes if id(probe) in is_reached]
+            tensors.setdefault(key, {}).update(dict.fromkeys(names))
+    wanted = dict.fromkeys(key for pool in pools for key in pool.for_)
+    missing = [f"{name} ({side})" for name, side in wanted if (name, side) not in found]
+    if missing:
+        notes = [
+            *notes,
+            f"not measured, as nothing of it was run: {_few(missing)}; --fetch chooses what is run",
+        ]
+    return Measured(
+        found, {key: tuple(names) for key, names in tensors.items()}, count, tuple(notes)
+    )

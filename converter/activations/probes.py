@@ -1,0 +1,199 @@
+"""The tensors whose values are activations: which are measured, and for which variables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from converter.checkpoint import Checkpoint
+from converter.graph.node import Node, Output, Tensor
+from converter.structure.infer import structure_of
+from converter.structure.layers.chains import CELLS, TABLES, Chain, Part, UnitAxis
+from converter.structure.layers.masks import Mask, in_loops, mask_of
+from converter.structure.layers.read import chains_of, tensor_of
+from converter.structure.layers.steps import same_axis
+from converter.structure.structure import Structure
+
+Side = Literal["produced", "consumed"]
+Key = tuple[str, Side]
+
+LOOKED_UP = "its rows are looked up by their numbers"
+"""Why nothing that a table takes is measured: there are no activations."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A tensor whose values are the activations of units.
+
+    Attributes:
+        tensor: which. A node of a function's body has the names of the calls before its own, as
+            `converter.structure` names it.
+        axis: of the units; negative ones are counted from the end.
+        size: how many units there are.
+        mask: a bool tensor [batch] of the same frame, which says what rows count; None for all.
+        keeps: the value of the mask for which a row counts.
+        for_: the variables, and their sides, that it is measured for.
+    """
+
+    tensor: Tensor
+    axis: int
+    size: int
+    mask: Tensor | None
+    keeps: bool
+    for_: tuple[tuple[str, Side], ...]
+
+
+class Found(NamedTuple):
+    """What can be measured, and what cannot.
+
+    Attributes:
+        probes: the tensors.
+        unmeasured: why there is no tensor for a side of a variable. What nothing is made of, and
+            what takes nothing, is not listed for that side.
+    """
+
+    probes: tuple[Probe, ...]
+    unmeasured: Mapping[Key, str]
+
+
+def probes(checkpoint: Checkpoint, structure: Structure | None = None) -> tuple[Probe, ...]:
+    """Return the tensors in which the activations around the variables of a checkpoint are.
+
+    Raises:
+        InputError: it has no graph, or that is damaged.
+        ConverterError: the structure cannot be told.
+    """
+    return find_probes(checkpoint, structure).probes
+
+
+def find_probes(checkpoint: Checkpoint, structure: Structure | None = None) -> Found:
+    """Return what can be measured, and why the rest cannot.
+
+    Raises:
+        InputError: the checkpoint has no graph, or that is damaged.
+        ConverterError: the structure cannot be told.
+    """
+    structure = structure or structure_of(checkpoint)
+    return _Finder(checkpoint, structure).find()
+
+
+class _Finder:
+    def __init__(self, checkpoint: Checkpoint, structure: Structure) -> None:
+        self._structure = structure
+        self._analysis = structure.graph.findings.analysis
+        roles = checkpoint.roles()
+        self._shapes = {
+            name: checkpoint[name].shape
+            for name in checkpoint
+            if name not in structure.follows and roles[name].kind in ("model", "batch_statistic")
+        }
+        self._why: dict[Key, str] = {}
+        self._axes: dict[Key, int] = {}
+        self._found: dict[tuple[Tensor, int, int, Mask | None], dict[Key, None]] = {}
+        self._masks: dict[Output, Mask | None] = {}
+        self._loops = in_loops(self._analysis.graph)
+
+    def find(self) -> Found:
+        for chain in chains_of(self._structure):
+            mask = self._mask(chain)
+            for node, part in chain.parts:
+                if part.variable in self._shapes:
+                    self._take(chain, node, part, mask)
+        found = tuple(
+            Probe(
+                tensor,
+                axis,
+                size,
+                None if mask is None else tensor_of(mask.output),
+                mask is not None and mask.keeps,
+                tuple(keys),
+            )
+            for (tensor, axis, size, mask), keys in self._found.items()
+        )
+        return Found(found, dict(self._unmeasured({key for probe in found for key in probe.for_})))
+
+    def _mask(self, chain: Chain) -> Mask | None:
+        if chain.linear is None or chain.linear.output.node not in self._loops:
+            return None
+        begin = chain.linear.output
+        if begin not in self._masks:
+            self._masks[begin] = mask_of(self._analysis, begin)
+        return self._masks[begin]
+
+    def _take(self, chain: Chain, node: Node, part: Part, mask: Mask | None) -> None:
+        is_kernel = node in chain.kernels
+        if node.op in CELLS:
+            side: Side = "consumed" if part.use == "consume" else "produced"
+            self._why.setdefault((part.variable, side), chain.why)
+        elif part.use == "consume" or (is_kernel and part.use == "gain"):
+            self._take_input(chain, node, part, mask)
+        elif part.use in ("mean", "variance"):
+            self._add(chain.normalised, part, "produced", mask, chain, node)
+        else:
+            self._add(chain.finished, part, "produced", mask, chain, node)
+
+    def _take_input(self, chain: Chain, node: Node, part: Part, mask: Mask | None) -> None:
+        key: Key = (part.variable, "consumed")
+        if node.op in TABLES:
+            self._why.setdefault(key, LOOKED_UP)
+        elif node in chain.kernels:
+            given = chain.inputs[chain.kernels.index(node)]
+            self._add(given, part, "consumed", mask, chain, node)
+
+    def _add(
+        self,
+        units: UnitAxis | None,
+        part: Part,
+        side: Side,
+        mask: Mask | None,
+        chain: Chain,
+        node: Node,
+    ) -> None:
+        key: Key = (part.variable, side)
+        if units is None or units.size is None:
+            self._why.setdefault(key, chain.why or f"{node.name} ({node.op}) has no axis for it")
+            return
+        if not same_axis(units.atom, part.atom) and not _is_spread(node, part):
+            return
+        length = self._length(chain, node, part)
+        if length != units.size and not _is_spread(node, part):
+            self._why.setdefault(key, f"{node.name} ({node.op}) takes {units.size} of {length}")
+            return
+        if self._axes.setdefault(key, part.axis) != part.axis:
+            # A table that is tied to an output is a kernel the other way round there.
+            return
+        place = tensor_of(units.output), units.axis, units.size, mask
+        self._found.setdefault(place, {})[key] = None
+
+    def _length(self, chain: Chain, node: Node, part: Part) -> int:
+        """Return how long what a part is of is, which may be several axes that are taken as one."""
+        shape = self._shapes[part.variable]
+        axes = sorted({p.axis for n, p in chain.parts if n is node and p[::2] == part[::2]})
+        if axes == list(range(axes[0], axes[-1] + 1)):
+            together = [p for n, p in chain.parts if n is node and p.variable == part.variable]
+            if all(p.atom is part.atom for p in together if p.axis in axes):
+                return math.prod(shape[axis] for axis in axes)
+        return shape[part.axis]
+
+    def _unmeasured(self, found: set[Key]) -> Iterator[tuple[Key, str]]:
+        roles = self._analysis.roles.values()
+        taken = {role.origin.variable for at_node in roles for role in at_node}
+        for name in self._shapes:
+            sides: tuple[Side, ...] = ("produced", "consumed")
+            for side in sides:
+                if (name, side) not in found and (name, side) in self._why:
+                    yield (name, side), self._why[name, side]
+            if not any((name, side) in found or (name, side) in self._why for side in sides):
+                why = "nothing that the graph computes forward takes it"
+                if not self._shapes[name]:
+                    why = "it is one number, which is no unit's"
+                elif name in taken:
+                    why = "it is not clear which tensor it makes"
+                yield (name, "produced"), why
+
+
+def _is_spread(node: Node, part: Part) -> bool:
+    """Whether one channel makes several: a depthwise kernel is [.., channels, multiplier]."""
+    return node.op == "DepthwiseConv2dNative" and part.use == "produce"

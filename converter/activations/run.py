@@ -1,0 +1,273 @@
+"""A model that is run batch by batch, and what each run gives for the probes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from converter.activations.instrument import Tap, instrument
+from converter.activations.probes import Probe
+from converter.activations.reach import Reach
+from converter.activations.signature import signature_of
+from converter.checkpoint import Checkpoint
+from converter.closing import Closing
+from converter.errors import InputError, UsageError
+from converter.forward.feeds import given_values, parse_feed
+from converter.forward.find import Forward, find_forward
+from converter.forward.inputs import Input
+from converter.graph.node import Tensor
+from converter.graph.written import Graph, read_graph
+from converter.variable import Array
+
+if TYPE_CHECKING:
+    from converter.session import Queue
+
+Batch = Mapping[str, Array]
+"""Values of inputs by the names of placeholders."""
+
+_FEW = 3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Taken:
+    """What one run gave for a probe.
+
+    Attributes:
+        probe: which.
+        values: of its tensor, or the rows (observations, units) of it that count.
+        axis: of the units.
+        mask: bools: which rows count; None for all.
+    """
+
+    probe: Probe
+    values: Array
+    axis: int
+    mask: Array | None = None
+
+    def rows(self) -> Array:
+        """Return the rows (observations, units) that count.
+
+        Raises:
+            InputError: the tensor has no axis of so many units.
+        """
+        shape, probe = self.values.shape, self.probe
+        if not -len(shape) <= self.axis < len(shape) or shape[self.axis] != probe.size:
+            raise InputError(
+                f"{probe.tensor}: it is {list(shape)}, and axis {self.axis} of it was to hold the "
+                f"{probe.size} units of {probe.for_[0][0]}"
+            )
+        rows = np.moveaxis(self.values, self.axis, -1)
+        if self.mask is not None:
+            rows = rows[self.mask.reshape(-1) if self.mask.size == len(rows) else self.mask]
+        return rows.reshape(-1, probe.size)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is run.
+
+    Attributes:
+        feeds: `NAME=VALUE`, for tensors that are fed the same in every batch.
+        fetches: up to where the graph is run; none for what looks like its outputs.
+        signature: of an exported model, whose inputs and outputs are meant; None for none.
+        where: the subject of errors about the data.
+    """
+
+    feeds: tuple[str, ...] = ()
+    fetches: tuple[str, ...] = ()
+    signature: str | None = None
+    where: str = "the data"
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where the values of a probe come from.
+
+    Attributes:
+        tensor: which tensor is taken for it, after what inference leaves out.
+        mask: the same for its mask.
+        queue: the queue that they go through; empty where they are fetched.
+    """
+
+    probe: Probe
+    tensor: Tensor
+    mask: Tensor | None
+    queue: str
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.tensor,) if self.mask is None else (self.tensor, self.mask)
+
+
+class Run(Closing):
+    """A model in one session, with probes in it.
+
+    It is a context manager, which frees what it holds.
+
+    Args:
+        checkpoint: with a graph.
+        first: the first batch, with which all others have to agree.
+        probes: what is taken.
+        question: what is run.
+
+    Attributes:
+        forward: what is run of the graph.
+        reached: those of the probes that are run.
+
+    Raises:
+        InputError: there is no graph, a variable is missing, or a file is damaged.
+        UsageError: TensorFlow is not installed; an input is missing or does not fit.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, first: Batch, probes: Sequence[Probe], question: Question
+    ) -> None:
+        from converter.session import Session, can_run, dtypes_of
+
+        runs = can_run()
+        graph = self._graph = _graph_of(checkpoint)
+        self._where = question.where
+        self._names = frozenset(first)
+        signed = signature_of(graph, question.signature)
+        self._aliases = signed.inputs if signed is not None else {}
+        self._constant = given_values(graph, dict(map(parse_feed, question.feeds)), "--feed")
+        given = self._given(first)
+        fetches = question.fetches or (signed.outputs if signed is not None else ())
+        self.forward: Forward = find_forward(
+            graph, set(checkpoint), fetches=fetches, fed=list(map(str, given)), can_run=runs
+        )
+        self._decided = _decided(self.forward, given, question.where)
+        sources = self._sources(probes)
+        self._queued = [source for source in sources if source.queue]
+        dtypes = dtypes_of(self.forward, {**self._decided, **given})
+        self._session = Session(self.forward, checkpoint, dtypes, rewrite=self._rewrite)
+        nodes = self._session.nodes
+        self._fetched = [
+            s for s in sources if not s.queue and all(t.node in nodes for t in s.tensors)
+        ]
+        wanted = dict.fromkeys(tensor for source in self._fetched for tensor in source.tensors)
+        self._also = [tensor for tensor in wanted if tensor not in dtypes]
+        self.reached = [source.probe for source in (*self._fetched, *self._queued)]
+
+    def close(self) -> None:
+        """Free what it holds."""
+        self._session.close()
+
+    def take(self, batch: Batch) -> list[Taken]:
+        """Run a batch, and return what it gave for the probes that are reached.
+
+        Raises:
+            UsageError: its names are others than those of the first batch; a value does not fit.
+            RunError: the graph does not run with it.
+        """
+        if self._names != frozenset(batch):
+            odd = sorted(self._names ^ frozenset(batch))[0]
+            raise UsageError(f"{self._where}: {odd} is in some batches, and not in all")
+        values = {**self._decided, **self._given(batch)}
+        found = {**self._session.run(values, self._also, draw_again=False), **values}
+        queues = self._session.empty() if self._queued else {}
+        taken = []
+        for source in self._fetched:
+            probe, mask = source.probe, None
+            if source.mask is not None:
+                mask = found[source.mask].astype(bool) == probe.keeps
+            taken.append(Taken(probe, found[source.tensor], probe.axis, mask))
+        return taken + [Taken(s.probe, queues[s.queue], -1) for s in self._queued]
+
+    def _given(self, batch: Batch) -> dict[Tensor, Array]:
+        named = {self._aliases.get(name, name): value for name, value in batch.items()}
+        return {**given_values(self._graph, named, self._where), **self._constant}
+
+    def _sources(self, probes: Sequence[Probe]) -> list[_Source]:
+        reach, instead = Reach(self._graph), self.forward.instead
+        found: list[_Source] = []
+        for probe in probes:
+            tensor = instead.get(probe.tensor, probe.tensor)
+            mask = None
+            if probe.mask is not None:
+                mask = reach.beside(instead.get(probe.mask, probe.mask), tensor)
+                if mask is None:
+                    continue
+            source = _Source(probe, tensor, mask, "")
+            if not all(map(reach.can_fetch, source.tensors)):
+                source = _Source(probe, tensor, mask, f"measured/{len(found)}")
+            found.append(source)
+        return found
+
+    def _rewrite(self, definition: bytes) -> tuple[bytes, list[Queue]]:
+        from converter.session import Queue, op_definition
+
+        taps = [
+            Tap(s.queue, s.tensor, s.mask, s.probe.size if s.probe.axis == -1 else None)
+            for s in self._queued
+        ]
+        subject = str(self._graph.path)
+        changed, dtypes = instrument(definition, taps, op_definition, subject)
+        self._queued = [source for source in self._queued if source.queue in dtypes]
+        queues = []
+        for source in self._queued:
+            probe = source.probe
+            keeps = None if source.mask is None else probe.keeps
+            queues.append(Queue(source.queue, dtypes[source.queue], probe.axis, probe.size, keeps))
+        return changed, queues
+
+
+def open_inputs(checkpoint: Checkpoint, question: Question) -> list[Input]:
+    """Return the inputs that data have to give: those that nothing decides.
+
+    Raises:
+        InputError: there is no graph, or it is damaged.
+        UsageError: TensorFlow is not installed; a feed or a fetch does not fit.
+    """
+    from converter.session import can_run
+
+    runs = can_run()
+    graph = _graph_of(checkpoint)
+    fed = given_values(graph, dict(map(parse_feed, question.feeds)), "--feed")
+    signed = signature_of(graph, question.signature)
+    fetches = question.fetches or (signed.outputs if signed is not None else ())
+    forward = find_forward(
+        graph, set(checkpoint), fetches=fetches, fed=list(map(str, fed)), can_run=runs
+    )
+    return [
+        found
+        for found in forward.inputs
+        if found.tensor not in fed and found.value is None and found.kind != "default"
+    ]
+
+
+def _graph_of(checkpoint: Checkpoint) -> Graph:
+    graph = read_graph(checkpoint)
+    if graph is None:
+        raise InputError(
+            f"{checkpoint.path}: it has no graph (.meta, .pb) in which it could be run"
+        )
+    return graph
+
+
+def _decided(forward: Forward, given: Collection[Tensor], where: str) -> dict[Tensor, Array]:
+    """Return what inference wants of the inputs that nobody gives.
+
+    Raises:
+        UsageError: an input is neither given nor decided: nothing is drawn to be measured.
+    """
+    missing = [
+        found
+        for found in forward.inputs
+        if found.tensor not in given and found.value is None and found.kind != "default"
+    ]
+    if missing:
+        names = ", ".join(str(found.tensor) for found in missing[:_FEW])
+        more = f" (and {len(missing) - _FEW} more)" if len(missing) > _FEW else ""
+        raise UsageError(
+            f"{where}: it has no values for {names}{more}, which the model needs; add them to the "
+            "data, or feed them (--feed NAME=VALUE)"
+        )
+    return {
+        found.tensor: np.asarray(found.value, found.dtype.numpy if found.dtype else None)
+        for found in forward.inputs
+        if found.value is not None and found.tensor not in given
+    }

@@ -1,0 +1,186 @@
+"""Factors for all kernels of a kind, with the biases and the batch statistics behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+
+from converter.checkpoint import Checkpoint
+from converter.errors import PlanError
+from converter.rounding import round_to
+from converter.scaling.multiples import NoMultiple, multiples
+from converter.scaling.multiply import Factor, one_number
+from converter.structure.layers import Layer, Normalisation
+from converter.structure.structure import Structure
+from converter.variable import Array, Region, Variable
+
+Kind = Literal["convolution", "dense", "recurrent", "embedding"]
+KINDS: tuple[str, ...] = get_args(Kind)
+Biases = Literal["left", "scaled", "power"]
+
+
+class Scaled(NamedTuple):
+    """What becomes of the variables of layers whose kernels are multiplied.
+
+    Attributes:
+        factors: by variable.
+        replaced: means behind biases that stay, which no factor gives.
+        is_kept: whether the model computes what it did, but for what is added to variances.
+        notes: what a user should know.
+    """
+
+    factors: Mapping[str, Sequence[Factor]]
+    replaced: Mapping[str, Variable]
+    is_kept: bool
+    notes: tuple[str, ...]
+
+
+def scaled_kinds(
+    checkpoint: Checkpoint,
+    structure: Structure,
+    layers: Sequence[Layer],
+    kinds: Mapping[str, float],
+    biases: Biases,
+) -> Scaled:
+    """Return what becomes of all variables where kernels of some kinds are multiplied.
+
+    Args:
+        checkpoint: the variables.
+        structure: their axes.
+        layers: in the order of the data.
+        kinds: the factor of each kind; those that are not in it stay.
+        biases: whether biases stay, are multiplied as their kernels are, or by what their layer is
+            a multiple of, so that all of it is one.
+
+    Raises:
+        PlanError: there is no layer of a kind; a variable is in layers of two; or `power` is asked
+            for and a layer gives no multiple.
+    """
+    for kind in kinds:
+        if not any(layer.kind == kind for layer in layers):
+            raise PlanError(f"no layer is {kind}; they are {_kinds_of(layers)}")
+    own = [kinds.get(layer.kind, 1.0) for layer in layers]
+    outputs: Mapping[str, float | NoMultiple] = {}
+    if biases == "power":
+        linear, outputs = multiples(structure, layers, own)
+    else:
+        before = [_behind(layers, index) for index in range(len(layers))]
+        linear = tuple(own[index if b is None else b] for index, b in enumerate(before))
+    found: dict[str, float] = {}
+    by: dict[str, str] = {}
+    replaced: dict[str, Variable] = {}
+    for layer, number, made in zip(layers, own, linear, strict=True):
+        numbers = dict.fromkeys(layer.kernels, number)
+        if biases != "left":
+            numbers |= dict.fromkeys(layer.biases, made)
+        norm = layer.normalisation
+        if norm is not None and norm.over == "batch":
+            numbers |= _statistics(norm, made)
+            if biases == "left" and norm.mean is not None and layer.kernels and layer.biases:
+                offset = [checkpoint[name] for name in layer.biases]
+                replaced[norm.mean] = _moved(checkpoint[norm.mean], offset, made)
+        for name, factor in numbers.items():
+            if found.setdefault(name, factor) != factor:
+                raise PlanError(
+                    f"{name}: layers of two kinds have it, {by[name]} and {layer.kind}, and would "
+                    f"multiply it by {found[name]:g} and {factor:g}; give both kinds one factor"
+                )
+            by[name] = layer.kind
+    factors = {name: [one_number(number)] for name, number in found.items() if number != 1}
+    is_kept = (
+        all(number == 1 for number in outputs.values())
+        if biases == "power"
+        else all(
+            number == 1 or _is_normalised(layers, index, biases) for index, number in enumerate(own)
+        )
+    )
+    normalised = {m for layer, m in zip(layers, linear, strict=True) if layer.normalisation}
+    notes = (*_told(is_kept, outputs), *_of_statistics(normalised - {1.0}))
+    return Scaled(factors, {n: v for n, v in replaced.items() if n in factors}, is_kept, notes)
+
+
+def _kinds_of(layers: Sequence[Layer]) -> str:
+    return ", ".join(dict.fromkeys(layer.kind for layer in layers)) or "none that is known"
+
+
+def _behind(layers: Sequence[Layer], index: int) -> int | None:
+    """Return the layer that a normalisation by itself takes all it takes from; None for none."""
+    layer = layers[index]
+    if layer.kernels or len(layer.sources) != 1 or layer.sources[0] >= index:
+        return None
+    (source,) = layer.sources
+    return None if layers[source].normalisation is not None else source
+
+
+def _is_direct(layers: Sequence[Layer], source: int, index: int) -> bool:
+    """Whether one layer takes the very tensor that another gives, and no other one takes it."""
+    given = {place.finished for place in layers[source].places}
+    taken = {place.linear for place in layers[index].places}
+    others = [i for i, layer in enumerate(layers) if source in layer.sources]
+    return None not in taken and taken <= given and others == [index]
+
+
+def _statistics(norm: Normalisation, factor: float) -> Iterator[tuple[str, float]]:
+    if norm.mean is not None:
+        yield norm.mean, factor
+    if norm.variance is not None:
+        yield norm.variance, factor**2
+
+
+def _moved(mean: Variable, biases: Sequence[Variable], factor: float) -> Variable:
+    """Return the mean of what is multiplied before biases that stay are added."""
+
+    def load(region: Region) -> Array:
+        offset = sum(np.asarray(b.load(region), np.float64) for b in biases)
+        wide = np.asarray(mean.load(region), np.float64)
+        return round_to(factor * (wide - offset) + offset, mean.dtype, mean.counts)
+
+    return mean.derive(load)
+
+
+def _is_normalised(layers: Sequence[Layer], index: int, biases: Biases) -> bool:
+    layer = layers[index]
+    norm = layer.normalisation
+    if norm is not None:
+        return norm.over == "batch" and norm.variance is not None
+    moves = biases == "scaled" or not layer.biases
+    return (
+        moves
+        and _passes(layer)
+        and any(
+            _behind(layers, other) == index and _is_direct(layers, index, other)
+            for other in range(len(layers))
+        )
+    )
+
+
+def _passes(layer: Layer) -> bool:
+    """Whether a positive factor goes through its activation function."""
+    return layer.activation is None or layer.activation.is_homogeneous
+
+
+def _told(is_kept: bool, outputs: Mapping[str, float | NoMultiple]) -> Iterator[str]:
+    if is_kept:
+        yield "keeps the outputs, but for the epsilons of batch normalisations"
+        return
+    if not outputs:
+        yield "changes the outputs; --scale-biases power keeps multiples of them"
+        return
+    told = [f"{n} by {m:g}" for n, m in outputs.items() if not isinstance(m, NoMultiple)]
+    if told:
+        yield f"multiplies outputs: {', '.join(told)}"
+    for name, broken in outputs.items():
+        if isinstance(broken, NoMultiple):
+            yield f"changes the output {name}: {broken.why}"
+
+
+def _of_statistics(numbers: Iterable[float]) -> Iterator[str]:
+    """Tell how far off what is normalised is, as nothing scales what is added to variances."""
+    largest = max((abs(1 / number**2 - 1) / 2 for number in numbers if number), default=0)
+    if largest:
+        yield (
+            f"batch statistics follow; as epsilons do not, each unit is off by about "
+            f"{largest:.2g}*epsilon/variance of itself"
+        )

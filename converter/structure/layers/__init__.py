@@ -1,0 +1,11 @@
+"""The layers of a graph, and the tensors in which each of them begins and ends.
+
+`steps` tells what is done to a tensor of units until it is one tensor again, `chains` follows what
+variables make through such steps, `masks` finds the rows of it that a loop throws away, and `read`
+puts the layers together.
+"""
+
+from converter.structure.layers.layer import Activation, Layer, LayerKind, Normalisation, Units
+from converter.structure.layers.read import layers
+
+__all__ = ["Activation", "Layer", "LayerKind", "Normalisation", "Units", "layers"]

@@ -1,0 +1,159 @@
+"""Statistics of what units are on data, from a file that `convert stats` writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from converter import Array, Checkpoint, InputError, PlanError, UsageError, open_checkpoint
+from converter.patterns import nearest
+
+if TYPE_CHECKING:
+    from converter import Coupled
+    from converter.resize.coupled import Consumer
+
+_CONSUMED = "/consumed"
+_NEVER_NEGATIVE = frozenset(["mean_abs", "std"])
+_SLACK = 1e-6
+
+
+def activations_of(coupled: Coupled, path: Path) -> Activations:
+    """Open a file of statistics for a checkpoint; its values are read when they are asked for.
+
+    Raises:
+        UsageError: there is no such file, or it is about none of the variables.
+        InputError: it is unreadable or damaged.
+    """
+    checkpoint = coupled.checkpoint
+    # Once for all widths.
+    return checkpoint.once((Activations, path), lambda: _opened(checkpoint, path))
+
+
+def _opened(checkpoint: Checkpoint, path: Path) -> Activations:
+    entries = open_checkpoint(path)
+    names = dict.fromkeys(
+        key.rpartition("/")[0].removesuffix(_CONSUMED) for key in entries if "/" in key
+    )
+    here = {source for v in checkpoint.values() for source in (v.name, *v.sources)}
+    if here.isdisjoint(names):
+        first = next(iter(names), None)
+        raise UsageError(
+            f"{path}: it has no key VARIABLE/STATISTIC; convert stats makes such files"
+            if first is None
+            else f"{path}: none of its statistics is of a variable that is here, such as "
+            f"{first!r}{nearest(first, checkpoint)}"
+        )
+    return Activations(path, checkpoint, entries)
+
+
+@dataclass(frozen=True, eq=False)
+class Activations:
+    """What a file says of the units that variables consume and produce.
+
+    Attributes:
+        path: of the file.
+        checkpoint: the variables.
+        entries: of the file.
+    """
+
+    path: Path
+    checkpoint: Checkpoint
+    entries: Checkpoint
+
+    def knows(self, variable: str) -> bool:
+        """Tell whether it says anything of what a variable consumes."""
+        return f"{self._called(variable)}{_CONSUMED}/mean" in self.entries
+
+    def consumers(self, coupled: Coupled, statistics: Sequence[str]) -> list[Consumer]:
+        """Return what consumes the units of a width, as far as the file knows of it.
+
+        Args:
+            coupled: the width.
+            statistics: what it has to tell of each. No value is read.
+
+        Raises:
+            PlanError: it knows of none of them, or lacks a statistic, or it is of another size.
+        """
+        every = list(coupled.consumers())
+        found = [c for c in every if self.knows(c.variable.name)]
+        if not found:
+            what = f"what {every[0].variable.name} consumes" if every else "what consumes it"
+            raise PlanError(
+                f"{coupled.width}: {self.path} says nothing of {what}; measure it (convert stats), "
+                f"or choose by something else"
+            )
+        for consumer in found:
+            for statistic in statistics:
+                self.check(consumer.variable.name, statistic, consumer.length)
+        return found
+
+    def check(self, variable: str, statistic: str, length: int) -> None:
+        """Raise PlanError where a statistic of what a variable consumes is missing or misfits."""
+        entry = self.entries.get(self._key(variable, statistic))
+        if entry is None:
+            more = f" --covariance '{variable}'" if statistic == "covariance" else ""
+            raise PlanError(
+                f"{variable}: {self.path} has no {statistic} of what it consumes; measure it "
+                f"(convert stats MODEL --data FILE{more} -o {self.path.name})"
+            )
+        wanted = (length, length) if statistic == "covariance" else (length,)
+        if entry.shape != wanted:
+            raise PlanError(
+                f"{variable}: the {statistic} of what it consumes is {list(entry.shape)} in "
+                f"{self.path}, and here it consumes {length}; measure this checkpoint"
+            )
+        if not entry.dtype.is_float:
+            raise PlanError(
+                f"{variable}: the {statistic} of what it consumes is {entry.dtype} in {self.path}; "
+                f"it must be floats"
+            )
+
+    def read(self, variable: str, statistic: str) -> Array:
+        """Return a statistic of what a variable consumes, which was checked: float64.
+
+        Raises:
+            InputError: it has NaN or infinities, or numbers that no such statistic has.
+        """
+        values = self.entries[self._key(variable, statistic)].read().astype(np.float64)
+        subject = f"{self.path}: the {statistic} of what {variable} consumes"
+        if not np.isfinite(values).all():
+            raise InputError(f"{subject} has NaN or infinities; measure it again")
+        if statistic in _NEVER_NEGATIVE and (values < 0).any():
+            raise InputError(f"{subject} has negative numbers; measure it again")
+        if statistic == "covariance":
+            variances = np.diagonal(values)
+            scale = np.sqrt(np.abs(np.outer(variances, variances)))
+            if (variances < 0).any() or (np.abs(values - values.T) > _SLACK * scale).any():
+                raise InputError(
+                    f"{subject} is none: it is not symmetric, or has negative variances"
+                )
+            values = (values + values.T) / 2
+        return values
+
+    def moments(self, variable: str, *, centred: bool) -> Array:
+        """Return the products of what a variable consumes, in the mean, by pairs of entries.
+
+        Args:
+            variable: its name.
+            centred: whether the means are taken off: then it is the covariance.
+        """
+        covariance = self.read(variable, "covariance")
+        if centred:
+            return covariance
+        mean = self.read(variable, "mean")
+        found: Array = covariance + np.outer(mean, mean)
+        return found
+
+    def _key(self, variable: str, statistic: str) -> str:
+        return f"{self._called(variable)}{_CONSUMED}/{statistic}"
+
+    def _called(self, variable: str) -> str:
+        """Return what the file calls a variable, which may have been renamed since."""
+        if f"{variable}{_CONSUMED}/mean" in self.entries or variable not in self.checkpoint:
+            return variable
+        sources = self.checkpoint[variable].sources
+        return sources[0] if len(sources) == 1 else variable

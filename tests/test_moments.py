@@ -1,0 +1,151 @@
+"""Moments: the same however the data are cut, and equal to what numpy says of all at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from converter.activations.moments import Moments, NotFiniteError
+from converter.variable import Array
+
+
+def check(found: Moments, values: Array, rtol: float = 1e-9) -> None:
+    """Compare moments with those of (observations, units) in float64."""
+    rtol = rtol if values.dtype == np.float64 else max(rtol, 1e-6)
+    wide = values.astype(np.float64)
+    scale = np.abs(wide).max(0)
+    assert found.count == len(wide)
+    for name, wanted in {
+        "mean": wide.mean(0),
+        "mean_abs": np.abs(wide).mean(0),
+        "second_moment": (wide**2).mean(0),
+        "std": wide.std(0),
+    }.items():
+        assert np.allclose(getattr(found, name), wanted, rtol=rtol, atol=rtol * scale.max()), name
+    for name, exact in {"min": wide.min(0), "max": wide.max(0), "max_abs": scale}.items():
+        assert (getattr(found, name) == exact).all(), name
+    assert (found.zeros == (wide == 0).mean(0)).all()
+    if found.covariance is not None:
+        wanted = np.cov(wide.T, bias=True).reshape(wide.shape[1], -1)
+        assert np.allclose(found.covariance, wanted, rtol=rtol, atol=rtol * scale.max() ** 2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 900),
+    st.sampled_from([1, 2, 3, 30, 256, 300]),
+    st.lists(st.integers(0, 900), max_size=8),
+    st.sampled_from(["f2", "f4", "f8"]),
+    st.booleans(),
+    st.integers(0, 1 << 30),
+)
+def test_however_it_is_cut(
+    count: int, size: int, cuts: list[int], dtype: str, covariance: bool, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    values = (rng.standard_normal((count, size)) + rng.standard_normal(size)).astype(dtype)
+    values[rng.random(values.shape) < 0.3] = 0
+    covariance = covariance and size < 50
+    at_once, in_parts, joined = (Moments.of(size, covariance=covariance) for _ in range(3))
+    at_once.add(values)
+    check(at_once, values)
+    for part in np.split(values, sorted(cuts)):
+        in_parts.add(part)
+        other = Moments.of(size, covariance=covariance)
+        other.add(part)
+        joined.merge(other)
+    check(in_parts, values)
+    check(joined, values)
+
+
+def test_a_large_mean_takes_nothing_from_the_deviation() -> None:
+    rng = np.random.default_rng(0)
+    values = 1e6 + rng.standard_normal((70_000, 5))
+    found = Moments.of(5, covariance=True)
+    for part in np.array_split(values, 300):
+        found.add(part)
+    check(found, values, rtol=1e-8)
+    assert np.allclose(found.std, 1, rtol=0.02)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1e15, 1e30])
+@pytest.mark.parametrize("shift", [0, 5])
+def test_squares_that_leave_the_range_of_float32(scale: float, shift: float) -> None:
+    values = np.random.default_rng(0).standard_normal((700, 4)) + shift
+    values[:, 2] = 0
+    found = Moments.of(4)
+    found.add((values * scale).astype("f4"))
+    assert np.allclose(found.std / scale, values.std(0), rtol=1e-5)
+    assert np.allclose(found.mean / scale, values.mean(0), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("mean", [3, 100, 1e5])
+def test_a_large_mean_of_float32(mean: float) -> None:
+    values = (mean + np.random.default_rng(0).standard_normal((3000, 5))).astype("f4")
+    values[:, 3] = mean
+    found = Moments.of(5)
+    for part in np.array_split(values, 7):
+        found.add(part)
+    wide = values.astype("f8")
+    assert np.allclose(found.std, wide.std(0), rtol=1e-6, atol=1e-12)
+    assert np.allclose(found.mean, wide.mean(0), rtol=1e-9)
+
+
+def test_more_rows_than_are_summed_together() -> None:
+    values = np.random.default_rng(0).standard_normal((256 * 255 + 7, 2)).astype("f4")
+    values[:1000] = 0
+    found = Moments.of(2)
+    found.add(values)
+    check(found, values)
+    assert (found.zero == 1000).all()
+
+
+@pytest.mark.parametrize(("axis", "shape"), [(-1, (4, 5, 6, 3)), (1, (4, 3, 5, 6)), (0, (3, 20))])
+def test_units_can_be_on_any_axis(axis: int, shape: tuple[int, ...]) -> None:
+    values = np.random.default_rng(0).standard_normal(shape)
+    found = Moments.of(3)
+    found.add(values, axis)
+    check(found, np.moveaxis(values, axis, -1).reshape(-1, 3))
+
+
+def test_rows_that_do_not_count() -> None:
+    values = np.random.default_rng(0).standard_normal((6, 4, 3))
+    values[[1, 5]] = np.nan
+    mask = np.array([True, False, True, True, True, False])
+    found = Moments.of(3)
+    found.add(values, mask=mask)
+    check(found, values[mask].reshape(-1, 3))
+    found.add(values, mask=np.zeros(6, bool))
+    assert found.count == 16
+
+
+def test_integers_and_what_ml_dtypes_has() -> None:
+    import ml_dtypes
+
+    whole = np.random.default_rng(0).integers(-9, 9, (50, 3))
+    for dtype in ("i4", "u1", ml_dtypes.bfloat16):
+        values = np.abs(whole).astype(dtype)
+        found = Moments.of(3)
+        found.add(values)
+        check(found, values)
+
+
+@pytest.mark.parametrize(("value", "said"), [(np.nan, "1 NaN"), (-np.inf, "1 infinite")])
+def test_what_is_not_finite_is_refused(value: float, said: str) -> None:
+    values = np.ones((400, 3), "f4")
+    found = Moments.of(3)
+    found.add(values)
+    values[321, 1] = value
+    with pytest.raises(NotFiniteError, match=rf"of 1,200 values {said}"):
+        found.add(values)
+    assert found.count == 400
+    assert (found.mean == 1).all()
+
+
+def test_what_cannot_be_merged() -> None:
+    with pytest.raises(ValueError, match="3 units, and 4"):
+        Moments.of(3).merge(Moments.of(4))
+    with pytest.raises(ValueError, match="only one of them has a covariance"):
+        Moments.of(3).merge(Moments.of(3, covariance=True))

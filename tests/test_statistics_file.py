@@ -1,0 +1,142 @@
+"""The file of statistics: what is written is read, merging is as one run, damage is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from converter_plugins.statistics import read_mean_abs
+from safetensors.numpy import load_file, save_file
+
+from converter import (
+    InputError,
+    Measured,
+    Moments,
+    PlanError,
+    UsageError,
+    merged,
+    open_checkpoint,
+    read_measured,
+    write_measured,
+)
+from converter.activations.file import Key
+from converter.variable import Array
+
+KEY: Key = ("net/kernel", "produced")
+TAKEN: Key = ("net/kernel", "consumed")
+RNG = np.random.default_rng(0)
+ROWS = RNG.standard_normal((90, 3))
+
+
+def measured(rows: Array, *, covariance: bool = False) -> Measured:
+    found = Moments.of(3, covariance=covariance)
+    found.add(rows)
+    taken = Moments.of(3)
+    taken.add(rows**2)
+    return Measured({KEY: found, TAKEN: taken}, {KEY: ("net/Relu", "net/Relu_1")}, 2)
+
+
+def same(a: Measured, b: Measured) -> None:
+    assert sorted(a) == sorted(b)
+    for key in a:
+        for name in ("mean", "mean_abs", "std", "min", "max", "zeros", "second_moment"):
+            assert np.allclose(getattr(a[key], name), getattr(b[key], name), rtol=1e-12), name
+        assert a[key].count == b[key].count
+        one, other = a[key].covariance, b[key].covariance
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            assert np.allclose(one, other, rtol=1e-9, atol=1e-15)
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    before = measured(ROWS, covariance=True)
+    path = write_measured(tmp_path / "stats.safetensors", before)
+    after = read_measured(path)
+    same(before, after)
+    assert after.tensors == {KEY: ("net/Relu", "net/Relu_1")}
+    assert after.batches == 2
+    entries = load_file(path)
+    assert entries["net/kernel/count"].dtype == np.int64
+    assert entries["net/kernel/covariance"].shape == (3, 3)
+    for name in ("mean", "mean_abs", "std", "second_moment", "min", "max", "max_abs", "zeros"):
+        for prefix in ("net/kernel", "net/kernel/consumed"):
+            assert entries[f"{prefix}/{name}"].dtype == np.float64
+            assert entries[f"{prefix}/{name}"].shape == (3,)
+    assert np.allclose(entries["net/kernel/max_abs"], np.abs(ROWS).max(0))
+
+
+def test_scale_reads_it(tmp_path: Path) -> None:
+    save_file({"net/kernel": np.ones((2, 3), "f4")}, tmp_path / "model.safetensors")
+    path = write_measured(tmp_path / "stats.safetensors", measured(ROWS))
+    found = read_mean_abs(path, open_checkpoint(tmp_path / "model.safetensors"))
+    assert np.allclose(found["net/kernel"], np.abs(ROWS).mean(0))
+
+
+def test_merging_is_as_one_run(tmp_path: Path) -> None:
+    parts = [measured(part, covariance=True) for part in np.split(ROWS, [13, 40])]
+    paths = [write_measured(tmp_path / f"{n}.safetensors", p) for n, p in enumerate(parts)]
+    first, second, third = map(read_measured, paths)
+    found = merged(merged(first, second), third)
+    same(found, measured(ROWS, covariance=True))
+    assert found.batches == 6
+    assert found.tensors == first.tensors
+
+
+def test_what_only_one_of_them_has_measured_is_kept() -> None:
+    alone = Measured({TAKEN: measured(ROWS)[TAKEN]}, {}, 1)
+    found = merged(measured(ROWS), alone)
+    assert found[TAKEN].count == 180
+    assert found[KEY].count == 90
+
+
+def test_what_cannot_be_merged() -> None:
+    with pytest.raises(UsageError, match="net/kernel: they cannot be merged: only one of them"):
+        merged(measured(ROWS), measured(ROWS, covariance=True))
+
+
+def test_an_output_that_exists(tmp_path: Path) -> None:
+    path = write_measured(tmp_path / "stats.safetensors", measured(ROWS))
+    with pytest.raises(PlanError, match=r"stats.safetensors exists; use --force"):
+        write_measured(path, measured(ROWS))
+    write_measured(path, measured(ROWS[:4]), force=True)
+    assert read_measured(path)[KEY].count == 4
+    assert [p.name for p in tmp_path.iterdir()] == ["stats.safetensors"]
+    with pytest.raises(UsageError, match=r"a file of statistics is NAME.safetensors"):
+        write_measured(tmp_path / "stats.npz", measured(ROWS))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda e: e.pop("net/kernel/std"), "net/kernel: it has no std; to be merged"),
+        (lambda e: e.update({"net/kernel/std": np.ones(4)}), r"float64 \[4\]; it must be numbers"),
+        (lambda e: e.update({"net/kernel/mean": np.ones(())}), r"mean is \[\]; it must be"),
+        (lambda e: e.update({"net/kernel/max": np.full(3, np.nan)}), "has infinities or NaN"),
+        (lambda e: e.update({"net/kernel/count": np.array(0)}), "count is 0, no number of"),
+        (lambda e: e.update({"net/kernel/count": np.array(1.5)}), "count is 1.5, no"),
+        (lambda e: e.update({"net/kernel/std": -np.ones(3)}), "has values below 0"),
+        (lambda e: e.update({"net/kernel/max": np.full(3, -99.0)}), "its min exceeds its max"),
+        (lambda e: e.update({"net/kernel/zeros": np.full(3, 2.0)}), "its zeros exceed 1"),
+        (lambda e: e.clear() or e.update({"a": np.ones(3)}), "it is no file of statistics"),
+    ],
+)
+def test_damaged_files(
+    tmp_path: Path, change: Callable[[dict[str, Array]], object], said: str
+) -> None:
+    path = write_measured(tmp_path / "stats.safetensors", measured(ROWS))
+    entries = load_file(path)
+    change(entries)
+    save_file(entries, path)
+    with pytest.raises(InputError, match=said):
+        read_measured(path)
+
+
+@pytest.mark.parametrize("text", ["[", "[1]", '{"net/kernel": 3}', "[" * 100_000])
+def test_metadata_that_says_something_else(tmp_path: Path, text: str) -> None:
+    path = write_measured(tmp_path / "stats.safetensors", measured(ROWS))
+    save_file(load_file(path), path, {"tensors": text, "batches": "9" * 5000})
+    found = read_measured(path)
+    assert found.tensors == {}
+    assert found.batches is None

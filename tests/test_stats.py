@@ -1,0 +1,280 @@
+"""`convert stats`: data from files, what is shown and written, and what is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import run, told
+from conftest import case
+from test_session import X, dense, made
+
+from converter import open_checkpoint, read_measured
+from converter.activations.data import open_data
+
+CHARLM = case("tf14_v2_charlm_lstm_ema").path
+IDS = np.random.default_rng(0).integers(0, 14, (50, 6)).astype("i4")
+
+
+@pytest.fixture
+def tf() -> Any:
+    return pytest.importorskip("tensorflow").compat.v1
+
+
+def saved(path: Path, **arrays: Any) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+# --- data ---
+
+
+def rows_of(paths: list[Path], size: int | None, *, keep_rest: bool = True) -> list[Any]:
+    files = open_data(paths)
+    return [b for file in files for b in file.batches(size, keep_rest=keep_rest)]
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_rows_are_read_as_they_are_needed(tmp_path: Path, save: Any, order: Any) -> None:
+    x, y = np.arange(60.0).reshape(10, 2, 3), np.arange(10)
+    save(tmp_path / "x.npz", x=np.array(x, order=order), y=y, rate=0.5)
+    found = rows_of([tmp_path / "x.npz"], 4)
+    assert [len(batch["y"]) for batch in found] == [4, 4, 2]
+    assert (np.concatenate([batch["x"] for batch in found]) == x).all()
+    assert (np.concatenate([batch["y"] for batch in found]) == y).all()
+    assert [float(batch["rate"]) for batch in found] == [0.5] * 3
+    assert len(rows_of([tmp_path / "x.npz"], 4, keep_rest=False)) == 2
+
+
+def test_a_directory_in_the_order_of_its_names(tmp_path: Path) -> None:
+    for name in ("b", "c", "a"):
+        np.save(tmp_path / f"{name}.npy", np.full((3, 2), ord(name)))
+    (tmp_path / "README").write_text("no data")
+    found = rows_of([tmp_path], None)
+    assert [chr(batch[""][0, 0]) for batch in found] == ["a", "b", "c"]
+
+
+def test_what_cannot_be_cut_alike_is_one_batch(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.npz", x=np.zeros((20, 4)), lengths=np.zeros(4))
+    (batch,) = rows_of([path], None)
+    assert batch["x"].shape == (20, 4)
+    outcome = run("stats", CHARLM, "--data", path, "--batch-size", 2)
+    assert "have not the same number of rows (x: 20, lengths: 4)" in told(outcome, 2)
+
+
+def damaged(tmp_path: Path, name: str) -> Path:
+    path = saved(tmp_path / "x.npz", x=np.random.default_rng(0).standard_normal((99, 9)))
+    if name == "cut":
+        path.write_bytes(path.read_bytes()[:900])
+    elif name == "no zip":
+        path.write_bytes(b"nothing of the kind")
+    elif name == "short":
+        header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (9000000000, 4), }"
+        header += b" " * (117 - len(header)) + b"\n"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x.npy", b"\x93NUMPY\x01\x00\x76\x00" + header + bytes(64))
+    elif name == "objects":
+        np.savez(path, x=np.array([{}], object))
+    elif name == "text":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x.txt", "1 2 3")
+    elif name == "empty":
+        zipfile.ZipFile(path, "w").close()
+    return path
+
+
+@pytest.mark.parametrize("name", ["cut", "no zip", "short", "objects", "text", "empty"])
+def test_damaged_data(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("tensorflow")
+    outcome = run("stats", CHARLM, "--data", damaged(tmp_path, name))
+    assert "it is no readable .npz file (" in told(outcome, 3)
+
+
+# --- what is shown and written ---
+
+
+@pytest.mark.slow
+def test_table_json_file_and_merging(tmp_path: Path, tf: Any) -> None:
+    data = saved(tmp_path / "x.npz", x=IDS)
+    outcome = run("stats", CHARLM, "--data", data, "--batch-size", 20)
+    assert outcome.exit_code == 0, outcome.output
+    lines = outcome.stdout.splitlines()
+    titles = ["variable", "side", "tensor", "units", "mean |x|", "std", "zeros", "dead"]
+    assert [title.strip() for title in re.split("  +", lines[0])] == titles
+    assert any("charlm/rnn/lstm_cell/kernel" in line and "consumed" in line for line in lines)
+    assert lines[-1].endswith(", 3 batches")
+    printed = json.loads(run("stats", CHARLM, "--data", data, "--json").stdout)
+    rows = open_checkpoint(CHARLM)["charlm/embedding"].read()[IDS].reshape(-1, 8)
+    (found,) = (s for s in printed["statistics"] if s["variable"] == "charlm/embedding")
+    assert (found["side"], found["units"], found["count"], found["dead"]) == ("produced", 8, 300, 0)
+    assert np.allclose(found["mean_abs"], np.abs(rows).mean(0), rtol=1e-5)
+    assert np.allclose(found["std"], rows.std(0), rtol=1e-5)
+    for name, part in {"a": IDS[:20], "b": IDS[20:], "all": IDS}.items():
+        np.save(tmp_path / f"{name}.npy", part)
+        arguments = ["--data", tmp_path / f"{name}.npy", "--covariance", "*embedding"]
+        outcome = run("stats", CHARLM, *arguments, "-o", tmp_path / f"{name}.safetensors")
+        assert outcome.exit_code == 0, outcome.output
+    assert "wrote" in outcome.stdout
+    files = [tmp_path / f"{name}.safetensors" for name in "ab"]
+    outcome = run("stats", "--merge", *files, "-o", tmp_path / "both.safetensors")
+    assert outcome.exit_code == 0, outcome.output
+    both, whole = (read_measured(tmp_path / f"{n}.safetensors") for n in ("both", "all"))
+    assert set(both) == set(whole)
+    for key in whole:
+        assert both[key].count == whole[key].count
+        assert np.allclose(both[key].std, whole[key].std, rtol=1e-5)
+    covariance = both["charlm/embedding", "produced"].covariance
+    assert covariance is not None
+    assert np.allclose(covariance, np.cov(rows.T, bias=True), atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "fed", "arguments"),
+    [
+        ("tf115_savedmodel", "x", ["--signature", "serving_default"]),
+        ("tf221_savedmodel_module", "x", []),
+        ("tf221_savedmodel_module", "x", ["--signature", "serving_default"]),
+    ],
+)
+def test_exported_models_by_their_signature(
+    tmp_path: Path, tf: Any, name: str, fed: str, arguments: list[str]
+) -> None:
+    some = case(name)
+    arrays = np.load(some.directory / "io.npz")
+    rows = next(arrays[key] for key in arrays if key.startswith("in_"))
+    data = saved(tmp_path / "x.npz", **{fed: rows})
+    outcome = run("stats", some.path, "--data", data, *arguments, "--json")
+    assert outcome.exit_code == 0, outcome.output
+    found = json.loads(outcome.stdout)
+    outputs = {key: arrays[key] for key in arrays if not key.startswith("in_")}
+    assert any(
+        len(entry["mean"]) == value.shape[-1]
+        and np.allclose(entry["mean"], value.reshape(-1, value.shape[-1]).mean(0), atol=1e-5)
+        for entry in found["statistics"]
+        for value in outputs.values()
+    )
+    near = run("stats", some.path, "--data", data, "--signature", "serving_defaul")
+    assert "did you mean 'serving_default'?" in told(near, 2)
+
+
+@pytest.mark.slow
+def test_rows_that_the_graph_does_not_take_are_told(tmp_path: Path, tf: Any) -> None:
+    def build() -> None:
+        dense(tf, tf.placeholder(tf.float32, [4, 6], "x"), 3, "a")
+
+    made(tf, tmp_path, build, feeds={"x": np.concatenate([X, X])[:4]}, fetches=["a/add"])
+    data = saved(tmp_path / "x.npz", x=np.ones((10, 6), "f4"))
+    outcome = run("stats", tmp_path, "--data", data)
+    assert outcome.exit_code == 0, outcome.output
+    assert "note    the graph takes 4 rows at once; 2 are left over" in outcome.stdout
+    assert "2 batches" in outcome.stdout
+
+
+# --- what is wrong ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arrays", "code", "said"),
+    [
+        ({"z": IDS}, 2, "z: the graph has no such tensor; its inputs are x, y"),
+        ({"y": IDS}, 2, "it has no values for x, which the model needs"),
+        ({"x": IDS[0]}, 2, "x: [6] is given, and the graph takes [?, ?]"),
+        ({"x": IDS + 0.5}, 2, "float64 values are given that are not int32"),
+        ({"x": np.full((3, 4), np.nan)}, 3, "x: 12 of 12 values of a batch are NaN"),
+        ({"x": IDS + 99}, 1, "it does not run: indices"),
+        ({"x": IDS[:0]}, 2, "it holds no data"),
+    ],
+    ids=["name", "label", "rank", "dtype", "nan", "range", "empty"],
+)
+def test_data_that_do_not_fit(
+    tmp_path: Path, tf: Any, arrays: dict[str, Any], code: int, said: str
+) -> None:
+    data = saved(tmp_path / "x.npz", **arrays)
+    message = told(run("stats", CHARLM, "--data", data), code)
+    assert said in message
+    assert str(data) in message or code == 1
+
+
+@pytest.mark.slow
+def test_inputs_that_are_missing(tmp_path: Path, tf: Any) -> None:
+    some = case("tf012_v2_gru_seqlen").path
+    arrays = np.load(case("tf012_v2_gru_seqlen").directory / "io.npz")
+    data = saved(tmp_path / "x.npz", x=arrays["in_x"])
+    message = told(run("stats", some, "--data", data), 2)
+    assert "it has no values for " in message
+    assert "lengths" in message
+    np.save(tmp_path / "x.npy", arrays["in_x"])
+    message = told(run("stats", some, "--data", tmp_path / "x.npy"), 2)
+    assert "it holds one array without a name, and the model takes " in message
+
+
+@pytest.mark.slow
+def test_activations_that_are_not_finite(tmp_path: Path, tf: Any) -> None:
+    def build() -> None:
+        x = tf.placeholder(tf.float32, [None, 6], "x")
+        tf.identity(dense(tf, tf.log(x), 3, "a"), "out")
+
+    made(tf, tmp_path, build, feeds={"x": X}, fetches=["out"])
+    data = saved(tmp_path / "x.npz", x=np.array([[1, 2, 0, 3, 4, 5]], "f4"))
+    message = told(run("stats", tmp_path, "--data", data), 1)
+    assert message.startswith("a/")
+    assert "activations" in message
+    assert "are not finite: of " in message
+
+
+@pytest.mark.slow
+def test_an_op_that_tensorflow_has_lost_is_named(tmp_path: Path, tf: Any) -> None:
+    def build() -> None:
+        x = tf.placeholder(tf.float32, [None, 6], "x")
+        tf.identity(dense(tf, tf.cosh(x), 3, "a"), "out")
+
+    made(tf, tmp_path, build, feeds={"x": X}, fetches=["out"])
+    meta = tmp_path / "model.meta"
+    meta.write_bytes(meta.read_bytes().replace(b"\x12\x04Cosh", b"\x12\x04Lost"))
+    data = saved(tmp_path / "x.npz", x=X)
+    message = told(run("stats", tmp_path, "--data", data), 2)
+    assert "TensorFlow has no op Lost any more" in message
+
+
+def test_without_tensorflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    data = saved(tmp_path / "x.npz", x=IDS)
+    message = told(run("stats", CHARLM, "--data", data), 2)
+    assert "pip install 'ckpt-converter[tensorflow]'" in message
+
+
+@pytest.mark.slow
+def test_without_a_graph(tmp_path: Path, tf: Any) -> None:
+    assert run("ckpt", CHARLM, "-o", tmp_path / "m.safetensors").exit_code == 0
+    data = saved(tmp_path / "x.npz", x=IDS)
+    message = told(run("stats", tmp_path / "m.safetensors", "--data", data), 3)
+    assert "it has no graph (.meta, .pb) in which it could be run" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ([CHARLM], 2, "there is no data to run it on"),
+        ([CHARLM, CHARLM, "--data", "x.npz"], 2, "one model is run, and 2 are given"),
+        ([CHARLM, "--data", "nowhere.npz"], 2, "nowhere.npz: there is no such file"),
+        ([CHARLM, "--data", __file__], 2, "data are .npz or .npy files"),
+        (["--merge", "a.safetensors"], 2, "--merge takes two files of statistics"),
+        (["--merge", "a", "b", "--data", "x"], 2, "--merge runs nothing, so --data means nothing"),
+        (["--merge", CHARLM, CHARLM], 3, "it is no file of statistics"),
+        ([CHARLM, "--data", "x", "-o", "x.npz"], 2, "a file of statistics is NAME.safetensors"),
+        ([CHARLM, "--data", "x", "-o", "no/x.safetensors"], 2, "there is no directory no"),
+    ],
+    ids=str,
+)
+def test_usage(arguments: list[str], code: int, said: str) -> None:
+    pytest.importorskip("tensorflow")
+    assert said in told(run("stats", *arguments), code)
