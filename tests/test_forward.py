@@ -341,23 +341,32 @@ def test_indices_stay_within_what_they_look_up(op: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("begin", "attributes", "limit"),
+    ("begin", "masks", "limit"),
     [
-        ([1, 0], {"begin_mask": 2, "end_mask": 3}, 1 + 6),
-        ([-3, 0], {"begin_mask": 2, "end_mask": 3}, 1 + 3),
-        ([5, 0], {"begin_mask": 3, "end_mask": 3}, 1 + 7),
-        ([1, 0], {"end_mask": 3, "new_axis_mask": 1}, None),
+        ([1, 0], (2, 3, 0), 1 + 6),
+        ([-3, 0], (2, 3, 0), 1 + 3),
+        ([5, 0], (3, 3, 0), 1 + 7),
+        ([1, 0], (0, 3, 1), None),
     ],
 )
 def test_rows_that_are_joined_are_looked_up_together(
-    begin: list[int], attributes: dict[str, int], limit: int | None
+    begin: list[int], masks: tuple[int, int, int], limit: int | None
 ) -> None:
     # A frozen graph notes no shapes, and the first row is often cut off for zeros in its place.
     maker = Maker()
     table = maker.variable("table", 7, 2)
     zeros = maker.constant(np.zeros((1, 2), "f4"))
     ends, ones = maker.constant([0, 0]), maker.constant([1, 1])
-    rest = maker.op("StridedSlice", table, maker.constant(begin), ends, ones, **attributes)
+    rest = maker.op(
+        "StridedSlice",
+        table,
+        maker.constant(begin),
+        ends,
+        ones,
+        begin_mask=masks[0],
+        end_mask=masks[1],
+        new_axis_mask=masks[2],
+    )
     joined = maker.op("ConcatV2", zeros, rest, maker.constant(0))
     ids = maker.placeholder("ids", "int32", (-1,))
     maker.op("Gather", joined, ids, name="out", Tparams="float32")
