@@ -368,7 +368,7 @@ def test_mistakes_are_told_once(root: Path, tmp_path: Path) -> None:
     for flags, message in (
         (["--plugin", "pda"], "did you mean 'pad'?"),
         (["--scale", "*=fast"], "must be a number"),
-        (["--pad-fill", "1"], "add --plugin NAME"),
+        (["--pad-fill", "1"], "add --plugin pad"),
         (["--to", "ft"], "only safetensors and tf"),
     ):
         outcome = batch(root, "-o", tmp_path / "out", *flags)
@@ -447,11 +447,12 @@ def fleet(tmp_path: Path) -> Path:
     return tmp_path / "fleet"
 
 
-GROW = ("--plugin", "pad", "--resize", "*lstm_cell=40", "--to", "tf", "-j1")
+GROW = ("--plugin", "duplicate", "--resize", "*lstm_cell=40", "--to", "tf", "-j1")
+NOISE = ("--duplicate-noise", "0.1")
 
 
 def test_a_resized_fleet_says_what_is_exact(fleet: Path, tmp_path: Path) -> None:
-    grow = [*GROW, "--resize", "softmax=20"]
+    grow = [*GROW, *NOISE, "--resize", "softmax=20"]
     dry = batch(fleet, "-o", tmp_path / "out", *grow, "-n", "--json")
     assert dry.exit_code == 5
     assert not (tmp_path / "out").exists()
@@ -461,16 +462,16 @@ def test_a_resized_fleet_says_what_is_exact(fleet: Path, tmp_path: Path) -> None
     assert (lstm["exact"], lstm["resized"], len(lstm["widths"])) == (False, 12, 3)
     assert (charlm["exact"], charlm["resized"], charlm["proof"]) == (False, 16, None)
     assert [(w["name"], w["old"], w["new"], w["exact"]) for w in charlm["widths"]] == [
-        ("charlm/rnn/lstm_cell", 30, 40, True),
+        ("charlm/rnn/lstm_cell", 30, 40, False),
         ("charlm/softmax", 14, 20, False),
     ]
-    assert charlm["widths"][1]["why"].endswith("normalises over it")
+    assert charlm["widths"][1]["why"] == "noise is added to the copies"
     assert (rotation["status"], rotation["exact"], rotation["widths"]) == ("failed", None, [])
     for planned, done in zip(
         json.loads(dry.stdout)["checkpoints"], (lstm, charlm, rotation), strict=True
     ):
         assert planned == {key: done[key] for key in planned}
-    assert "charlm/softmax 14 -> 20: Sparse" in outcome.stderr
+    assert "charlm/rnn/lstm_cell 30 -> 40: noise is added" in outcome.stderr
     # What was done says the same, and what cannot be in a record is not believed.
     again = json.loads(batch(fleet, "-o", tmp_path / "out", *grow, "--json").stdout)["checkpoints"]
     assert [c["status"] for c in again] == ["skipped", "skipped", "failed"]
@@ -483,12 +484,12 @@ def test_a_resized_fleet_says_what_is_exact(fleet: Path, tmp_path: Path) -> None
 
 
 def test_what_is_not_exact_fails_where_it_has_to_be(fleet: Path, tmp_path: Path) -> None:
-    grow = [*GROW, "--resize", "14=20", "--require-exact"]
+    grow = [*GROW, *NOISE, "--require-exact"]
     shutil.rmtree(fleet / "tf14_v2_rotation")
     outcome = batch(fleet, "-o", tmp_path / "out", *grow)
     assert outcome.exit_code == 5
     assert re.search(
-        r"^failed  \S+/model.ckpt-300: charlm/softmax: 14 to 20 units is not exact",
+        r"^failed  \S+/model.ckpt-300: charlm/rnn/lstm_cell: 30 to 40 units is not exact",
         outcome.stdout,
         re.MULTILINE,
     )

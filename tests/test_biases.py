@@ -43,8 +43,8 @@ FOUND: dict[str, dict[str, str | None]] = {
         "cls/seq_relationship/output_weights": "cls/seq_relationship/output_bias",
         "bert/embeddings/token_type_embeddings": None,
     },
-    # Behind the first one stands a normalisation.
-    "tf115_v2_convbn_ema": {"conv1/kernel": None, "conv2/kernel": "conv2/bias"},
+    # Behind the first one stands a normalisation, which takes off a mean.
+    "tf115_v2_convbn_ema": {"conv1/kernel": "bn1/moving_mean", "conv2/kernel": "conv2/bias"},
     # Cut into gates in the graph; and a bias of two rows, one for each kernel.
     "tf115_v2_keras_rnn": {
         "first/kernel": "first/bias",
@@ -75,6 +75,7 @@ def test_biases_of_real_models(case: str) -> None:
         assert (found and found.name) == wanted, name
         if found is not None:
             assert found.axes == (len(structure.axes[name]) - 1 if axis != 1 else 0,)
+            assert found.sign == (-1 if wanted == "bn1/moving_mean" else 1)
 
 
 def product(m: Model, x: str, name: str) -> str:
@@ -144,6 +145,25 @@ def otherwise_too(m: Model) -> None:
     m.op("Add", y, m.op("Tanh", kernel))
 
 
+def normalised(m: Model) -> None:
+    scale = m.op("Mul", m.variable("gamma", N), m.op("Rsqrt", m.variable("variance", N)))
+    shift = m.op("Sub", m.variable("beta", N), m.op("Mul", m.variable("mean", N), scale))
+    m.op("Add", m.op("Mul", product(m, m.input(N, N), "w"), scale), shift)
+
+
+def normalised_otherwise(m: Model) -> None:
+    shift = m.op("Mul", m.variable("mean", N), m.variable("other", N))
+    shift = m.op("Sub", m.variable("beta", N), shift)
+    m.op("Add", m.op("Mul", product(m, m.input(N, N), "w"), m.variable("gamma", N)), shift)
+
+
+def normalised_behind(m: Model) -> None:
+    scale = m.variable("gamma", N)
+    shift = m.op("Sub", m.variable("beta", N), m.op("Mul", m.variable("mean", N), scale))
+    y = m.op("Relu", product(m, m.input(N, N), "w"))
+    m.op("Add", m.op("Mul", y, scale), shift)
+
+
 @pytest.mark.parametrize(
     ("make", "wanted"),
     [
@@ -159,6 +179,9 @@ def otherwise_too(m: Model) -> None:
         # The first takes it.
         (two_in_a_row, "b"),
         (otherwise_too, None),
+        (normalised, "mean"),
+        (normalised_otherwise, None),
+        (normalised_behind, None),
     ],
 )
 def test_a_bias_stands_behind_every_product_and_nowhere_else(

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import DATA
+from conftest import case as case_of
+from conftest import slow
 from structure_maker import Model, N
+from test_forward_fuzz import mutate
 
 from converter import Checkpoint, Variable, open_checkpoint
 from converter.activations.probes import Found, find_probes
-from converter.errors import InputError
+from converter.errors import ConverterError, InputError
+from converter.formats.messages import parse
 from converter.graph.definition import Definition
 from converter.graph.ordered import OrderedGraph
-from converter.structure.infer import infer_from
+from converter.structure.infer import infer_from, structure_of
 from converter.structure.layers import Layer, layers
 from converter.structure.structure import as_known
 
@@ -80,8 +86,8 @@ def told(found: Found) -> dict[str, str]:
     return {key: ", ".join(texts) for key, texts in by_key.items()}
 
 
-def case(name: str, path: str = "") -> Checkpoint:
-    return open_checkpoint(DATA / name / path)
+def case(name: str) -> Checkpoint:
+    return open_checkpoint(case_of(name).path)
 
 
 # -- layers that feed forward -------------------------------------------------------------------
@@ -491,6 +497,222 @@ def test_variables_that_nothing_takes() -> None:
         ("unused", "produced"): "nothing that the graph computes forward takes it",
         ("number", "produced"): "it is one number, which is no unit's",
     }
+
+
+# -- recurrent layers, and those of real graphs -------------------------------------------------
+
+
+def test_cell_with_its_state_in_one_kernel() -> None:
+    (table, cell, out) = layers(case("tf14_v2_charlm_lstm_ema"))
+    assert (table.kind, cell.kind, out.kind) == ("embedding", "recurrent", "dense")
+    assert cell.kernels == ("charlm/rnn/lstm_cell/kernel",)
+    assert str(cell.produced) == "[i,j,f,o]*charlm/rnn/lstm_cell"
+    assert [tuple(rows) for rows in cell.state] == [("charlm/rnn/lstm_cell/kernel", 8, 38)]
+    assert (cell.sources, out.sources) == ((0, 1), (1,))
+    found = told(find_probes(case("tf14_v2_charlm_lstm_ema")))
+    inside = "charlm/rnn/while/rnn/lstm_cell"
+    assert found["charlm/rnn/lstm_cell/kernel produced"] == f"{inside}/BiasAdd[-1] of 120"
+    assert found["charlm/rnn/lstm_cell/kernel consumed"] == f"{inside}/concat[-1] of 38"
+
+
+def test_gates_are_finished_before_they_are_activated() -> None:
+    checkpoint = case("tf012_v2_gru_seqlen")
+    gates, candidate, _ = layers(checkpoint)
+    assert (gates.activation, candidate.activation) == (None, ("Tanh", False))
+    inside = "RNN/while/GRUCell"
+    found = told(find_probes(checkpoint))
+    assert found["RNN/GRUCell/Gates/Linear/Matrix produced"] == f"{inside}/Gates/add[-1] of 36"
+    assert (
+        found["RNN/GRUCell/Candidate/Linear/Bias produced"] == f"{inside}/Candidate/Tanh[-1] of 18"
+    )
+    # What stands behind the end of a sequence is thrown away, on both sides.
+    masks = {
+        name: (str(probe.mask), probe.keeps)
+        for probe in find_probes(checkpoint).probes
+        for name, _ in probe.for_
+        if probe.mask is not None
+    }
+    assert set(masks) == {
+        f"RNN/GRUCell/{part}/Linear/{name}"
+        for part, name in product(("Gates", "Candidate"), ("Matrix", "Bias"))
+    }
+    assert set(masks.values()) == {("RNN/while/GreaterEqual", False)}
+
+
+def test_attention_around_a_cell() -> None:
+    checkpoint = case("tf14_v2_attention_bahdanau")
+    found = layers(checkpoint)
+    assert [layer.kind for layer in found] == [
+        "embedding",
+        "recurrent",
+        "dense",
+        "recurrent",
+        *["dense"] * 4,
+    ]
+    decoder = found[3]
+    # The embedding, what was attended to, and then the state.
+    assert [tuple(rows)[1:] for rows in decoder.state] == [(16, 30)]
+    (vector,) = (layer for layer in found if layer.kernels[0].endswith("attention_v"))
+    assert vector.places[0].linear is None
+    wrapper = "decoder/decoder/while/BasicDecoderStep/decoder/attention_wrapper"
+    finished = {layer.kernels[0].rpartition("/")[0]: layer.places[0].finished for layer in found}
+    attended = finished["decoder/decoder/attention_wrapper/attention_layer"]
+    assert attended == ((f"{wrapper}/attention_layer/MatMul", 0), -1, 10)
+
+
+def test_cell_whose_gates_are_normalised() -> None:
+    found = layers(case("tf14_v2_layernorm_lstm"))
+    cell, *norms, _ = found
+    assert (cell.kind, [layer.kind for layer in norms]) == ("recurrent", ["normalisation"] * 5)
+    gates = {
+        layer.normalisation.gamma.rpartition("/")[0].rpartition("/")[2]: layer.activation
+        for layer in norms
+        if layer.normalisation is not None and layer.normalisation.gamma is not None
+    }
+    assert {gate: function and function.op for gate, function in gates.items()} == {
+        "input": "Sigmoid",
+        "transform": "Tanh",
+        "forget": "Sigmoid",
+        "output": "Sigmoid",
+        "state": None,
+    }
+    # The forget gate has a number added to it.
+    assert [len(layer.constants) for layer in norms] == [0, 0, 1, 0, 0]
+
+
+def test_cell_that_is_one_op() -> None:
+    checkpoint = case("tf115_v2_lstmblockfused")
+    cell, _ = layers(checkpoint)
+    assert (cell.kind, cell.places[0].finished) == ("recurrent", None)
+    assert [tuple(rows) for rows in cell.state] == [("lstm_fused_cell/kernel", 7, 22)]
+    why = find_probes(checkpoint).unmeasured
+    assert {name for name, _ in why} == {
+        f"lstm_fused_cell/{name}" for name in ("kernel", "bias", "w_f_diag", "w_i_diag", "w_o_diag")
+    }
+    assert set(why.values()) == {"BlockLSTM holds all of the cell"}
+
+
+def test_cell_whose_gates_have_a_kernel_each() -> None:
+    checkpoint = case("tf10_v2_gatewise_lstm")
+    *gates, _ = layers(checkpoint)
+    assert [len(layer.places) for layer in gates] == [6] * 4
+    assert [layer.kernels for layer in gates] == [
+        (f"LSTMcell/{gate}/wx", f"LSTMcell/{gate}/wt")
+        for gate in ("input_gate", "forget_gate", "memory_cell", "output_gate")
+    ]
+    assert {layer.kind for layer in gates} == {"recurrent"}
+    assert [tuple(layer.state[0])[1:] for layer in gates] == [(0, 20)] * 4
+    found = told(find_probes(checkpoint))
+    assert found["LSTMcell/memory_cell/bi produced"].startswith("Tanh[-1] of 20, Tanh_2[-1] of 20")
+
+
+def test_transformer() -> None:
+    checkpoint = case("tf115_v2_bert_mini")
+    found = layers(checkpoint)
+    by_kernel = {layer.kernels[0]: layer for layer in found if layer.kernels}
+    inner = by_kernel["bert/encoder/layer_0/intermediate/dense/kernel"]
+    assert (inner.activation, inner.normalisation) == (("Tanh", False), None)
+    norms = [layer for layer in found if layer.kind == "normalisation"]
+    assert len(norms) == 6
+    assert {norm.normalisation.over for norm in norms if norm.normalisation} == {"layer"}
+    # What is normalised is the sum of what came before and what was made of it.
+    assert norms[1].sources == (2, 6)
+    told_at = told(find_probes(checkpoint))
+    layer = "bert/encoder/layer_0"
+    assert told_at[f"{layer}/intermediate/dense/bias produced"] == (
+        f"{layer}/intermediate/dense/mul_3[-1] of 64"
+    )
+    assert told_at[f"{layer}/attention/self/query/kernel produced"] == (
+        f"{layer}/attention/self/query/BiasAdd[-1] of 32"
+    )
+    assert told_at["bert/embeddings/position_embeddings produced"] == (
+        "bert/embeddings/add_1[-1] of 32"
+    )
+    assert set(find_probes(checkpoint).unmeasured) == {
+        ("bert/embeddings/token_type_embeddings", "consumed")
+    }
+
+
+def test_functions_of_an_exported_module() -> None:
+    found = layers(case("tf221_savedmodel_module"))
+    assert [layer.kernels[0] for layer in found] == [
+        "layers/0/w",
+        "alias/w",
+        "heads/log_var/w",
+        "heads/mean/w",
+    ]
+    assert [layer.activation for layer in found[:2]] == [("Erfc", False)] * 2
+    assert len(found[1].places) == 2
+
+
+# Every other variable of these is measured on each side that it has.
+UNMEASURED = {
+    "tf115_v2_keras_rnn": {
+        ("first/kernel", "produced"): "first/MatMul (MatMul) takes 12 of 48",
+        ("first/recurrent_kernel", "produced"): "first/MatMul_4 (MatMul) takes 12 of 48",
+        ("first/bias", "produced"): "first/BiasAdd (BiasAdd) takes 12 of 48",
+        ("second/kernel", "produced"): "second/MatMul (MatMul) takes 9 of 27",
+        ("second/recurrent_kernel", "produced"): "second/MatMul_3 (MatMul) takes 9 of 27",
+        ("second/bias", "produced"): "second/BiasAdd (BiasAdd) takes one of several in it",
+    },
+}
+ALL_MEASURED = [
+    "tf012_v1_charlm_basiclstm",
+    "tf012_v2_gru_seqlen",
+    "tf012_v2_lstm_peephole",
+    "tf10_v1_sharded",
+    "tf10_v2_multilstm_adagrad",
+    "tf10_v2_partitioned",
+    "tf115_v2_convbn_ema",
+    "tf115_v2_keras_rnn",
+    "tf115_v2_sharded",
+    "tf14_v1_partitioned",
+    "tf14_v2_bidirectional",
+    "tf14_v2_charlm_lstm_ema",
+    "tf14_v2_layernorm_lstm",
+    "tf14_v2_rotation",
+]
+
+
+@pytest.mark.parametrize("name", ALL_MEASURED)
+def test_every_variable_of_the_model_is_measured(name: str) -> None:
+    checkpoint = case(name)
+    found = find_probes(checkpoint)
+    looked_up = "its rows are looked up by their numbers"
+    why = {key: text for key, text in found.unmeasured.items() if text != looked_up}
+    assert why == UNMEASURED.get(name, {})
+    structure = structure_of(checkpoint)
+    measured = {variable for probe in found.probes for variable, _ in probe.for_}
+    assert measured | {variable for variable, _ in why} == {
+        variable
+        for variable in structure.graph.findings.axes
+        if checkpoint.roles()[variable].kind in ("model", "batch_statistic")
+        and checkpoint[variable].shape
+        and variable not in structure.follows
+    }
+    for probe in found.probes:
+        for variable, side in probe.for_:
+            assert probe.size in checkpoint[variable].shape, (variable, side)
+
+
+@pytest.mark.parametrize("seed", [0, *map(slow, (1, 2))])
+@pytest.mark.parametrize("name", ["tf012_v2_gru_seqlen", "tf14_v2_attention_bahdanau"])
+def test_mutated_graphs(name: str, seed: int) -> None:
+    checkpoint = case(name)
+    assert checkpoint.meta is not None
+    data = checkpoint.meta.read_bytes()
+    rng = random.Random(f"{name} {seed}")
+    for changes in (1, 5, 30, 200):
+        meta = parse("MetaGraphDef", data, "it")
+        for _ in range(changes):
+            mutate(meta.graph_def.node, rng)
+        with contextlib.suppress(ConverterError):
+            graph = OrderedGraph(Definition(Path("mutated.meta"), meta.graph_def, meta))
+            known = as_known(infer_from(graph, checkpoint))
+            held = [variable for _, variable in checkpoint.items()]
+            mutated = Checkpoint(held, path=Path("mutated"), known=known)
+            layers(mutated)
+            find_probes(mutated)
 
 
 def test_without_a_graph_nothing_is_told() -> None:

@@ -476,3 +476,18 @@ def test_memory_does_not_grow_with_the_data() -> None:
         measure(checkpoint, batches(count), probes=CHARLM)
     # Each batch has 20 MB of activations, and 27 more were run.
     assert peaks[1] - peaks[0] < 60_000
+
+
+def test_what_cannot_be_measured_is_named_with_the_reason() -> None:
+    recorded = case("tf115_v2_keras_rnn")
+    checkpoint = open_checkpoint(recorded.path)
+    with np.load(recorded.directory / "io.npz") as arrays:
+        inputs = recorded.record["io"]["inputs"].items()
+        batch = {entry["tensor"]: arrays[name] for name, entry in inputs}
+    notes = measure(checkpoint, [batch]).notes
+    wanted = "not measured: first/kernel (produced): first/MatMul (MatMul) takes 12 of 48"
+    assert wanted in notes
+    only = measure(checkpoint, [batch], variables=["head/*"]).notes
+    assert not [note for note in only if "first/" in note]
+    with pytest.raises(UsageError, match=r"first/BiasAdd \(BiasAdd\) takes 12 of 48"):
+        measure(checkpoint, [batch], variables=["first/bias"])

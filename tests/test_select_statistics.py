@@ -166,6 +166,23 @@ def test_means_of_constants_go_into_the_bias(tmp_path: Path) -> None:
     np.testing.assert_allclose(net.run(result), net.run(net.values), atol=1e-12)
 
 
+def test_means_are_taken_off_that_of_a_batch_normalisation(tmp_path: Path) -> None:
+    net = Net()
+    h = net.op("Relu", net.dense(net.x(4), "h", 4, N))
+    net.values["variance"] = net.rng.uniform(0.5, 2, 3)
+    y = net.op("MatMul", h, net.variable("out/w", N, 3))
+    scale = net.op("Rsqrt", net.op("Add", net.variable("variance", 3), net.constant(1e-3)))
+    shift = net.op("Sub", net.variable("beta", 3), net.op("Mul", net.variable("mean", 3), scale))
+    net.op("Relu", net.op("Add", net.op("Mul", y, scale), shift))
+    net.values["h/w"][:, [2, 5]] = 0
+    net.values["h/b"][[2, 5]] = 0.7, 0.3
+    path = saved(tmp_path, statistics(**{"out/w": units_of(net)}))
+    strategy = Select(resize={"h": 4}, by="std", statistics=path, repair="mean")
+    result = selected(strategy, net.checkpoint())
+    np.testing.assert_allclose(net.run(result), net.run(net.values), atol=1e-12)
+    assert np.abs(result["mean"] - net.values["mean"]).max() > 0.1
+
+
 def test_without_a_bias_the_line_goes_through_zero(tmp_path: Path) -> None:
     net = Net()
     h = net.op("Relu", net.dense(net.x(4), "h", 4, N))
@@ -395,9 +412,63 @@ def test_slots_of_mended_variables_are_said_to_keep_what_they_have(tmp_path: Pat
     slots = [n for n, r in source.roles().items() if r.kind == "slot" and r.of in NAMES[2::2]]
     assert len(slots) > 1
     assert list(strategy.notes(source)) == [
-        f"{len(slots)} slots of mended variables: they keep what they have for the units that "
-        f"stay, as no rule mends gradients"
+        f"{len(slots)} of the slots belong to mended variables, and stay as they are for the units "
+        f"that stay: no rule mends gradients"
     ]
+
+
+def test_ftrl_computes_what_is_mended_again(tmp_path: Path) -> None:
+    net, rows = relu_net()
+    constants = [net.constant(value) for value in (0.05, 0.01, 0.002, -0.5)]
+    for name, shape in (("out/w", (N, 3)), ("out/b", (3,))):
+        slots = [net.variable(f"{name}/Ftrl{end}", *shape) for end in ("", "_1")]
+        net.values[f"{name}/Ftrl"] = net.rng.uniform(0.5, 1, shape)
+        gradient = net.input(*shape, name=f"{name}/gradient")
+        net.op("ApplyFtrl", name, *slots, gradient, *constants)
+    path = saved(tmp_path, statistics(**{"out/w": rows}))
+    strategy = Select(resize={"h": 4}, by="obs", statistics=path, repair="least-squares")
+    result = selected(strategy, net.checkpoint())
+    for name in ("out/w", "out/b"):
+        linear, accumulator = result[f"{name}/Ftrl_1"], result[f"{name}/Ftrl"]
+        # TensorFlow's formula, with a gradient of zero.
+        quadratic = np.sqrt(accumulator) / 0.05 + 2 * 0.002
+        again = np.where(abs(linear) > 0.01, (np.sign(linear) * 0.01 - linear) / quadratic, 0)
+        np.testing.assert_allclose(again, result[name], rtol=1e-6)
+    assert np.abs(result["out/b"] - net.values["out/b"]).max() > 0.01
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4"])
+def test_regions_of_what_is_mended_are_parts_of_the_whole(dtype: str, tmp_path: Path) -> None:
+    net, rows = relu_net()
+    path = saved(tmp_path, statistics(**{"out/w": rows}))
+    net.values = {name: values.astype(dtype) for name, values in net.values.items()}
+    strategy = Select(resize={"h": 4}, by="flap", statistics=path, repair="least-squares")
+    found = {v.name: v for v in strategy.apply(net.checkpoint())}
+    whole = found["out/w"].read()
+    assert whole.dtype == dtype
+    np.testing.assert_array_equal(found["out/w"].read((slice(1, 3), slice(2, 3))), whole[1:3, 2:])
+    bias = found["out/b"].read((slice(1, 2),))
+    assert bias.dtype == dtype
+    np.testing.assert_array_equal(bias, found["out/b"].read()[1:2])
+
+
+def test_models_without_a_graph_are_mended_by_names(tmp_path: Path) -> None:
+    source = model_of("tf221_obj_tfkeras_charlm")
+    rng = np.random.default_rng(0)
+    names = ["lstm/lstm_cell/recurrent_kernel", "softmax/kernel"]
+    width, size = "lstm/lstm_cell", source[names[0]].shape[0]
+    rows = {name: rng.normal(1, 1, (99, size)) @ rng.normal(size=(size, size)) for name in names}
+    result = resized(source, {width: size - 5}, rows, tmp_path)
+    kept = spread(size, size - 5)
+    kernel, constant = mended(source[names[1]].read(), 0, kept, rows[names[1]])
+    np.testing.assert_allclose(result[names[1]], kernel, rtol=1e-4, atol=1e-5)
+    bias = source["softmax/bias"].read() + constant
+    np.testing.assert_allclose(result["softmax/bias"], bias, rtol=1e-4, atol=1e-5)
+    kernel, constant = mended(source[names[0]].read(), 0, kept, rows[names[0]])
+    columns = [size * gate + unit for gate in range(4) for unit in kept]
+    np.testing.assert_allclose(result[names[0]], kernel[:, columns], rtol=1e-4, atol=1e-5)
+    bias = source["lstm/lstm_cell/bias"].read() + constant
+    np.testing.assert_allclose(result["lstm/lstm_cell/bias"], bias[columns], rtol=1e-4, atol=1e-5)
 
 
 def damaged(key: str, change: Callable[[Array], Array]) -> Callable[[dict[str, Array]], None]:

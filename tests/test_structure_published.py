@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from converter_plugins.duplicate import Duplicate
 from converter_plugins.equalize import Equalize
 from converter_plugins.fold_batchnorm import FoldBatchnorm
 from converter_plugins.pad import Pad
@@ -16,7 +17,8 @@ from growth import growth_error
 from model_maker import asked
 from structure_maker import told
 
-from converter import open_checkpoint
+from converter import Checkpoint, open_checkpoint
+from converter.activations.probes import find_probes
 from converter.initializers import HeNormal
 from converter.model import Model
 from converter.permutation import permute
@@ -24,26 +26,29 @@ from converter.pipeline import run
 from converter.plan import make_plan
 from converter.proof import Question, prove_plan
 from converter.structure.infer import infer, structure_of
+from converter.structure.layers import layers
 from converter.target import parse_target
 
 pytestmark = [pytest.mark.registry, pytest.mark.slow]
 
-PACKAGE = "musicnn==0.1.0"
+
+def fetched(package: str, directory: Path) -> Path:
+    """Return a folder with the contents of a wheel."""
+    outcome = subprocess.run(
+        [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", directory, package],
+        check=False,
+        capture_output=True,
+    )
+    if outcome.returncode:
+        pytest.skip(f"{package} cannot be fetched")
+    (wheel,) = directory.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(directory)
+    return directory
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("published")
-    fetched = subprocess.run(
-        [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", directory, PACKAGE],
-        check=False,
-        capture_output=True,
-    )
-    if fetched.returncode:
-        pytest.skip(f"{PACKAGE} cannot be fetched")
-    (wheel,) = directory.glob("*.whl")
-    zipfile.ZipFile(wheel).extractall(directory)
-    return directory / "musicnn"
+    return fetched("musicnn==0.1.0", tmp_path_factory.mktemp("published")) / "musicnn"
 
 
 @pytest.mark.parametrize("name", ["MTT_musicnn", "MSD_musicnn", "MTT_vgg", "MSD_vgg"])
@@ -67,6 +72,29 @@ def test_an_image_whose_height_is_a_concatenation(models: Path) -> None:
     assert told(structure, "dense/kernel") == f"{pooled}, dense | consume, produce"
     assert told(structure, "batch_normalization_9/moving_variance") == f"{pooled} | variance"
     assert told(structure, "dense/kernel/Adam_1") == told(structure, "dense/kernel")
+
+
+@pytest.mark.parametrize("name", ["MTT_musicnn", "MTT_vgg"])
+def test_every_layer_is_told_and_can_be_measured(models: Path, name: str) -> None:
+    checkpoint = open_checkpoint(f"{models}/{name}/")
+    found = layers(checkpoint)
+    kernels = [kernel for layer in found for kernel in layer.kernels]
+    assert len(set(kernels)) == len(kernels)
+    assert set(kernels) == {n for n, v in checkpoint.items() if n.endswith("/kernel")}
+    for layer in found:
+        if layer.kind == "convolution":
+            assert layer.activation == ("Relu", True)
+    norms = [layer.normalisation for layer in found if layer.normalisation is not None]
+    assert len(norms) == sum(name.endswith("/gamma") for name in checkpoint)
+    assert {(norm.over, norm.is_training) for norm in norms} == {("batch", False)}
+    measured = find_probes(checkpoint)
+    assert measured.unmeasured == {}
+    if name == "MTT_musicnn":
+        (place,) = found[1].places
+        assert place.finished == (("model/conv2d/Relu", 0), -1, 204)
+        # All branches of the front are joined before the next convolution.
+        (middle,) = (layer for layer in found if layer.kernels == ("conv2d_5/kernel",))
+        assert [found[i].kind for i in middle.sources] == ["normalisation"] * 5
 
 
 @pytest.mark.parametrize("name", ["MTT_musicnn", "MTT_vgg"])
@@ -112,3 +140,34 @@ def test_equalised_and_folded_models_are_proven(models: Path, name: str) -> None
         assert len(changed) > 1
         proof = prove_plan(plan, None, Question())
         assert max(output.error for output in proof.outputs) < 1e-5
+
+
+def proven_at_other_sizes(source: Checkpoint, question: Question) -> int:
+    """Widen and copy all widths of which that is exact; return how many there are."""
+    widths = structure_of(source).widths.values()
+    sizes = {w.name: -(-w.size * 3 // 2) for w in widths if w.resizable and w.exact}
+    for strategy in (Pad(resize=sizes, fill=HeNormal()), Duplicate(resize=sizes)):
+        plan = make_plan(source, [strategy])
+        assert plan.is_exact
+        assert prove_plan(plan, None, question).passed
+    return len(sizes)
+
+
+def test_an_exported_estimator(tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow")
+    model = fetched("guesslang==2.2.1", tmp_path) / "guesslang/data/model"
+    source = open_checkpoint(model)
+    structure = infer(source)
+    assert structure.opaque == ()
+    assert structure.widths["dnn/hiddenlayer_0"].symmetry == "scaling"
+    texts = np.array([b"import os\nprint(1)\n", b"int main() { return 0; }"])
+    question = asked({"Placeholder": texts}, [], tmp_path / "texts.npz")
+    assert proven_at_other_sizes(source, question) == 5
+
+
+def test_a_model_of_keras_with_its_optimizer(tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow")
+    models = fetched("basic-pitch==0.4.0", tmp_path) / "basic_pitch/saved_models"
+    source = open_checkpoint(models / "icassp_2022/nmp")
+    assert told(infer(source), "conv2d_5/kernel") == "3, 3, 1 + conv2d_4, 1 | -, -, consume, -"
+    assert proven_at_other_sizes(source, Question()) == 3

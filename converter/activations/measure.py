@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from itertools import chain
 
 import numpy as np
 
 from converter.activations.file import Key, Measured
 from converter.activations.moments import Moments, NotFiniteError
-from converter.activations.probes import Probe
+from converter.activations.probes import LOOKED_UP, Found, Probe, find_probes
 from converter.activations.run import Batch, Question, Run, Taken
 from converter.checkpoint import Checkpoint
 from converter.errors import ConverterError, UsageError
@@ -55,10 +56,14 @@ def measure(
         ConverterError: an activation is NaN or infinite.
     """
     question = question or Question()
+    unmeasured: list[str] = []
     if probes is None:
-        from converter.activations.probes import probes as told
-
-        probes = told(checkpoint)
+        found = find_probes(checkpoint)
+        probes = found.probes
+        unmeasured = _unmeasured(found, variables)
+        names = {name for probe in probes for name, _ in probe.for_}
+        if unmeasured and not any(_fits(name, variables) for name in names):
+            raise UsageError(f"{checkpoint.path}: {unmeasured[0]}")
     probes = _wanted(probes, variables)
     if not probes:
         raise UsageError(
@@ -72,11 +77,12 @@ def measure(
         raise UsageError(f"{question.where}: it holds no data")
     with Run(checkpoint, first, probes, question) as run:
         count = gather(run, pools, chain((first,), iterator))
-        return _measured(checkpoint, pools, run.reached, covariant, count, run.forward.notes)
+        notes = [*run.forward.notes, *unmeasured]
+        return _measured(checkpoint, pools, run.reached, covariant, count, notes)
 
 
 @dataclass(slots=True, eq=False)
-class _Pool:
+class Pool:
     """What is measured for the same variables: one tensor, or one for each step of a cell.
 
     Attributes:
@@ -125,6 +131,24 @@ def _named(globs: Sequence[str], probes: Sequence[Probe]) -> set[str]:
     return {name for glob in globs for name in matching(glob, known, "measured variables")}
 
 
+def _unmeasured(found: Found, globs: Sequence[str]) -> list[str]:
+    """Say of which variables nothing can be measured, or of one side only, and why."""
+    by_reason: dict[str, list[str]] = {}
+    for (name, side), why in found.unmeasured.items():
+        if why != LOOKED_UP and _fits(name, globs):
+            by_reason.setdefault(why, []).append(f"{name} ({side})")
+    return [f"not measured: {_few(names)}: {why}" for why, names in by_reason.items()]
+
+
+def _fits(name: str, globs: Sequence[str]) -> bool:
+    return not globs or any(fnmatchcase(name, glob) for glob in globs)
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" (and {len(names) - _FEW} more)" if len(names) > _FEW else ""
+    return ", ".join(names[:_FEW]) + more
+
+
 def _wanted(probes: Sequence[Probe], globs: Sequence[str]) -> list[Probe]:
     if not globs:
         return list(probes)
@@ -134,8 +158,8 @@ def _wanted(probes: Sequence[Probe], globs: Sequence[str]) -> list[Probe]:
     return [replace(probe, for_=for_) for probe, for_ in pairs if for_]
 
 
-def pools_of(probes: Sequence[Probe], covariance: Collection[str] = ()) -> list[_Pool]:
-    pools: dict[tuple[tuple[Key, ...], int], _Pool] = {}
+def pools_of(probes: Sequence[Probe], covariance: Collection[str] = ()) -> list[Pool]:
+    pools: dict[tuple[tuple[Key, ...], int], Pool] = {}
     for probe in probes:
         key = probe.for_, probe.size
         if key not in pools:
@@ -146,13 +170,14 @@ def pools_of(probes: Sequence[Probe], covariance: Collection[str] = ()) -> list[
                     f"{probe.size**2 * 8 / 1e9:.1f} GB; choose variables of up to "
                     f"{MAX_COVARIANCE:,} (--covariance GLOB)"
                 )
-            pools[key] = _Pool(probe.for_, Moments.of(probe.size, covariance=bool(chosen)))
+            pools[key] = Pool(probe.for_, Moments.of(probe.size, covariance=bool(chosen)))
         pools[key].probes.append(probe)
     return list(pools.values())
 
 
-def gather(run: Run, pools: Sequence[_Pool], batches: Iterable[Batch]) -> int:
+def gather(run: Run, pools: Sequence[Pool], batches: Iterable[Batch]) -> int:
     """Run all batches, and add what they give while the next one runs; return how many."""
+    probes = [probe for pool in pools for probe in pool.probes]
     of_probe = {id(probe): pool for pool in pools for probe in pool.probes}
 
     def add(taken: Sequence[Taken]) -> None:
@@ -166,7 +191,7 @@ def gather(run: Run, pools: Sequence[_Pool], batches: Iterable[Batch]) -> int:
     with ThreadPoolExecutor(1) as adding:
         before: Future[None] | None = None
         for batch in batches:
-            taken = run.take(batch)
+            taken = run.take(batch, probes)
             if before is not None:
                 before.result()
             before = adding.submit(add, taken)
@@ -178,7 +203,7 @@ def gather(run: Run, pools: Sequence[_Pool], batches: Iterable[Batch]) -> int:
 
 def _measured(
     checkpoint: Checkpoint,
-    pools: Sequence[_Pool],
+    pools: Sequence[Pool],
     reached: Sequence[Probe],
     covariance: Collection[str],
     count: int,
@@ -213,11 +238,9 @@ def _measured(
     wanted = dict.fromkeys(key for pool in pools for key in pool.for_)
     missing = [f"{name} ({side})" for name, side in wanted if (name, side) not in found]
     if missing:
-        more = f" (and {len(missing) - _FEW} more)" if len(missing) > _FEW else ""
         notes = [
             *notes,
-            f"not measured, as nothing of it was run: {', '.join(missing[:_FEW])}{more}; --fetch "
-            "chooses what is run",
+            f"not measured, as nothing of it was run: {_few(missing)}; --fetch chooses what is run",
         ]
     return Measured(
         found, {key: tuple(names) for key, names in tensors.items()}, count, tuple(notes)

@@ -19,6 +19,9 @@ from converter.structure.structure import Structure
 Side = Literal["produced", "consumed"]
 Key = tuple[str, Side]
 
+LOOKED_UP = "its rows are looked up by their numbers"
+"""Why nothing that a table takes is measured: there are no activations."""
+
 
 @dataclass(frozen=True, slots=True)
 class Probe:
@@ -134,7 +137,7 @@ class _Finder:
     def _take_input(self, chain: Chain, node: Node, part: Part, mask: Mask | None) -> None:
         key: Key = (part.variable, "consumed")
         if node.op in TABLES:
-            self._why.setdefault(key, "its rows are looked up by their numbers")
+            self._why.setdefault(key, LOOKED_UP)
         elif node in chain.kernels:
             given = chain.inputs[chain.kernels.index(node)]
             self._add(given, part, "consumed", mask, chain, node)
@@ -153,6 +156,9 @@ class _Finder:
             self._why.setdefault(key, chain.why or f"{node.name} ({node.op}) has no axis for it")
             return
         if not same_axis(units.atom, part.atom) and not _is_spread(node, part):
+            return
+        if self._is_one_of_several(chain, node, part):
+            self._why.setdefault(key, f"{node.name} ({node.op}) takes one of several in it")
             return
         length = self._length(chain, node, part)
         if length != units.size and not _is_spread(node, part):
@@ -173,6 +179,13 @@ class _Finder:
             if all(p.atom is part.atom for p in together if p.axis in axes):
                 return math.prod(shape[axis] for axis in axes)
         return shape[part.axis]
+
+    def _is_one_of_several(self, chain: Chain, node: Node, part: Part) -> bool:
+        """Whether a vector is one row of a variable, such as one of the two biases of a GRU."""
+        taken = {p.axis for n, p in chain.parts if n is node and p.variable == part.variable}
+        shape = self._shapes[part.variable]
+        is_vector = part.use in ("shift", "gain") and node not in chain.kernels
+        return is_vector and any(size > 1 and axis not in taken for axis, size in enumerate(shape))
 
     def _unmeasured(self, found: set[Key]) -> Iterator[tuple[Key, str]]:
         roles = self._analysis.roles.values()

@@ -88,7 +88,7 @@ class Mended:
             )
             other = tuple(k for k in range(values.ndim) if k not in kept)
             total[tuple(region[axis] for axis in kept)] += weighed.sum(axis=other)
-        return total
+        return self.bias.sign * total
 
 
 class Repairs:
@@ -167,8 +167,8 @@ class Repairs:
         )
         if kept:
             yield (
-                f"{kept} {'slot' if kept == 1 else 'slots'} of mended variables: they keep what "
-                f"they have for the units that stay, as no rule mends gradients"
+                f"{kept} of the slots belong to mended variables, and stay as they are for the "
+                f"units that stay: no rule mends gradients"
             )
 
     def _found(self) -> Iterator[Mended]:

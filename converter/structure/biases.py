@@ -1,4 +1,7 @@
-"""Which variable is added to what another one gives: the bias behind a kernel."""
+"""Which variable is added to what another one gives: the bias behind a kernel.
+
+Or which is taken off: the moving mean of a batch normalisation.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from converter.graph.node import Node, Output
 from converter.graph.ops import (
     ADDS,
+    BATCH_NORMS,
     BIAS_ADDS,
     EXITS,
     JOINS,
@@ -41,6 +45,8 @@ _HANDS_ON = (
 )
 _GIVES = _HANDS_ON | JOINS
 _MAX_NODES = 1024
+_MEAN = 3
+_Added = tuple[str, int]
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
@@ -50,14 +56,16 @@ class Bias(NamedTuple):
     Attributes:
         name: of the variable.
         axes: the axes of the kernel that it has; any other of its own has one entry.
+        sign: -1 where it is taken off: the mean of a batch normalisation; else 1.
     """
 
     name: str
     axes: tuple[int, ...]
+    sign: int = 1
 
 
 def bias_of(structure: Structure, checkpoint: Checkpoint, name: str, axis: int) -> Bias | None:
-    """Return the bias that is added to what a kernel gives; None where no single one always is.
+    """Return what is added to what a kernel gives; None where no single variable always is.
 
     A constant in what the kernel consumes can then be moved into the bias.
 
@@ -75,22 +83,23 @@ def bias_of(structure: Structure, checkpoint: Checkpoint, name: str, axis: int) 
             and _common(structure.axes[name], structure.axes[other], axis) is not None
         )
 
-    found: set[str] | None = None
+    found: set[_Added] | None = None
     if structure.findings is not None:
         # The graph knows variables by the names that they had.
         called = _called(structure, checkpoint)
         was = next((old for old, new in called.items() if new == name), name)
         behind = _behind(structure.findings, was, lambda other: fits(called.get(other)))
-        found = None if behind is None else {called[other] for other in behind}
+        found = None if behind is None else {(called[other], sign) for other, sign in behind}
     if found is None:
-        found = {other for other in _beside(structure, checkpoint, name) if fits(other)}
+        found = {(other, 1) for other in _beside(structure, checkpoint, name) if fits(other)}
     if len(found) != 1:
         return None
-    (bias,) = found
-    if checkpoint.roles()[bias].kind != "model" or not checkpoint[bias].dtype.is_float:
+    ((bias, sign),) = found
+    is_value = checkpoint.roles()[bias].kind in ("model", "batch_statistic")
+    if not is_value or not checkpoint[bias].dtype.is_float:
         return None
     axes = _common(structure.axes[name], structure.axes[bias], axis)
-    return None if axes is None else Bias(bias, axes)
+    return None if axes is None else Bias(bias, axes, sign)
 
 
 def _called(structure: Structure, checkpoint: Checkpoint) -> dict[str, str]:
@@ -131,7 +140,7 @@ def _beside(structure: Structure, checkpoint: Checkpoint, name: str) -> Iterator
             yield other
 
 
-def _behind(findings: Findings, name: str, fits: Callable[[str], bool]) -> set[str] | None:
+def _behind(findings: Findings, name: str, fits: Callable[[str], bool]) -> set[_Added] | None:
     """Return what is added behind every contraction of a kernel, and nowhere else.
 
     None where the kernel is cut into gates, each of which goes its own way.
@@ -148,12 +157,13 @@ def _behind(findings: Findings, name: str, fits: Callable[[str], bool]) -> set[s
     if not contractions or not all(node.op in _CONTRACTS | _CELLS for node in contractions):
         return set()
     places = [walk.added(node) for node in contractions]
-    biases = {bias for found in places for bias, _ in found}
+    biases = {added for found in places for added, _ in found}
     sums = [node for found in places for _, node in found]
     # Each contraction has a sum of its own, and the bias is in no other.
     if len(biases) != 1 or len(sums) != len(contractions) or len(set(sums)) != len(sums):
         return set()
-    return biases if set(walk.takers(next(iter(biases)))) == set(sums) else set()
+    ((bias, _),) = biases
+    return biases if set(walk.takers(bias)) == set(sums) else set()
 
 
 def _computing(findings: Findings) -> set[Node]:
@@ -179,18 +189,15 @@ class _Walk:
         self._computing = _computing(findings)
         self._holders = {node: name for name, nodes in findings.nodes.items() for node in nodes}
 
-    def added(self, contraction: Node) -> set[tuple[str, Node]]:
+    def added(self, contraction: Node) -> set[tuple[_Added, Node]]:
         """Return the variables that are added to what a contraction gives, and where.
 
         Nothing where what is not shifted yet is taken by anything else.
         """
         if contraction.op in _CELLS:
-            return {
-                (bias, contraction)
-                for source in contraction.inputs
-                if (bias := self._held(source)) is not None
-            }
-        found: set[tuple[str, Node]] = set()
+            held = (self._held(source) for source in contraction.inputs)
+            return {((bias, 1), contraction) for bias in held if bias is not None}
+        found: set[tuple[_Added, Node]] = set()
         waiting, seen = [contraction], {contraction}
         while waiting:
             node = waiting.pop()
@@ -198,17 +205,45 @@ class _Walk:
             if not users or len(seen) > _MAX_NODES:
                 return set()
             for user in users:
-                others = [source for source in user.inputs if source.node is not node]
-                held = {self._held(source) for source in others} - {None}
-                if user.op in _SUMS and held:
-                    found |= {(bias, user) for bias in held if bias is not None}
-                elif user.op in _SUMS | _HANDS_ON:
-                    if user not in seen:
-                        seen.add(user)
-                        waiting.append(user)
-                else:
+                here = self._added_in(user, node)
+                if here is None:
                     return set()
+                found |= here
+                if not here and user not in seen and user.op not in BATCH_NORMS:
+                    seen.add(user)
+                    waiting.append(user)
         return found
+
+    def _added_in(self, user: Node, node: Node) -> set[tuple[_Added, Node]] | None:
+        """Return what an op adds to what a node gives; None where it does anything else to it."""
+        others = [source for source in user.inputs if source.node is not node]
+        if user.op in _SUMS:
+            held = (self._held(source) for source in others)
+            return {((bias, 1), user) for bias in held if bias is not None}
+        if user.op in BATCH_NORMS and user.inputs[0].node is node and len(user.inputs) > _MEAN:
+            mean = self._held(user.inputs[_MEAN])
+            if mean is not None:
+                return {((mean, -1), user)}
+            # It takes off the mean of the batch, whatever that is.
+            return set() if user.integer("is_training", default=1) else None
+        if user.op == "Mul" and len(others) == 1:
+            return self._normalised(user, others[0].node)
+        return set() if user.op in _HANDS_ON else None
+
+    def _normalised(self, scaled: Node, scale: Node) -> set[tuple[_Added, Node]] | None:
+        """Return the mean in x * scale + (beta - mean * scale), as TensorFlow writes it out."""
+        users = self._users(scaled)
+        if len(users) != 1 or users[0].op not in ADDS:
+            return None
+        shifts = [source.node for source in users[0].inputs if source.node is not scaled]
+        if len(shifts) != 1 or shifts[0].op != "Sub":
+            return None
+        product = shifts[0].inputs[1].node
+        factors = [source for source in product.inputs if source.node is not scale]
+        if product.op != "Mul" or len(factors) != 1:
+            return None
+        mean = self._held(factors[0])
+        return None if mean is None else {((mean, -1), product)}
 
     def takers(self, name: str) -> list[Node]:
         """Return the ops that take a variable, as it is or laid out in another way."""

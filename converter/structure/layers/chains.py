@@ -14,6 +14,7 @@ from converter.graph.ops import (
     LOOKUPS,
     LSTM_BLOCKS,
     MATMULS,
+    SHAPE_ONLY,
     SLICES,
     SPLITS,
     SWITCHES,
@@ -148,7 +149,7 @@ def without_unread(analysis: Analysis) -> Analysis:
     waiting = [node for node in telling if node not in inside]
     for node in waiting:
         again = turned(analysis.graph, node)
-        sources = [output.node for output in node.inputs]
+        sources = [o.node for o in node.inputs] if node.op not in SHAPE_ONLY else []
         for source in sources if again is None else (*sources, again):
             if source in inside:
                 inside.discard(source)
@@ -183,7 +184,7 @@ class Chains:
 
     def _of_kernels(self) -> Iterator[Chain]:
         for node in self._with_roles():
-            if node.op in _KERNELS and node not in self._taken:
+            if node not in self._taken and _can_be_kernel(node):
                 chain = self._begun(node)
                 if chain is not None:
                     yield self._ended(chain)
@@ -294,7 +295,8 @@ class Chains:
             node = output.node
             if len(takers(self._analysis, output)) != 1 or node in self._taken:
                 return None
-            if node.op in _KERNELS - TABLES and self._analysis.roles.get(node):
+            is_kernel = _can_be_kernel(node) and node.op not in TABLES
+            if is_kernel and self._analysis.roles.get(node):
                 chain = self._begun(node)
                 if chain is None or chain.linear is None or node.op == "Sum":
                     return None
@@ -385,6 +387,11 @@ _NORMALISING = BATCH_NORMS | ops("""
     """)
 
 
+def _can_be_kernel(node: Node) -> bool:
+    """Whether an op takes kernels, and has all inputs that it needs."""
+    return node.op in _KERNELS and len(node.inputs) > (2 if node.op in TRANSPOSED else 1)
+
+
 def _is_clip(first: Step, second: Step) -> bool:
     """Whether a function is cut off at both sides, by one op each."""
     return second.what == "activate" and first.op in _EXTREMES and second.op in _EXTREMES
@@ -470,3 +477,8 @@ def _made_by(analysis: Analysis, node: Node, atom: Atom) -> UnitAxis | None:
         like = -2
     place = place_of(atom, axes, like)
     return None if place is None else UnitAxis(output, place, atom)
+
+
+def chains_by_node(chains: Iterable[Chain]) -> dict[Node, Chain]:
+    """Return the chain that each node is in."""
+    return {node: chain for chain in chains for node in chain.nodes}

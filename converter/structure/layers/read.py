@@ -140,7 +140,7 @@ class _Layers:
         """Yield what becomes of a variable of a loop in the turn before, and what those are."""
         for source in (node, *(output.node for output in node.inputs)):
             loop = turned(self._analysis.graph, source)
-            if loop is not None:
+            if loop is not None and loop.inputs:
                 yield source
                 yield loop.inputs[-1].node
 
@@ -341,7 +341,7 @@ def _epsilon(analysis: Analysis, steps: Sequence[Step], fused: Sequence[Node]) -
         if node in seen:
             continue
         seen.add(node)
-        if node.op in ("Rsqrt", "Sqrt", "Pow"):
+        if node.op in ("Rsqrt", "Sqrt", "Pow") and node.inputs:
             added = node.inputs[0].node
             numbers = [analysis.tensor(output).number for output in added.inputs]
             return next((n for n in numbers if n is not None), None)

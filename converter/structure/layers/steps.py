@@ -213,7 +213,7 @@ def _can_be_inside(
     analysis: Analysis, node: Node, inside: Collection[Node], before: Output
 ) -> bool:
     """Tell whether a node makes something of the tensor alone, entry by entry or by means."""
-    if node.op not in _ALLOWED:
+    if node.op not in _ALLOWED or not node.inputs:
         return False
     for output in node.inputs:
         is_own = output == before or (output.node in inside and output.node is not before.node)
