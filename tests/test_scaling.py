@@ -242,7 +242,8 @@ def test_averages_are_folded_with_averages() -> None:
         for name, value in values.items()
         if not name.endswith("Average")
     }
-    before = net.run({**net.values, **shadow})
+    started: dict[str, Any] = {**net.values, **shadow}
+    before = net.run(started)
     assert np.allclose(net.run(averages), before)
     assert error(net, values) < EXACT
     with pytest.raises(PlanError, match="h/w: it has no average, and gamma beside it has"):
@@ -471,7 +472,7 @@ def test_what_cannot_be_scaled() -> None:
         ({}, "factors or statistics are needed"),
     ):
         with pytest.raises(UsageError, match=words):
-            Scale(**options)  # type: ignore[arg-type]
+            Scale(**options)
     net = of("relu")
     with pytest.raises(PlanError, match="no layer is convolution; they are dense"):
         made(net, Scale(kind={"convolution": 1.0}))
