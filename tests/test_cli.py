@@ -55,13 +55,15 @@ def test_help_groups_the_options_of_strategies() -> None:
     assert shown.count("[PATH]") == 1
     _, groups = shown.split("Options:\n")[0], re.findall(r"^Options of (.*):$", shown, re.M)
     assert groups == [
-        *("bert", "cast", "drop", "duplicate, pad, project, select and truncate"),
+        *("activation-scale", "bert", "cast", "drop"),
+        "duplicate, pad, project, select and truncate",
         *("duplicate, equalize, pad, project, select and truncate", "duplicate"),
         *("ema", "equalize", "eras", "fold-batchnorm", "gates", "keep", "keras", "map", "names"),
         *(
             "pad",
             "paths",
             "project",
+            "recalibrate-batchnorm",
             "reinit",
             "rename",
             "scale",

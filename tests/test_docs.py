@@ -33,9 +33,10 @@ from converter.strategy import options, summary
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 BUILT_IN = [
-    *("bert", "cast", "drop", "duplicate", "ema", "equalize", "eras"),
+    *("activation-scale", "bert", "cast", "drop", "duplicate", "ema", "equalize", "eras"),
     *("fold-batchnorm", "gates", "keep", "keras", "map"),
-    *("names", "pad", "paths", "project", "reinit", "rename", "scale", "scope", "select"),
+    *("names", "pad", "paths", "project", "recalibrate-batchnorm", "reinit", "rename"),
+    *("scale", "scope", "select"),
     *("tf1", "torch", "truncate"),
 ]
 

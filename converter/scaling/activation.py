@@ -185,10 +185,16 @@ def measured_in(measured: Measured, chosen: Chosen, subject: str) -> Moments:
     return found
 
 
-def measured_once(checkpoint: Checkpoint, data: Data, chosen: Sequence[Chosen]) -> list[Moments]:
-    """Run the model once on all data, and return the moments of what layers give."""
+def measured_once(
+    checkpoint: Checkpoint, data: Data, chosen: Sequence[Chosen]
+) -> tuple[list[Moments], tuple[str, ...]]:
+    """Run the model once on all data.
+
+    Returns:
+        The moments of what layers give, and what is to be said of the data.
+    """
     with Running(checkpoint, data, [p for one in chosen for p in one.probes]) as running:
-        return running.measure([one.probes for one in chosen])
+        return running.measure([one.probes for one in chosen]), running.notes
 
 
 def inverse(moments: Moments, wanted: Wanted) -> tuple[Array, Array, Array]:

@@ -141,8 +141,8 @@ class Running(Closing):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is to be said of the data, one line each."""
-        return self._cut.notes
+        """What is to be said of the data and of what is run, one line each."""
+        return (*self._cut.notes, *self._run.forward.notes)
 
     def close(self) -> None:
         """Free what it holds."""

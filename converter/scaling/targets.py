@@ -159,7 +159,10 @@ class Targeted:
         if "_found" not in vars(self):
             return
         yield from self._found.notes
-        for outcome in self._found.outcomes:
+        for index, outcome in enumerate(self._found.outcomes):
+            if self._widths:
+                # What others made is multiplied by the same.
+                outcome = outcome._replace(factors=self._in_units(index))
             yield f"{self._named.called(outcome.name)}: {_told(outcome, self._wanted)}"
 
     @cached_property
@@ -177,19 +180,21 @@ class Targeted:
                 ),
                 notes,
             )
-        found = [inverse(moments, self._wanted) for moments in self._moments(self._source)]
+        measured, notes = self._moments(self._source)
+        found = [inverse(moments, self._wanted) for moments in measured]
         pairs_ = zip(self._chosen, found, strict=True)
         return _Found(
-            tuple(Outcome(c.name, b, None, factors, dead) for c, (b, dead, factors) in pairs_), ()
+            tuple(Outcome(c.name, b, None, factors, dead) for c, (b, dead, factors) in pairs_),
+            notes,
         )
 
-    def _moments(self, source: Data | Path) -> list[Moments]:
+    def _moments(self, source: Data | Path) -> tuple[list[Moments], tuple[str, ...]]:
         if isinstance(source, Data):
             return measured_once(self._checkpoint, source, self._chosen)
         measured: Measured = self._checkpoint.once(
             (Measured, source), lambda: read_measured(source)
         )
-        return [measured_in(measured, one, str(source)) for one in self._chosen]
+        return [measured_in(measured, one, str(source)) for one in self._chosen], ()
 
     @property
     def _of_width(self) -> Mapping[str, Array]:
@@ -208,6 +213,15 @@ class Targeted:
             dead = mean < self._wanted.floor
             found[width] = np.where(dead, 1.0, self._wanted.target / np.where(dead, 1.0, mean))
         return found
+
+    def _in_units(self, index: int) -> Array:
+        """Return the factors of what a layer gives: one number where all are the same."""
+        axis, sizes = self._chosen[index].layer.produced, self._structure.sizes
+        found = np.ones(axis.size(sizes))
+        for width in axis.widths():
+            found[places_of(axis, sizes, width)] = self._of_width[width]
+        is_one = self._found.outcomes[index].dead.ndim == 0
+        return found[:1].reshape(()) if is_one and (found == found[:1]).all() else found
 
 
 class _Paired(Equalised):
@@ -273,7 +287,7 @@ def _told(outcome: Outcome, wanted: Wanted) -> str:
     told = f"{word} {_range(outcome.before[lives])}"
     if outcome.after is not None:
         told += f" -> {_range(outcome.after[lives])}"
-    told += f", times {_range(outcome.factors[lives])}"
+    told += f", times {_range(outcome.factors[np.broadcast_to(lives, outcome.factors.shape)])}"
     if dead:
         told += (
             f"; {dead} of {outcome.dead.size} units are below the floor {wanted.floor:g} and stay"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ActivationScale(Strategy):
-    """Scale layers so that what they give on data has a mean absolute value, or a deviation.
+    """Scale layers so that what they give on data has the same mean magnitude, or deviation.
 
     A layer's kernels and biases, or the gains and offsets of its normalisation, are multiplied, so
     that what it gives where it is finished comes to the target: the mean over its units of their
