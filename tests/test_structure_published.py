@@ -159,7 +159,7 @@ def test_an_exported_estimator(tmp_path: Path) -> None:
     source = open_checkpoint(model)
     structure = infer(source)
     assert structure.opaque == ()
-    assert structure.widths["dnn/hiddenlayer_0"].symmetry == "scaling"
+    assert structure.widths["dnn/hiddenlayer_0"].exact
     texts = np.array([b"import os\nprint(1)\n", b"int main() { return 0; }"])
     question = asked({"Placeholder": texts}, [], tmp_path / "texts.npz")
     assert proven_at_other_sizes(source, question) == 5
