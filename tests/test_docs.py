@@ -33,8 +33,10 @@ from converter.strategy import options, summary
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 BUILT_IN = [
-    *("bert", "cast", "drop", "duplicate", "ema", "eras", "gates", "keep", "keras", "map"),
-    *("names", "pad", "paths", "project", "reinit", "rename", "scale", "scope", "select"),
+    *("activation-scale", "bert", "cast", "drop", "duplicate", "ema", "equalize", "eras"),
+    *("fold-batchnorm", "gates", "keep", "keras", "map"),
+    *("names", "pad", "paths", "project", "recalibrate-batchnorm", "reinit", "rename"),
+    *("scale", "scope", "select"),
     *("tf1", "torch", "truncate"),
 ]
 
@@ -301,7 +303,7 @@ def test_no_other_options_are_mentioned() -> None:
 
 
 def test_the_readme_tells_what_each_built_in_plugin_does() -> None:
-    table = re.findall(r"^\| `([a-z0-9]+)` \| (.*?) \|", text_of("README.md"), re.MULTILINE)
+    table = re.findall(r"^\| `([a-z0-9-]+)` \| (.*?) \|", text_of("README.md"), re.MULTILINE)
     assert table == [(name, summary(registry().get(name))) for name in BUILT_IN]
 
 

@@ -130,6 +130,18 @@ def test_widened_models_are_proven(models: Path, name: str, tmp_path: Path) -> N
     assert (tmp_path / "wide/wide.meta").is_file()
 
 
+@pytest.mark.parametrize("name", ["MTT_musicnn", "MSD_musicnn", "MTT_vgg", "MSD_vgg"])
+def test_equalised_and_folded_models_are_proven(models: Path, name: str) -> None:
+    pytest.importorskip("tensorflow")
+    source = open_checkpoint(f"{models}/{name}/")
+    for strategies in ([Equalize()], [FoldBatchnorm()], [FoldBatchnorm(), Equalize()]):
+        plan = make_plan(source, strategies)
+        changed = [c for c in plan.changes if c.steps and c.variable.name.endswith("/kernel")]
+        assert len(changed) > 1
+        proof = prove_plan(plan, None, Question())
+        assert max(output.error for output in proof.outputs) < 1e-5
+
+
 def proven_at_other_sizes(source: Checkpoint, question: Question) -> int:
     """Widen and copy all widths of which that is exact; return how many there are."""
     widths = structure_of(source).widths.values()
@@ -159,15 +171,3 @@ def test_a_model_of_keras_with_its_optimizer(tmp_path: Path) -> None:
     source = open_checkpoint(models / "icassp_2022/nmp")
     assert told(infer(source), "conv2d_5/kernel") == "3, 3, 1 + conv2d_4, 1 | -, -, consume, -"
     assert proven_at_other_sizes(source, Question()) == 3
-
-
-@pytest.mark.parametrize("name", ["MTT_musicnn", "MSD_musicnn", "MTT_vgg", "MSD_vgg"])
-def test_equalised_and_folded_models_are_proven(models: Path, name: str) -> None:
-    pytest.importorskip("tensorflow")
-    source = open_checkpoint(f"{models}/{name}/")
-    for strategies in ([Equalize()], [FoldBatchnorm()], [FoldBatchnorm(), Equalize()]):
-        plan = make_plan(source, strategies)
-        changed = [c for c in plan.changes if c.steps and c.variable.name.endswith("/kernel")]
-        assert len(changed) > 1
-        proof = prove_plan(plan, None, Question())
-        assert max(output.error for output in proof.outputs) < 1e-5
