@@ -172,7 +172,7 @@ def steady(output: str) -> str:
 def _is_run(document: str) -> bool:
     """Whether one of the commands runs a graph, for which TensorFlow is started."""
     return any(
-        re.search(r"^\$ .*(\bprove\b|\bconvert stats\b|--test\b)", b, re.M)
+        re.search(r"^\$ .*(\bprove\b|\bconvert stats\b|--test\b|--activation-scale-data\b|--recalibrate-batchnorm-data\b)", b, re.M)
         for b in blocks(document, "console")
     )
 
@@ -207,7 +207,7 @@ def check_commands(
         assert code == 0 or commands[number + 1] == "echo $?", command
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/python.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/jobs.md", "docs/python.md"])
 def test_programs_print_what_is_shown(document: str, place: Path) -> None:
     sessions = [block for block in blocks(document, "python") if block.startswith(">>>")]
     test = doctest.DocTestParser().get_doctest("\n".join(sessions), {}, document, document, 0)

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 from structure_maker import Model, N
 
+from converter.formats.messages import message
+from converter.graph.definition import Definition
+from converter.graph.ordered import OrderedGraph
 from converter.structure.lengths import lengths
+from converter.structure.tensors.flow import Flow
 
 BEAMS = 3
 
@@ -123,3 +130,21 @@ def test_zeros_in_another_shape_are_as_long_as_those_that_they_are_made_of() -> 
     parts = m.op("ConcatV2", m.constant([1, -1]), rest, m.constant(0))
     m.dense(m.op("Add", h, m.op("Reshape", zeros, parts)), "b")
     assert str(lengths(m.structure()).integers["dims"][1]) == "a"
+
+
+@pytest.mark.parametrize(("signed", "is_output"), [("out", False), ("share", True), ("gone", True)])
+def test_a_number_that_an_export_does_not_name_is_no_output(signed: str, is_output: bool) -> None:
+    m = Model()
+    h = m.op("Relu", m.dense(m.input(N, N), "a"))
+    m.op("MatMul", h, m.variable("b", N, N), name="out")
+    m.op(
+        "Mean", m.op("Cast", m.op("Greater", h, m.constant(0.0))), m.constant([0, 1]), name="share"
+    )
+    # What noted it in a summary was left out of the export.
+    m.definition.node[-1].attr.add(key=b"_output_shapes").value.list.shape.add()
+    meta = message("MetaGraphDef")(graph_def=m.definition)
+    entry = meta.signature_def.add(key=b"serving_default")
+    entry.value.outputs.add(key=b"y").value.name = f"{signed}:0".encode()
+    graph = OrderedGraph(Definition(Path("made.pb"), meta.graph_def, meta))
+    flow = Flow(graph, [graph.by_name["a/w"], graph.by_name["a/b"], graph.by_name["b"]])
+    assert (graph.by_name["share"] in flow.looked_at) == is_output
