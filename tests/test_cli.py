@@ -413,7 +413,8 @@ def test_built_in_plugins_can_be_disabled(lstm: str, monkeypatch: pytest.MonkeyP
     shown = run("plugins").stdout
     strategies, _, _ = shown.partition("\n\n")
     assert [line.split()[0] for line in strategies.splitlines()] == [
-        *("bert", "cast", "drop", "duplicate", "ema", "equalize", "eras", "fold-batchnorm"),
+        *("activation-scale", "bert", "cast", "drop", "duplicate", "ema", "equalize", "eras"),
+        "fold-batchnorm",
         *(
             "gates",
             "keep",
@@ -422,6 +423,7 @@ def test_built_in_plugins_can_be_disabled(lstm: str, monkeypatch: pytest.MonkeyP
             "names",
             "paths",
             "project",
+            "recalibrate-batchnorm",
             "reinit",
             "rename",
             "scope",
