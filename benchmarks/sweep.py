@@ -33,8 +33,8 @@ from converter_plugins.pad import Pad
 from recorded import DATA, Recorded, Running, cases, tensorflow
 
 from converter import Array, Checkpoint, ConverterError, Resizer, Result, convert, open_checkpoint
+from converter.comparison import TOLERANCE, compare
 from converter.initializers import GlorotUniform
-from converter.proof import TOLERANCE, compare
 from converter.resize.exactness import is_looked_up
 from converter.resize.maps import places_of
 from converter.resize.tensors import Tensors

@@ -36,7 +36,7 @@ from converter.registry import Registry, load
 from converter.target import Format, Target, state_with
 
 if TYPE_CHECKING:
-    from converter.proof import Question
+    from converter.running import Question
 
 Status = Literal["done", "skipped", "failed"]
 

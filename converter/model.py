@@ -12,13 +12,14 @@ import numpy as np
 
 from converter.checkpoint import Checkpoint
 from converter.closing import Closing
+from converter.comparison import compare
 from converter.errors import InputError
 from converter.forward.find import find_forward
 from converter.forward.variables import Held
 from converter.graph.node import Tensor
 from converter.graph.ops import DRAWS
 from converter.graph.written import read_graph
-from converter.proof import Question, compare, given_by, start
+from converter.running import Question, given_by, start
 from converter.variable import Array
 
 Values = Mapping[str, Array]

@@ -31,7 +31,7 @@ from converter.model import (
     noisy,
     rounded,
 )
-from converter.proof import Question
+from converter.running import Question
 from converter.structure.axes.axis import Axis, Width
 from converter.structure.axes.entries import entries
 from converter.structure.structure import Structure

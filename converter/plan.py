@@ -91,6 +91,16 @@ class Plan:
         return all(width.verdict.exact for resizes in self.resized for width in resizes.widths)
 
     @property
+    def structure(self) -> Structure | None:
+        """The structure of the source where widths of it change; None where none of them does."""
+        return _structure(self.resized)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The new size of each width of the source that changes."""
+        return _sizes(self.resized)
+
+    @property
     def resized_variables(self) -> int:
         """How many variables of the result have another size because a width changed."""
         shapes = {s for resizes in self.resized for r in resizes.shapes.values() for s in r.sources}
@@ -130,10 +140,8 @@ class Plan:
     def resized_graph(self) -> bytes | None:
         """Return the graph of the source at the sizes of the result: a MetaGraphDef.
 
-        None where no width of the graph changed.
+        Its savers know the names that the source has. None where no width of the graph changed.
         """
-        if isinstance(self.meta, bytes):
-            return self.meta
         found = _regraphed(self.source, self.resized)
         return None if found is None else found.meta
 

@@ -9,8 +9,10 @@ from converter.errors import ConverterError
 from converter.proof import Proof
 
 if TYPE_CHECKING:
+    from converter.baselines import Baseline
     from converter.forward.feeds import Feeds
     from converter.forward.find import Forward
+    from converter.learning import Learning
     from converter.plan import Plan
 
 
@@ -89,13 +91,42 @@ def proof_json(proof: Proof) -> dict[str, object]:
                 "scale": found.scale,
                 "error": found.error,
                 "nans": list(found.nans),
-                "agreement": found.agreement,
+                **found.likeness._asdict(),
                 "passed": found.passed,
                 "note": found.note,
             }
             for found in proof.outputs
         ],
+        "losses": [loss._asdict() for loss in proof.losses],
         "tolerance": proof.tolerance,
         "passed": proof.passed,
         "notes": list(proof.notes),
+    }
+
+
+def judged_json(proof: Proof) -> dict[str, object]:
+    """Return the proof of a plan as plain data, with other models of its size and what learns."""
+    return {
+        **proof_json(proof),
+        "baselines": [_baseline_json(baseline) for baseline in proof.baselines],
+        "learning": _learning_json(proof.learning) if proof.learning is not None else None,
+    }
+
+
+def _baseline_json(baseline: Baseline) -> dict[str, object]:
+    return {
+        "kind": baseline.kind,
+        "outputs": [{"name": name, **f._asdict()} for name, f in baseline.outputs.items()],
+        "losses": [{"name": name, "loss": loss} for name, loss in baseline.losses.items()],
+    }
+
+
+def _learning_json(learning: Learning) -> dict[str, object]:
+    total = learning.total
+    return {
+        "entries": total.entries,
+        "first": total.first,
+        "second": total.second,
+        "drawn": learning.is_drawn,
+        "variables": [found._asdict() for found in learning.variables],
     }

@@ -16,8 +16,8 @@ from converter.checkpoint import open_checkpoint
 from converter.errors import ConverterError, PlanError
 from converter.initializer import Initializer
 from converter.location import locate
-from converter.proof import Question
 from converter.registry import Registry
+from converter.running import Question
 from converter.strategy import Strategy, options
 from converter.target import Target
 

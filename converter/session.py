@@ -17,9 +17,10 @@ from converter.closing import Closing
 from converter.dtype import BY_TENSORFLOW, DType
 from converter.errors import ConverterError, InputError, UsageError
 from converter.forward.find import Forward
+from converter.forward.losses import Gradient
 from converter.forward.prune import prune
 from converter.forward.variables import Held, check_shape
-from converter.graph.node import Tensor
+from converter.graph.node import Tensor, tensor
 from converter.variable import Array, Variable
 
 _MAX_THREADS = 4
@@ -191,6 +192,25 @@ class Session(Closing):
         given = {**self._feeds, **feeds}
         values = {self._tensor(Tensor(self._pruned.fed[t])): v for t, v in given.items()}
         return dict(zip(outputs, map(np.asarray, self._run(taken, values)), strict=True))
+
+    def gradients(self, losses: Sequence[Tensor]) -> list[Gradient]:
+        """Add the gradients of losses, by all variables, to the graph, for `run` to give.
+
+        Raises:
+            UsageError: TensorFlow cannot tell them.
+        """
+        names = list(self._assigns)
+        with self._graph.as_default():
+            of, by = map(self._tensor, losses), [self._tensor(Tensor(name)) for name in names]
+            try:
+                found = tensorflow().compat.v1.gradients(list(of), by)
+            # Loops of old graphs cannot be told, and what is raised differs by the op.
+            except (LookupError, ValueError, TypeError, AttributeError) as error:
+                raise UsageError(
+                    f"{self._forward.graph.path}: TensorFlow cannot tell the gradients of "
+                    f"{losses[0]}: {_line(error)}"
+                ) from None
+        return [_gradient(*pair) for pair in zip(names, found, strict=True) if pair[1] is not None]
 
     def empty(self) -> dict[str, Array]:
         """Take what the queues of the rewritten graph hold.
@@ -377,6 +397,12 @@ def _rename_nodes(definition: Any, names: Mapping[str, str]) -> None:
             source, colon, port = text.removeprefix("^").partition(":")
             if source in names:
                 node.input[number] = f"{control}{names[source]}{colon}{port}"
+
+
+def _gradient(name: str, found: Any) -> Gradient:
+    rows = getattr(found, "indices", None)
+    values = found if rows is None else found.values
+    return Gradient(name, tensor(values.name), None if rows is None else tensor(rows.name))
 
 
 def dtypes_of(forward: Forward, values: Mapping[Tensor, Array]) -> dict[Tensor, DType]:

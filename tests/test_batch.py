@@ -368,7 +368,7 @@ def test_mistakes_are_told_once(root: Path, tmp_path: Path) -> None:
     for flags, message in (
         (["--plugin", "pda"], "did you mean 'pad'?"),
         (["--scale", "*=fast"], "must be a number"),
-        (["--pad-fill", "1"], "add --plugin NAME"),
+        (["--pad-fill", "1"], "add --plugin pad"),
         (["--to", "ft"], "only safetensors and tf"),
     ):
         outcome = batch(root, "-o", tmp_path / "out", *flags)

@@ -215,7 +215,7 @@ def test_json(tmp_path: Path, lstm: str) -> None:
         (
             ["ckpt", "LSTM", "--pad-fill", "3"],
             2,
-            ["--pad-fill is an option of pad; add --plugin NAME"],
+            ["--pad-fill is an option of pad; add --plugin pad"],
         ),
         (["ckpt", "LSTM", "--plugin", "pad"], 2, ["pad: no sizes are given", "--like", "--shape"]),
         (["ckpt", "LSTM", "--cast", "flota16"], 2, ["--cast", "did you mean 'float16'?"]),

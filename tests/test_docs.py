@@ -172,7 +172,7 @@ def steady(output: str) -> str:
 def _is_run(document: str) -> bool:
     """Whether one of the commands runs a graph, for which TensorFlow is started."""
     return any(
-        re.search(r"^\$ .*(\bprove\b|\bconvert stats\b|--test\b)", b, re.M)
+        re.search(r"^\$ .*(\bprove\b|\bconvert stats\b|--test\b|--activation-scale-data\b|--recalibrate-batchnorm-data\b)", b, re.M)
         for b in blocks(document, "console")
     )
 
@@ -207,7 +207,7 @@ def check_commands(
         assert code == 0 or commands[number + 1] == "echo $?", command
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/python.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/jobs.md", "docs/python.md"])
 def test_programs_print_what_is_shown(document: str, place: Path) -> None:
     sessions = [block for block in blocks(document, "python") if block.startswith(">>>")]
     test = doctest.DocTestParser().get_doctest("\n".join(sessions), {}, document, document, 0)
@@ -355,6 +355,7 @@ JSON: dict[str, list[list[str]]] = {
         ["tf14_v2_charlm_lstm_ema", "--plugin", "pad", "--resize", "lstm_cell=31"],
     ],
     "inspect": [
+        ["tf10_v2_gatewise_lstm"],
         ["tf10_v2_partitioned"],
         ["tf14_v2_charlm_lstm_ema", "--variable", "charlm/embedding"],
         ["tf14_v2_rotation", "--norms"],
@@ -363,7 +364,7 @@ JSON: dict[str, list[list[str]]] = {
         ["tf012_v1_dtypes", "--widths"],
     ],
     "diff": [["tf14_v2_charlm_lstm_ema", "tf10_v2_partitioned"]],
-    "prove": [["tf14_v2_charlm_lstm_ema", "tf14_v2_charlm_lstm_ema"]],
+    "prove": [["tf14_v2_charlm_lstm_ema"] * 2 + ["--feed", "x=[[1,2]]", "--feed", "y=[[2,3]]"]],
     "stats": [["../../samples/charlm", "--data", "../../samples/charlm.npz"]],
     "batch": [["tf14_v2_rotation", "-o", "OUT/batch", "--jobs", "1"]],
     "plugins": [[]],
@@ -411,6 +412,22 @@ def test_inspect_prints_no_other_json_keys(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.chdir(DATA)
     rows = [row for row in JSON["inspect"] if not runs_a_graph(row)]
     assert printed_keys("inspect", rows, tmp_path) <= documented_keys("inspect")
+
+
+@pytest.mark.slow
+def test_every_key_of_a_judged_proof_is_documented(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorflow")
+    monkeypatch.chdir(DATA)
+    labels = ["--feed", "x=[[1,2]]", "--feed", "y=[[2,3]]", "--prove", "--json"]
+    printed: set[str] = set()
+    for change in (["truncate", "lstm_cell=20"], ["pad", "lstm_cell=31"]):
+        steps = ["--plugin", change[0], "--resize", change[1], "--tolerance", "9"]
+        result = CliRunner().invoke(cli, ["ckpt", "tf14_v2_charlm_lstm_ema", *steps, *labels])
+        assert result.exit_code == 0, result.output
+        printed.update(keys(json.loads(result.stdout)["proof"]))
+    printed = {key for key in printed if re.match(r"(baselines|learning)[.\[]", key)}
+    printed -= {key for key in printed if any(k.startswith(f"{key}[].") for k in printed)}
+    assert set(coded(first_cells(section("docs/prove.md", "### As JSON"), "key"))) == printed
 
 
 def test_every_key_of_a_recipe_is_documented() -> None:

@@ -397,6 +397,28 @@ class TestOwnScopes:
         assert era is not None
         assert before in era.eras
 
+    @pytest.mark.parametrize("before", ERAS)
+    @pytest.mark.parametrize("after", ERAS)
+    def test_an_lstm_with_peepholes_is_told_by_them(self, before: Era, after: Era) -> None:
+        shapes = ((5, 8), (8,), (2,))
+        names = {
+            era: [f"top/mine/{leaf}" for leaf in leaves]
+            for era, leaves in {
+                "0.12": ("W_0", "B", "W_F_diag"),
+                "1.0": ("weights", "biases", "w_f_diag"),
+                "1.2": ("kernel", "bias", "w_f_diag"),
+                "1.15": ("kernel", "bias", "w_f_diag"),
+            }.items()
+        }
+        source = checkpoint(dict(zip(names[before], shapes, strict=True)))
+        assert list(named(Eras(after), source)) == names[after]
+        era = era_of(source, names[before])
+        assert era is not None
+        assert before in era.eras
+        # A gain of another size is no peephole, and a matrix alone no cell.
+        other = checkpoint(dict(zip(names[before], ((5, 8), (8,), (4,)), strict=True)))
+        assert list(named(Eras(after), other)) == list(other)
+
     def test_of_other_shapes_it_is_none(self) -> None:
         names = dict.fromkeys((f"a/{leaf}" for leaf in self.GRU["1.0"]), (5, 4))
         assert list(named(Eras("1.2"), checkpoint(names))) == list(names)

@@ -302,10 +302,32 @@ def test_mixed_floats_are_pointed_out(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "flag", "text"),
+    [
+        (
+            "tf10_v2_gatewise_lstm",
+            "--gates join",
+            "an LSTM with a scope for each gate: LSTMcell; --gates join makes it the fused kernel "
+            "and bias of TensorFlow's cells",
+        ),
+        (
+            "tf115_v2_bert_mini",
+            "--recipe bert-hf",
+            "a BERT of google-research; --recipe bert-hf makes it one of transformers",
+        ),
+    ],
+)
+def test_hints_name_what_makes_something_of_a_model(name: str, flag: str, text: str) -> None:
+    assert inspect(case(name).path).stdout.splitlines()[-1] == text
+    document = json.loads(inspect(case(name).path, "--json").stdout)
+    assert document["hints"] == [{"text": text, "flag": flag}]
+
+
 def test_json(small: Path) -> None:
     document = json.loads(inspect(small, "--json").stdout)
     assert list(document) == [
-        *("path", "format", "step", "files", "metadata", "variables", "totals", "era")
+        *("path", "format", "step", "files", "metadata", "variables", "totals", "era", "hints")
     ]
     assert document["path"] == str(small)
     assert document["format"] == "TensorFlow V2"

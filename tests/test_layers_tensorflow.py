@@ -337,3 +337,29 @@ def test_recurrent_layers_of_keras_in_an_export(tmp_path: Path, kind: str) -> No
     # Each step counts, and what Keras computes once to learn of shapes does not.
     found = measure(checkpoint, [{"x": x}], question=Question(signature="serving_default"))
     assert {found[name, "produced"].count for layer in cells for name in layer.kernels} == {10}
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_rows_that_a_mask_of_keras_leaves_out_do_not_count(tmp_path: Path, kind: str) -> None:
+    keras = pytest.importorskip("tensorflow").keras
+    model = keras.Sequential(
+        [
+            keras.layers.Input((6,), name="ids", dtype="int32"),
+            keras.layers.Embedding(9, 4, mask_zero=True),
+            getattr(keras.layers, kind)(5, return_sequences=True, use_cudnn=False),
+            keras.layers.Dense(2),
+        ]
+    )
+    model.export(str(tmp_path / "export"), verbose=False)
+    checkpoint = open_checkpoint(tmp_path / "export")
+    _, *cells, out = layers(checkpoint)
+    ids = np.array([[1, 2, 3, 0, 0, 0], [4, 5, 0, 0, 0, 0], [1, 2, 3, 4, 5, 6]], "i4")
+    found = measure(checkpoint, [{"ids": ids}], question=Question(signature="serving_default"))
+    for name in (name for layer in cells for name in layer.kernels):
+        assert found[name, "produced"].count == found[name, "consumed"].count == 11
+    assert found[out.kernels[0], "produced"].count == 18
+    if kind == "GRU":
+        # Its two biases are one variable, and are added at two places.
+        (bias,) = {name for layer in cells for name in layer.biases}
+        why = find_probes(checkpoint).unmeasured[bias, "produced"]
+        assert why.endswith("takes one of several in it")

@@ -825,3 +825,18 @@ def test_the_example_in_the_docstring_works(tmp_path: Path, lstm: str) -> None:
     assert done.exit_code == 0, done.output
     after = open_checkpoint(tmp_path / "out")["charlm/softmax/kernel"].read()
     assert 0.9 * math.sqrt(6 / 44) < limit(after) <= math.sqrt(6 / 44)
+
+
+@pytest.mark.parametrize(
+    ("name", "adds"),
+    [
+        ("rnn/cudnn_compatible_lstm_cell/bias", False),
+        ("RNN/LayerNormBasicLSTMCell/linear/b", True),
+        ("RNN/MultiRNNCell/Cell0/LSTMCell/B", True),
+        ("rnn/gru_cell/gates/bias", False),
+    ],
+)
+def test_what_adds_a_forget_bias_is_that_of_its_class(name: str, adds: bool) -> None:
+    source = checkpoint({name: np.full(8, 9, "f4")})
+    told = [note for note in made(reinit={name: "zeros"}).notes(source) if "forget bias" in note]
+    assert bool(told) == adds

@@ -16,7 +16,7 @@ from conftest import case
 
 from converter import convert, open_checkpoint
 from converter.cli import cli
-from converter.proof import Compared, compare
+from converter.comparison import Compared, compare
 
 INF, NAN = np.inf, np.nan
 CHARLM = case("tf14_v2_charlm_lstm_ema")
@@ -78,11 +78,11 @@ def test_what_is_no_float_is_counted() -> None:
 
 def test_agreement_of_the_largest_entry() -> None:
     a = np.array([[0.1, 0.9], [0.6, 0.4]])
-    assert compared(a, a).agreement == 1
-    assert compared(a, a[:, ::-1]).agreement == 0
-    assert compared(a, [[0.1, 0.9], [0.4, 0.6]]).agreement == 0.5
-    assert compared([1.0, 2.0], [1.0, 2.0]).agreement is None
-    assert compared([[1.0], [2.0]], [[1.0], [2.0]]).agreement is None
+    assert compared(a, a).likeness.agreement == 1
+    assert compared(a, a[:, ::-1]).likeness.agreement == 0
+    assert compared(a, [[0.1, 0.9], [0.4, 0.6]]).likeness.agreement == 0.5
+    assert compared([1.0, 2.0], [1.0, 2.0]).likeness.agreement is None
+    assert compared([[1.0], [2.0]], [[1.0], [2.0]]).likeness.agreement is None
 
 
 def test_what_cannot_be_compared() -> None:

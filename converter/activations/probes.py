@@ -157,6 +157,9 @@ class _Finder:
             return
         if not same_axis(units.atom, part.atom) and not _is_spread(node, part):
             return
+        if self._is_one_of_several(chain, node, part):
+            self._why.setdefault(key, f"{node.name} ({node.op}) takes one of several in it")
+            return
         length = self._length(chain, node, part)
         if length != units.size and not _is_spread(node, part):
             self._why.setdefault(key, f"{node.name} ({node.op}) takes {units.size} of {length}")
@@ -176,6 +179,13 @@ class _Finder:
             if all(p.atom is part.atom for p in together if p.axis in axes):
                 return math.prod(shape[axis] for axis in axes)
         return shape[part.axis]
+
+    def _is_one_of_several(self, chain: Chain, node: Node, part: Part) -> bool:
+        """Whether a vector is one row of a variable, such as one of the two biases of a GRU."""
+        taken = {p.axis for n, p in chain.parts if n is node and p.variable == part.variable}
+        shape = self._shapes[part.variable]
+        is_vector = part.use in ("shift", "gain") and node not in chain.kernels
+        return is_vector and any(size > 1 and axis not in taken for axis, size in enumerate(shape))
 
     def _unmeasured(self, found: set[Key]) -> Iterator[tuple[Key, str]]:
         roles = self._analysis.roles.values()

@@ -18,6 +18,7 @@ from converter.errors import UsageError, did_you_mean
 from converter.inspection import Summary, Total, summarise
 from converter.names.cells import ERAS
 from converter.names.eras import EraCount, era_of
+from converter.names.hints import hints_of
 from converter.variable import Array, Variable
 
 _FEW = 60
@@ -96,6 +97,7 @@ def command(
       era        {eras: [release], cells, spelt: {RELEASE: cells}, flag} of the recurrent names of
                  TensorFlow 1: the releases that have all of them, and what brings them to the
                  newest (null: they are); null where there are none
+      hints      [{text, flag}]: what else the names tell, and what makes something of it
     With --norms: steps [{path, step}], norms [{name, norms: [one for each step], distance}].
     With --graph:
       graph, nodes, tensorflow, notes, random
@@ -187,9 +189,13 @@ def _show(checkpoint: Checkpoint, *, verbose: bool) -> None:
             header=("role", "variables", "elements", "size"),
             right=(1, 2, 3),
         )
-    if (era := era_of(checkpoint, _of_model(checkpoint))) is not None:
+    era = era_of(checkpoint, _of_model(checkpoint))
+    told = [_era_text(era)] if era is not None else []
+    told += [hint.text for hint in hints_of(_of_model(checkpoint))]
+    if told:
         click.echo()
-        say(_era_text(era))
+    for line in told:
+        say(line)
     if summary.mixed_floats:
         click.echo()
         say(f"float dtypes are mixed: {'; '.join(_floats(summary.mixed_floats))}")
@@ -377,6 +383,7 @@ def _as_json(checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, object]:
             "spelt": era.spelt,
             "flag": _era_flag(era),
         },
+        "hints": [hint._asdict() for hint in hints_of(_of_model(checkpoint))],
     }
 
 

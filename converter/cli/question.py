@@ -11,7 +11,7 @@ import click
 from converter.errors import UsageError
 
 if TYPE_CHECKING:
-    from converter.proof import Question
+    from converter.running import Question
 
 _INPUTS = "Inputs by placeholder name, an .npz. [default: drawn]"
 _FEED = "Feed a tensor: a number, true, false, or a list."
@@ -50,7 +50,8 @@ def question_of(given: dict[str, Any]) -> Question:
     Raises:
         UsageError: the tolerance is negative or no number.
     """
-    from converter.proof import TOLERANCE, Question
+    from converter.comparison import TOLERANCE
+    from converter.running import Question
 
     tolerance = TOLERANCE if given["tolerance"] is None else given["tolerance"]
     if not tolerance >= 0:

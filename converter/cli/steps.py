@@ -173,7 +173,8 @@ def steps_of(ctx: click.Context, recipe: Recipe | None) -> tuple[Step, ...]:
         takers = [o for o in flag.owners if o in chosen or o in in_recipe]
         if not takers:
             owners = " or ".join(flag.owners)
-            raise UsageError(f"{flag.option.flag} is an option of {owners}; add --plugin NAME")
+            name = flag.owners[0] if len(flag.owners) == 1 else "NAME"
+            raise UsageError(f"{flag.option.flag} is an option of {owners}; add --plugin {name}")
         for taker in takers:
             chosen.setdefault(taker, {})[flag.option.name] = flag.option.parse(given)
     return merge(given_steps, list(chosen.items()))

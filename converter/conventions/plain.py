@@ -29,7 +29,7 @@ _NORM = ("gamma", "beta")
 _STATISTICS = ("moving_mean", "moving_variance")
 _LAYER_NORM = re.compile(r"layer_?norm(alization)?(_\d+)?|ln(_.+)?", re.I | re.DOTALL)
 _CONVOLUTION = re.compile(r"conv|cnn|filter", re.I)
-KINDS: tuple[str, ...] = get_args(Kind)
+_KIND_OF: Mapping[str, Kind] = {kind: kind for kind in get_args(Kind)}
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _kind(
     declared: Mapping[str, str],
 ) -> Kind | None:
     if name in declared:
-        return declared[name] if declared[name] in KINDS else None  # type: ignore[return-value]
+        return _KIND_OF.get(declared[name])
     if name in told.kinds:
         return told.kinds[name]
     scope, _, leaf = name.rpartition("/")

@@ -34,6 +34,15 @@ def followers(roles: Mapping[str, Role], renamed: Mapping[str, str]) -> dict[str
     return {name: new for name, new in known.items() if name not in renamed}
 
 
+def left_behind(roles: Mapping[str, Role], renamed: Mapping[str, str]) -> list[str]:
+    """Return the slots and averages that keep their names where their variables get others."""
+    return [
+        name
+        for name, role in roles.items()
+        if role.of is not None and renamed.get(role.of, role.of) != role.of and name not in renamed
+    ]
+
+
 def following(name: str, of: str, new: str) -> str | None:
     """Return the name of a slot of a variable that gets another one; None where it has no part.
 

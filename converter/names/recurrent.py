@@ -115,8 +115,8 @@ def _in_own_scopes(
 ) -> Iterator[Found]:
     """Yield cells in scopes that the code named: a cell that is called itself can be given one.
 
-    A GRU is known by its variables, and a cell with one kernel in 0.12 by those of its linear
-    function. What any other is has to be said.
+    A GRU and an LSTM with peepholes are known by their variables, and a cell with one kernel in
+    0.12 by those of its linear function. What any other is has to be said.
     """
     scopes: defaultdict[str, list[str]] = defaultdict(list)
     for name in names:
@@ -126,7 +126,7 @@ def _in_own_scopes(
     taken: set[str] = set()
     for path in sorted(scopes, key=lambda path: path.count("/")):
         below = [name for name in scopes[path] if name not in taken]
-        wanted = [_OWN[known[path]]] if known.get(path) in _OWN else [_OWN["GRUCell"], LINEAR]
+        wanted = [_OWN[known[path]]] if known.get(path) in _OWN else _TOLD_BY_LEAVES
         for cell in wanted if known.get(path) in (None, *_OWN) else ():
             read = _read(path, cell, below, variables)
             is_told = cell.name == known.get(path)
@@ -141,6 +141,10 @@ def _is_like(found: Found, variables: Mapping[str, Variable]) -> bool:
     shapes = {leaf.names[NEWEST]: variables[leaf.name].shape for leaf in found.leaves}
     if found.cell is LINEAR:
         return found.eras == {OLDEST} and len(shapes.get("kernel", ())) == 2
+    if found.cell.name == "LSTMCell":
+        kernel = shapes.get("kernel", ())
+        units = {shapes[leaf] for leaf in _PEEPHOLES if leaf in shapes}
+        return bool(found.eras) and len(kernel) == 2 and units == {(kernel[1] // 4,)}
     gates, candidate = shapes.get("gates/kernel", ()), shapes.get("candidate/kernel", ())
     is_gru = len(gates) == len(candidate) == 2 and bool(found.eras)
     return is_gru and gates == (candidate[0], 2 * candidate[1]) and candidate[0] > candidate[1]
@@ -239,4 +243,6 @@ _LEAVES: dict[str, dict[str, Names]] = {
     cell.name: {spelling: row for row in cell.leaves for spelling in row if spelling is not None}
     for cell in (*CELLS, DECODER, LINEAR)
 }
+_PEEPHOLES = ("w_f_diag", "w_i_diag", "w_o_diag")
 _OWN = {cell.name: replace(cell, scopes=(), rank=None) for cell in CELLS if not cell.place}
+_TOLD_BY_LEAVES = [_OWN["GRUCell"], _OWN["LSTMCell"], LINEAR]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from converter import PlanError, Strategy, UsageError, by_name, hookimpl, matching, option
 from converter.names.cells import Era
-from converter.names.follow import followers, following, root_of
+from converter.names.follow import followers, following, left_behind, root_of
 
 if TYPE_CHECKING:
     from converter import Checkpoint, Variable
@@ -239,12 +239,7 @@ def _partitioned(checkpoint: Checkpoint) -> dict[str, int]:
 
 
 def _left(checkpoint: Checkpoint, renamed: Mapping[str, str]) -> Iterable[str]:
-    left = [
-        name
-        for name, role in checkpoint.roles().items()
-        if role.of is not None and renamed.get(role.of, role.of) != role.of and name not in renamed
-    ]
-    if left:
+    if left := left_behind(checkpoint.roles(), renamed):
         yield (
             f"{len(left)} slots and averages keep names that don't hold their variable's, such as "
             f"{left[0]}; rename them"

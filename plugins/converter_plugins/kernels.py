@@ -7,10 +7,20 @@ References:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from converter import Region, Variable
+from converter.names.cells import (
+    CELLS,
+    GRU_GATES,
+    KERAS_GATES,
+    LSTM_GATES,
+    NEWEST,
+    NUMBER,
+    Cell,
+    Names,
+)
 
 Shape = Sequence[int]
 
@@ -29,42 +39,61 @@ class Kernel:
     state: int | None
 
 
-_LSTM = (
-    r"(basic_lstm_cell|lstm_cell|layer_norm_basic_lstm_cell|layer_norm_lstm_cell|"
-    r"weight_norm_lstm_cell|lstm_block_wrapper|lstm_fused_cell|cudnn_compatible_lstm_cell)"
-)
-_ANY = r"(kernel|weights)"
-
-# What comes behind the last scope that is none of the cell's own, and its gates in order.
-_FUSED: Sequence[tuple[str, tuple[str, ...]]] = (
-    (rf"{_LSTM}/{_ANY}", ("i", "j", "f", "o")),
-    (r"BasicLSTMCell/Linear/Matrix", ("i", "j", "f", "o")),
-    (r"(LSTMCell|LSTMBlockFusedCell)/W_0", ("i", "j", "f", "o")),
-    (r"LSTMBlockCell/W", ("i", "j", "f", "o")),
-    (r"LayerNormBasicLSTMCell/(linear/)?weights", ("i", "j", "f", "o")),
-    (r"conv(_[123]d)?_lstm_cell/kernel", ("i", "j", "f", "o")),
+# What the table of cells has no variables for, or no cells.
+_MORE: Sequence[tuple[str, tuple[str, ...]]] = (
+    (r"(layer_norm_lstm_cell|weight_norm_lstm_cell)/(kernel|weights)", LSTM_GATES),
+    (r"LayerNormBasicLSTMCell/weights", LSTM_GATES),
     (r"(coupled_input_forget_gate_lstm_cell|CoupledInputForgetGateLSTMCell)/W_0", ("j", "f", "o")),
-    (rf"(gru_cell|GRUBlockCellV2|cudnn_compatible_gru_cell)/gates/{_ANY}", ("r", "u")),
-    (rf"(gru_cell|GRUBlockCellV2)/candidate/{_ANY}", ("c",)),
-    (r"GRUCell/Gates/Linear/Matrix", ("r", "u")),
-    (r"GRUCell/Candidate/Linear/Matrix", ("c",)),
-    (r"(GRUBlockCell|gru_cell)/w_ru?", ("r", "u")),
-    (r"(GRUBlockCell|gru_cell)/w_c", ("c",)),
-    (rf"basic_rnn_cell/{_ANY}", ("h",)),
-    (r"BasicRNNCell/Linear/Matrix", ("h",)),
-    (rf"ugrnn_cell/{_ANY}", ("g", "c")),
-    (rf"phased_lstm_cell/mask_gates/{_ANY}", ("i", "f")),
-    (rf"phased_lstm_cell/(new_input|output_gate)/{_ANY}", ("c",)),
+    (r"GRUBlockCell/w_r", ("r", "u")),
+    (r"phased_lstm_cell/mask_gates/(kernel|weights)", ("i", "f")),
+    (r"phased_lstm_cell/(new_input|output_gate)/(kernel|weights)", ("c",)),
 )
-_TABLE = tuple(
-    # Layers of one kind in one scope are numbered, in whichever part of the name has it.
-    (re.compile(r"(?P<scope>(.*/)?)" + pattern.replace("/", r"(_\d+)?/") + r"(_\d+)?"), gates)
-    for pattern, gates in _FUSED
-)
+# The blocks of columns that have no names in the table of cells.
+_UNNAMED = {1: ("h",), 2: ("g", "c")}
+_KERAS_GATES = {
+    count: gates if isinstance(gates, tuple) else _UNNAMED[count]
+    for count, gates in KERAS_GATES.items()
+}
+
+
+def _gates_in(cell: Cell, leaf: str | None) -> tuple[str, ...]:
+    """Return the gates in a variable of a cell, by what the last release called it."""
+    if leaf in ("candidate/kernel", "w_c"):
+        return ("c",)
+    if leaf not in ("kernel", "gates/kernel", "w_ru"):
+        return ()
+    return cell.columns if isinstance(cell.columns, tuple) else _UNNAMED.get(cell.columns, ())
+
+
+def _spelt(cell: Cell, row: Names) -> Iterator[str]:
+    """Yield what each release called a variable of a cell, with the scope of the cell."""
+    for scope, leaf in zip(cell.scopes, row, strict=True):
+        if scope and leaf:
+            yield f"{scope}/{leaf.replace(NUMBER, '0')}"
+
+
+def _numbered(pattern: str) -> str:
+    """Return a pattern of names in any scope, of layers that may have a number.
+
+    Layers of one kind in one scope are numbered, in whichever part of the name has it.
+    """
+    return r"(?:.*/)?(?:" + pattern.replace("/", r"(?:_\d+)?/") + r")(?:_\d+)?"
+
+
+_FUSED: Mapping[str, tuple[str, ...]] = {
+    **{
+        name: gates
+        for cell in CELLS
+        for row in cell.leaves
+        if (gates := _gates_in(cell, row[NEWEST]))
+        for name in _spelt(cell, row)
+    },
+    **dict(_MORE),
+}
+_TABLE = tuple((re.compile(_numbered(pattern)), gates) for pattern, gates in _FUSED.items())
 _INPUTS_ONLY = re.compile(r"(.*/)?cudnn_compatible_gru_cell(_\d+)?/candidate/input_projection/\w+")
 _STATE_ONLY = re.compile(r"(.*/)?cudnn_compatible_gru_cell(_\d+)?/candidate/hidden_projection/\w+")
 _KERAS = re.compile(r"(?P<scope>(?:.*/)?)(?P<leaf>kernel|recurrent_kernel|bias)(?P<number>(_\d+)?)")
-_KERAS_GATES = {1: ("h",), 3: ("z", "r", "h"), 4: ("i", "f", "c", "o")}
 
 # A matrix for the inputs and one for the state, under one scope.
 _PAIRS = (("wx", "wt"), ("wx", "wh"), ("Wx", "Wh"), ("w_x", "w_h"), ("W_x", "W_h"))
@@ -127,15 +156,32 @@ def _paired(name: str, variables: Mapping[str, Variable]) -> Kernel | None:
     return None
 
 
+def _biases(is_wanted: Callable[[Cell], bool], leaves: Container[str | None]) -> str:
+    """Return a pattern of the biases of some cells, by what the last release called them."""
+    names = (
+        name
+        for cell in CELLS
+        if is_wanted(cell)
+        for row in cell.leaves
+        if row[NEWEST] in leaves
+        for name in _spelt(cell, row)
+    )
+    return "|".join(dict.fromkeys(names))
+
+
+# GRUs start with their gates open; GRUBlockCell called the bias b_r before 0.12.
 _ONE_BIASES = re.compile(
-    r"(.*/)?((gru_cell|GRUBlockCellV2|cudnn_compatible_gru_cell)(_\d+)?/gates/bias(es)?"
-    r"|GRUCell(_\d+)?/Gates/Linear/Bias|(GRUBlockCell|gru_cell)(_\d+)?/b_ru?)(_\d+)?"
+    _numbered(
+        _biases(lambda cell: cell.columns == GRU_GATES, ("gates/bias", "b_ru"))
+        + "|GRUBlockCell/b_r"
+    )
 )
 _LSTM_BIAS = re.compile(
-    rf"(.*/)?({_LSTM}(_\d+)?/bias(es)?|BasicLSTMCell(_\d+)?/Linear/Bias"
-    r"|(LSTMCell|LSTMBlockFusedCell)(_\d+)?/B|LSTMBlockCell(_\d+)?/b"
-    r"|conv(_[123]d)?_lstm_cell(_\d+)?/biases"
-    r"|(coupled_input_forget_gate_lstm_cell|CoupledInputForgetGateLSTMCell)(_\d+)?/B)(_\d+)?"
+    _numbered(
+        _biases(lambda cell: cell.adds_forget_bias, ("bias", "biases"))
+        + "|(?:layer_norm_lstm_cell|weight_norm_lstm_cell)/bias"
+        + "|(?:coupled_input_forget_gate_lstm_cell|CoupledInputForgetGateLSTMCell)/B"
+    )
 )
 _BIAS = re.compile(r"(?i)(.*_)?(bias|biases|beta|b)(_?\d+)?|b[ijfocruzh]|b_\w+")
 _GAIN = re.compile(r"(.*_)?gamma(_\d+)?|scale(_\d+)?")

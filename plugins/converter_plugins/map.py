@@ -10,7 +10,7 @@ from converter import Beside, PlanError, Strategy, UsageError, expressions, hook
 from converter.errors import printable
 
 if TYPE_CHECKING:
-    from converter import Checkpoint, Region, Variable
+    from converter import Array, Checkpoint, Region, Variable
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,11 @@ def _transposed(variable: Variable) -> Variable:
         )
     load = variable.load
 
-    def turned(region: Region) -> object:
-        return load((region[1], region[0])).T
+    def turned(region: Region) -> Array:
+        columns: Array = load((region[1], region[0])).T
+        return columns
 
-    return variable.derive(turned, shape=variable.shape[::-1])  # type: ignore[arg-type]
+    return variable.derive(turned, shape=variable.shape[::-1])
 
 
 @hookimpl

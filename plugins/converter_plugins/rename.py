@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from converter import PlanError, Strategy, expressions, hookimpl, option
-from converter.names.follow import followers
+from converter.names.follow import followers, left_behind
 
 if TYPE_CHECKING:
     from converter import Checkpoint, Variable
@@ -64,14 +64,7 @@ class Rename(Strategy):
     def notes(self, checkpoint: Checkpoint) -> Iterable[str]:
         renamed, _ = self._by_patterns(checkpoint)
         renamed |= followers(checkpoint.roles(), renamed)
-        left = [
-            name
-            for name, role in checkpoint.roles().items()
-            if role.of is not None
-            and renamed.get(role.of, role.of) != role.of
-            and name not in renamed
-        ]
-        if left:
+        if left := left_behind(checkpoint.roles(), renamed):
             yield (
                 f"{len(left)} slots and averages keep names that don't hold their variable's, "
                 f"such as {left[0]}; rename them by a pattern"

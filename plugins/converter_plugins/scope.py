@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from converter import PlanError, Strategy, UsageError, hookimpl, option
-from converter.names.follow import followers
+from converter.names.follow import followers, left_behind
 from converter.patterns import nearest
 
 if TYPE_CHECKING:
@@ -78,13 +78,7 @@ class Scope(Strategy):
 
     def notes(self, checkpoint: Checkpoint) -> Iterable[str]:
         renamed = self._renamed(checkpoint)
-        left = [
-            name
-            for name, role in checkpoint.roles().items()
-            if role.of is not None
-            and renamed.get(role.of, role.of) != role.of
-            and name not in renamed
-        ]
+        left = left_behind(checkpoint.roles(), renamed)
         if left and not self.only:
             yield (
                 f"{len(left)} slots and averages keep names that don't hold their variable's, such "

@@ -10,7 +10,6 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +18,7 @@ from converter import Array
 from converter_plugins.repairs import damped, solved
 
 if TYPE_CHECKING:
-    from converter.resize.coupled import Consumer
+    from converter import Consumer
     from converter_plugins.activations import Activations
 
 Score = Callable[["Activations", "Consumer"], Array]
@@ -94,8 +93,8 @@ def least_missed(
         size: how many stay.
         ridge: what is added to each variance, as a share of their mean.
     """
-    surgeons = [_Surgeon.of(activations, consumer, ridge) for consumer in consumers]
-    left = np.arange(surgeons[0].places.shape[1])
+    surgeons = [_Surgeon.of(activations, consumer, size, ridge) for consumer in consumers]
+    left = np.arange(consumers[0].places.shape[1])
     while len(left) > size:
         missed = np.sum([surgeon.missed(left) for surgeon in surgeons], axis=0)
         # Of units that are equal the first stays.
@@ -106,43 +105,59 @@ def least_missed(
     return left
 
 
-@dataclass(eq=False)
 class _Surgeon:
     """What one variable makes of its entries, while some of them are removed.
 
-    Attributes:
+    With each the inverse of the products loses T R' and the Gram matrix T H' + H T'. These are kept
+    apart, as only the rows of the next unit and the blocks of all on the diagonal are needed.
+
+    Args:
         places: where the units stand: (times, units).
-        inverse: of the products of the entries that are left, (length, length).
+        inverse: of the products of the entries, (length, length).
         gram: the products of the rows of the variable, which take over what is removed.
+        removed: how many units will be.
     """
 
-    places: Array
-    inverse: Array
-    gram: Array
+    def __init__(self, places: Array, inverse: Array, gram: Array, removed: int) -> None:
+        self._own = places.T
+        self._inverse, self._gram = inverse, gram
+        rows, columns = self._own[:, :, None], self._own[:, None, :]
+        self._inverse_blocks = inverse[rows, columns]
+        self._gram_blocks = gram[rows, columns]
+        shape = (removed * len(places), len(inverse))
+        self._t, self._r, self._h = np.empty(shape), np.empty(shape), np.empty(shape)
+        self._count = 0
 
     @classmethod
-    def of(cls, activations: Activations, consumer: Consumer, ridge: float) -> _Surgeon:
+    def of(cls, activations: Activations, consumer: Consumer, size: int, ridge: float) -> _Surgeon:
+        """Begin with all units of a variable, of which `size` are to stay."""
         name = consumer.variable.name
         products = damped(activations.moments(name, centred=consumer.has_bias), ridge)
         inverse = solved(products, np.eye(len(products)), name)
-        return cls(consumer.places, inverse, consumer.gram())
+        places = consumer.places
+        return cls(places, inverse, consumer.gram(), places.shape[1] - size)
 
     def missed(self, units: Array) -> Array:
         """Return what would be missed of each of some units, were it the only one to go."""
-        if len(self.places) == 1:
-            (own,) = self.places[:, units]
-            found: Array = self.gram[own, own] / self.inverse[own, own]
+        inverse, gram = self._inverse_blocks[units], self._gram_blocks[units]
+        if self._own.shape[1] == 1:
+            found: Array = gram[:, 0, 0] / inverse[:, 0, 0]
             return found
-        own = self.places[:, units].T
-        rows, columns = own[:, :, None], own[:, None, :]
-        apart = np.linalg.solve(self.inverse[rows, columns], self.gram[rows, columns])
-        missed: Array = np.trace(apart, axis1=1, axis2=2)
+        missed: Array = np.trace(np.linalg.solve(inverse, gram), axis1=1, axis2=2)
         return missed
 
     def remove(self, unit: int) -> None:
         """Remove a unit, and let all others take over what they can."""
-        own = self.places[:, unit]
-        taken = np.linalg.solve(self.inverse[np.ix_(own, own)], self.inverse[own]).T
-        self.gram -= taken @ self.gram[own]
-        self.gram -= self.gram[:, own] @ taken.T
-        self.inverse -= taken @ self.inverse[own]
+        own, count = self._own[unit], self._count
+        t, r, h = self._t[:count], self._r[:count], self._h[:count]
+        rows = self._inverse[own] - t[:, own].T @ r
+        crossed = self._gram[own] - h[:, own].T @ t - t[:, own].T @ h
+        taken = np.linalg.solve(rows[:, own], rows)
+        halved = crossed - crossed[:, own] @ taken / 2
+        new = slice(count, count + len(own))
+        self._t[new], self._r[new], self._h[new] = taken, rows, halved
+        self._count += len(own)
+        t, r, h = (values[:, self._own] for values in (taken, rows, halved))
+        self._inverse_blocks -= np.einsum("kua,kub->uab", t, r)
+        cross = np.einsum("kua,kub->uab", t, h)
+        self._gram_blocks -= cross + cross.transpose(0, 2, 1)

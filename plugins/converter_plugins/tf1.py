@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from converter import Strategy, hookimpl, option
+from converter import Strategy, hookimpl, option, select
 from converter.conventions.convention import Convention
 from converter.conventions.converted import Converted, Note, Refused
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from converter.conventions.layers import Cell, Layer
     from converter.conventions.views import View
 
-_OBJECTS = ("object_graph", "save_counter")
 _CELLS = {"lstm": "lstm_cell", "gru": "gru_cell", "rnn": "basic_rnn_cell"}
 _KERAS_CELL = re.compile(r"((?:.*/)?)(simple_rnn_cell|gru_cell)((?:_\d+)?)", re.DOTALL)
 # Before TensorFlow 1.0 scopes were called after the classes; what they held had other names too.
@@ -56,7 +55,7 @@ class Tf1(Convention):
     )
 
     def apply(self, checkpoint: Checkpoint) -> Iterable[Variable]:
-        of_objects = {n for n, role in checkpoint.roles().items() if role.kind in _OBJECTS}
+        of_objects = set(select("bookkeeping", checkpoint))
         return [v for v in super().apply(checkpoint) if v.name not in of_objects]
 
     def cells(self, cells: Sequence[Cell]) -> Iterable[Converted | Refused]:

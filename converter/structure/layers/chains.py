@@ -14,6 +14,7 @@ from converter.graph.ops import (
     LOOKUPS,
     LSTM_BLOCKS,
     MATMULS,
+    SHAPE_ONLY,
     SLICES,
     SPLITS,
     SWITCHES,
@@ -148,7 +149,7 @@ def without_unread(analysis: Analysis) -> Analysis:
     waiting = [node for node in telling if node not in inside]
     for node in waiting:
         again = turned(analysis.graph, node)
-        sources = [output.node for output in node.inputs]
+        sources = [o.node for o in node.inputs] if node.op not in SHAPE_ONLY else []
         for source in sources if again is None else (*sources, again):
             if source in inside:
                 inside.discard(source)

@@ -77,14 +77,15 @@ def _chosen_by(analysis: Analysis, node: Node, output: Output) -> Mask | None:
 
 def _by_row(analysis: Analysis, condition: Output) -> Output | None:
     """Return the bools that a condition repeats for each unit."""
+    found = None
     for _ in range(_MAX_PASSED):
         axes = analysis.tensor(condition).axes
         if axes and all(size_of(atom) == 1 for atom in axes[1:]):
-            return condition
+            found = condition
         if condition.node.op not in _WIDENS or not condition.node.inputs:
             break
         condition = condition.node.inputs[0]
-    return None
+    return found
 
 
 def in_loops(graph: OrderedGraph) -> set[Node]:
