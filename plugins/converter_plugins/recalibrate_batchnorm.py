@@ -24,7 +24,7 @@ class RecalibrateBatchnorm(Strategy):
     what other changes of the weights have made of the statistics.
 
     Example:
-        convert ckpt model.ckpt --plugin recalibrate-batchnorm --recalibrate-batchnorm-data x.npz -o out/
+        convert ckpt m.ckpt --plugin recalibrate-batchnorm --recalibrate-batchnorm-data x.npz -o out
     """
 
     name: ClassVar[str] = "recalibrate-batchnorm"
