@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from converter.options import option
     from converter.patterns import by_name, matching, select
     from converter.pipeline import Result, convert
-    from converter.resize.coupled import Coupled
-    from converter.resize.units import Matrix, Units, WidthMap
+    from converter.resize.coupled import Consumer, Coupled
+    from converter.resize.units import Matrix, Mending, Repair, Units, WidthMap
     from converter.resizer import Resizer
     from converter.strategy import Beside, Strategy
     from converter.structure.axes.axis import Width
@@ -36,6 +36,7 @@ __all__ = [
     "Array",
     "Beside",
     "Checkpoint",
+    "Consumer",
     "ConverterError",
     "Coupled",
     "DType",
@@ -43,9 +44,11 @@ __all__ = [
     "InputError",
     "Matrix",
     "Measured",
+    "Mending",
     "Moments",
     "PlanError",
     "Region",
+    "Repair",
     "Resizer",
     "Result",
     "Role",
@@ -86,8 +89,8 @@ _HOMES = {
     "options": ("option",),
     "patterns": ("by_name", "matching", "select"),
     "pipeline": ("Result", "convert"),
-    "resize.coupled": ("Coupled",),
-    "resize.units": ("Matrix", "Units", "WidthMap"),
+    "resize.coupled": ("Consumer", "Coupled"),
+    "resize.units": ("Matrix", "Mending", "Repair", "Units", "WidthMap"),
     "resizer": ("Resizer",),
     "strategy": ("Beside", "Strategy"),
     "structure.axes.axis": ("Width",),

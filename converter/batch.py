@@ -88,6 +88,7 @@ class Outcome:
         error: why it failed, in one line.
         nbytes: size of the files that were written.
         counts: what the strategies counted, by variable.
+        found: what they found out on the way, one line each.
         widths: the widths that change, as plain data: those of `Plan.width_entries`.
         resized: how many variables of the output have another size for it.
         proof: what came of running source and output, as plain data; None where nothing ran.
@@ -98,6 +99,7 @@ class Outcome:
     error: str = ""
     nbytes: int = 0
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    found: tuple[str, ...] = ()
     widths: Sequence[Mapping[str, Any]] = ()
     resized: int = 0
     proof: Mapping[str, Any] | None = None
@@ -349,7 +351,7 @@ def _converted(job: Job, settings: Settings, told: dict[str, Any]) -> Outcome:
         record={**record.made, "prove": record.proven, **_told(plan)},
         check=check,
     )
-    return Outcome(job, "done", "", result.nbytes, result.counts, **told)
+    return Outcome(job, "done", "", result.nbytes, result.counts, result.found, **told)
 
 
 def plan_job(job: Job, settings: Settings) -> Outcome:

@@ -101,6 +101,10 @@ def learning(plan: Plan, side: Side, reference: Reference) -> Learning | None:
     wanted = _tensors(trained) if is_told else list(reference.known)
     if not wanted:
         raise InputError(f"{side.graph.path}: it has no loss whose gradients could be looked at")
+    if not is_told and side.graph.ancestors(wanted) & side.graph.frames.keys():
+        raise InputError(
+            f"{side.graph.path}: {wanted[0]} is computed in a loop, whose gradients are not in it"
+        )
     forward = find_forward(
         side.graph,
         side.keys,

@@ -35,6 +35,7 @@ class Result:
         nbytes: size of the files.
         seconds: how long it took.
         counts: what the strategies counted while values passed, by variable.
+        found: what they found out on the way, one line each.
         verified: whether the output was read back and compared.
     """
 
@@ -44,6 +45,7 @@ class Result:
     nbytes: int
     seconds: float
     counts: Mapping[str, Mapping[str, int]]
+    found: tuple[str, ...]
     verified: bool
 
 
@@ -148,6 +150,7 @@ def run(
             )
             if verify_output:
                 _verify(plan, checksums, _read_back(target, stage), report)
+            found = plan.findings()
             sizes = {path.name: path.stat().st_size for path in sorted(stage.iterdir())}
             files = list(sizes)
             if record is not None:
@@ -168,6 +171,7 @@ def run(
         sum(sizes.values()),
         time.monotonic() - began,
         _counts(plan),
+        found,
         verify_output,
     )
 

@@ -56,6 +56,7 @@ class Plan:
         resized: what the strategies do to widths, step by step.
         metadata: texts that go into the metadata of safetensors.
         files: what is written into the folder of the output beside the variables, by name.
+        applied: the strategies, each with the checkpoint that it was applied to.
     """
 
     source: Checkpoint
@@ -72,6 +73,7 @@ class Plan:
     resized: tuple[Resizes, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
+    applied: tuple[tuple[Strategy, Checkpoint], ...] = ()
 
     def __repr__(self) -> str:
         # The variables, and the structure of a model, would fill screens.
@@ -103,6 +105,22 @@ class Plan:
         """How many variables of the result have another size because a width changed."""
         shapes = {s for resizes in self.resized for r in resizes.shapes.values() for s in r.sources}
         return sum(not shapes.isdisjoint(v.sources) for v in self.result.values())
+
+    def findings(self) -> tuple[str, ...]:
+        """Return what the strategies found out while values were written, one line each.
+
+        Raises:
+            ConverterError: a strategy raised something.
+        """
+        found: list[str] = []
+        for strategy, checkpoint in self.applied:
+            try:
+                found += [f"{strategy.name}: {line}" for line in strategy.findings(checkpoint)]
+            except ConverterError:
+                raise
+            except Exception as error:
+                raise _raised(strategy, error) from error
+        return tuple(found)
 
     def width_entries(self) -> list[dict[str, Any]]:
         """Return the widths that change as plain data, as `--json` has them."""
@@ -209,7 +227,9 @@ def make_plan(
     notes: list[str] = []
     resized: list[Resizes] = []
     along = Beside(source.metadata)
+    applied: list[tuple[Strategy, Checkpoint]] = []
     for strategy in strategies:
+        applied.append((strategy, result))
         variables, noted, resizes, beside = _applied(strategy, result)
         if beside is not None:
             along = Beside({**along.metadata, **beside.metadata}, {**along.files, **beside.files})
@@ -227,7 +247,8 @@ def make_plan(
         Change(v, tuple(source[s] for s in v.sources if s in source), touched.get(name, ()))
         for name, v in result.items()
     )
-    return _fit(source, result, changes, dropped, notes, resized, along, target, sidecar=sidecar)
+    plan = _fit(source, result, changes, dropped, notes, resized, along, target, sidecar=sidecar)
+    return replace(plan, applied=tuple(applied))
 
 
 def _applied(
@@ -245,9 +266,7 @@ def _applied(
         raise
     # Whatever somebody's strategy raises is to be told with its name, and not as a crash of ours.
     except Exception as error:
-        raise ConverterError(
-            f"{strategy.name}: the strategy raised {type(error).__name__}: {error}"
-        ) from error
+        raise _raised(strategy, error) from error
     known: dict[Stored, set[object]] = {}
     for old in checkpoint.values():
         if old.stored is not None:
@@ -271,6 +290,10 @@ def _applied(
                 "bug of the strategy"
             )
     return variables, notes, resizes, beside
+
+
+def _raised(strategy: Strategy, error: Exception) -> ConverterError:
+    return ConverterError(f"{strategy.name}: the strategy raised {type(error).__name__}: {error}")
 
 
 def _value(variable: Variable) -> object:

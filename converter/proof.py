@@ -184,10 +184,10 @@ def _graph_of_result(plan: Plan, graph: Graph) -> Graph:
     """Return the graph of the source, by its own names, at the sizes of the result."""
     try:
         resized = plan.resized_graph()
-    except PlanError:
+    except PlanError as error:
         raise PlanError(
-            f"{plan.source.path}: its graph cannot be given other sizes, as that of a checkpoint "
-            "with a .meta can, so nothing could run the output; leave out --prove"
+            f"{plan.source.path}: its graph cannot be given the new sizes, so nothing could run "
+            f"the output ({error}); leave out --prove"
         ) from None
     return graph if resized is None else graph_of(plan.source, resized)
 

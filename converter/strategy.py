@@ -118,6 +118,13 @@ class Strategy:
         """
         return ()
 
+    def findings(self, checkpoint: Checkpoint) -> Iterable[str]:
+        """Say what was found out while the values of the result of `checkpoint` were written.
+
+        One line each, shown with what was written: what notes cannot know, as a plan reads nothing.
+        """
+        return ()
+
     def beside(self, checkpoint: Checkpoint) -> Beside | None:
         """Give what goes along with the variables when this is applied to `checkpoint`."""
         return None

@@ -55,9 +55,23 @@ def test_help_groups_the_options_of_strategies() -> None:
     assert shown.count("[PATH]") == 1
     _, groups = shown.split("Options:\n")[0], re.findall(r"^Options of (.*):$", shown, re.M)
     assert groups == [
-        *("bert", "cast", "drop", "duplicate, pad, project, select and truncate", "duplicate"),
-        *("ema", "eras", "gates", "keep", "keras", "map", "names", "pad", "paths", "project"),
-        *("reinit", "rename", "scale", "scope", "select", "tf1", "torch"),
+        *("activation-scale", "bert", "cast", "drop"),
+        "duplicate, pad, project, select and truncate",
+        *("duplicate, equalize, pad, project, select and truncate", "duplicate"),
+        *("ema", "equalize", "eras", "fold-batchnorm", "gates", "keep", "keras", "map", "names"),
+        *(
+            "pad",
+            "paths",
+            "project",
+            "recalibrate-batchnorm",
+            "reinit",
+            "rename",
+            "scale",
+            "scope",
+            "select",
+            "tf1",
+            "torch",
+        ),
     ]
     assert shown.count("--like ") == 1
 
@@ -98,7 +112,7 @@ def test_help_imports_what_strategies_declare_and_nothing_that_works() -> None:
         *("converter.names.gates", "converter.names.role"),
     }
     strategies = {
-        f"converter_plugins.{entry.name}"
+        entry.value
         for entry in entry_points(group="converter")
         if entry.value.startswith("converter_plugins.")
     }
@@ -399,8 +413,24 @@ def test_built_in_plugins_can_be_disabled(lstm: str, monkeypatch: pytest.MonkeyP
     shown = run("plugins").stdout
     strategies, _, _ = shown.partition("\n\n")
     assert [line.split()[0] for line in strategies.splitlines()] == [
-        *("bert", "cast", "drop", "duplicate", "ema", "eras", "gates", "keep", "keras", "map"),
-        *("names", "paths", "project", "reinit", "rename", "scope", "select", "tf1", "torch"),
+        *("activation-scale", "bert", "cast", "drop", "duplicate", "ema", "equalize", "eras"),
+        "fold-batchnorm",
+        *(
+            "gates",
+            "keep",
+            "keras",
+            "map",
+            "names",
+            "paths",
+            "project",
+            "recalibrate-batchnorm",
+            "reinit",
+            "rename",
+            "scope",
+            "select",
+            "tf1",
+            "torch",
+        ),
         *("truncate",),
     ]
     assert run("ckpt", lstm, "--scale", "*=2").exit_code == 2

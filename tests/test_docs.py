@@ -33,8 +33,10 @@ from converter.strategy import options, summary
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 BUILT_IN = [
-    *("bert", "cast", "drop", "duplicate", "ema", "eras", "gates", "keep", "keras", "map"),
-    *("names", "pad", "paths", "project", "reinit", "rename", "scale", "scope", "select"),
+    *("activation-scale", "bert", "cast", "drop", "duplicate", "ema", "equalize", "eras"),
+    *("fold-batchnorm", "gates", "keep", "keras", "map"),
+    *("names", "pad", "paths", "project", "recalibrate-batchnorm", "reinit", "rename"),
+    *("scale", "scope", "select"),
     *("tf1", "torch", "truncate"),
 ]
 
@@ -170,7 +172,7 @@ def steady(output: str) -> str:
 def _is_run(document: str) -> bool:
     """Whether one of the commands runs a graph, for which TensorFlow is started."""
     return any(
-        re.search(r"^\$ .*(\bprove\b|\bconvert stats\b|--test\b)", b, re.M)
+        re.search(r"^\$ .*(\bprove\b|\bconvert stats\b|--test\b|--activation-scale-data\b|--recalibrate-batchnorm-data\b)", b, re.M)
         for b in blocks(document, "console")
     )
 
@@ -205,7 +207,7 @@ def check_commands(
         assert code == 0 or commands[number + 1] == "echo $?", command
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/python.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/jobs.md", "docs/python.md"])
 def test_programs_print_what_is_shown(document: str, place: Path) -> None:
     sessions = [block for block in blocks(document, "python") if block.startswith(">>>")]
     test = doctest.DocTestParser().get_doctest("\n".join(sessions), {}, document, document, 0)
@@ -301,7 +303,7 @@ def test_no_other_options_are_mentioned() -> None:
 
 
 def test_the_readme_tells_what_each_built_in_plugin_does() -> None:
-    table = re.findall(r"^\| `([a-z0-9]+)` \| (.*?) \|", text_of("README.md"), re.MULTILINE)
+    table = re.findall(r"^\| `([a-z0-9-]+)` \| (.*?) \|", text_of("README.md"), re.MULTILINE)
     assert table == [(name, summary(registry().get(name))) for name in BUILT_IN]
 
 

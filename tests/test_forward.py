@@ -340,6 +340,50 @@ def test_indices_stay_within_what_they_look_up(op: str) -> None:
     assert values.max() < 8
 
 
+@pytest.mark.parametrize(
+    ("begin", "masks", "limit"),
+    [
+        ([1, 0], (2, 3, 0), 1 + 6),
+        ([-3, 0], (2, 3, 0), 1 + 3),
+        ([5, 0], (3, 3, 0), 1 + 7),
+        ([1, 0], (0, 3, 1), None),
+    ],
+)
+def test_rows_that_are_joined_are_looked_up_together(
+    begin: list[int], masks: tuple[int, int, int], limit: int | None
+) -> None:
+    # A frozen graph notes no shapes, and the first row is often cut off for zeros in its place.
+    maker = Maker()
+    table = maker.variable("table", 7, 2)
+    zeros = maker.constant(np.zeros((1, 2), "f4"))
+    ends, ones = maker.constant([0, 0]), maker.constant([1, 1])
+    rest = maker.op(
+        "StridedSlice",
+        table,
+        maker.constant(begin),
+        ends,
+        ones,
+        begin_mask=masks[0],
+        end_mask=masks[1],
+        new_axis_mask=masks[2],
+    )
+    joined = maker.op("ConcatV2", zeros, rest, maker.constant(0))
+    ids = maker.placeholder("ids", "int32", (-1,))
+    maker.op("Gather", joined, ids, name="out", Tparams="float32")
+    (found,) = find_forward(maker.graph(), ALL).inputs
+    assert found.limit == limit
+
+
+def test_rows_joined_with_what_is_not_known_limit_nothing() -> None:
+    maker = Maker()
+    unknown = maker.op("Abs", maker.variable("more", 5, 2))
+    joined = maker.op("ConcatV2", maker.variable("table", 7, 2), unknown, maker.constant(0))
+    ids = maker.placeholder("ids", "int32", (-1,))
+    maker.op("Gather", joined, ids, name="out", Tparams="float32")
+    inputs = {found.tensor.node: found.limit for found in find_forward(maker.graph(), ALL).inputs}
+    assert inputs == {"ids": None}
+
+
 def test_drawn_values_depend_on_seed_and_name_alone() -> None:
     forward = looked_up(1000)
     first, again, other = (next(complete(forward, {}, seed)).values for seed in (0, 0, 1))

@@ -37,6 +37,10 @@ def scalar(name: str, value: int | float) -> bytes:
     return const(name, dtype, (), numbers(dtype, np.array([value], dtype.numpy)))
 
 
+def inputs(*names: str) -> bytes:
+    return b"".join(node(name, "Placeholder") for name in names)
+
+
 def reading(name: str) -> bytes:
     return node(f"{name}/read", "Identity", [name])
 
@@ -100,6 +104,7 @@ def test_reads_of_resource_variables_tell_the_variables(tmp_path: Path) -> None:
         floats("captured", 1, 2),
         scalar("maximum_iterations", -1),
         node("loop", "While", ["maximum_iterations", "captured:0"]),
+        inputs("while/condition", "ids"),
     )
     assert names(contents) == [
         "dense/MatMul/ReadVariableOp/resource",
@@ -149,6 +154,7 @@ def test_without_reads_all_float_arrays_count(tmp_path: Path) -> None:
         floats("table", 1, 2),
         node("Gather", "GatherV2", ["table", "ids", "axis"]),
         node("MatMul", "MatMul", ["x", "kernel"]),
+        inputs("ids", "axis", "x"),
     )
     assert names(contents) == ["kernel", "q", "table"]
 
@@ -169,7 +175,6 @@ def test_odd_names_and_chains_of_identities(tmp_path: Path) -> None:
         *loop,
         node("ReadVariableOp", "Identity", ["i2999"]),
         node("z/ReadVariableOp", "Identity", ["x"]),
-        node("lost/ReadVariableOp", "Identity", ["nowhere"]),
         node("empty/ReadVariableOp", "Identity", []),
     )
     assert names(contents) == [name]
@@ -265,6 +270,7 @@ def test_claims_of_size_cost_nothing(tmp_path: Path, values: bytes) -> None:
 @pytest.mark.usefixtures("must_end")
 def test_many_nodes_are_walked_in_time(tmp_path: Path) -> None:
     nodes = [node(f"layer_{k}/add", "Add", [f"layer_{k - 1}/add", "v/read"]) for k in range(20_000)]
+    nodes.append(inputs("layer_-1/add"))
     assert names(read(tmp_path, *nodes, floats("v", 1), reading("v"))) == ["v"]
 
 
@@ -287,6 +293,13 @@ def test_many_nodes_are_walked_in_time(tmp_path: Path) -> None:
         ),
         (floats("a", 1) + floats("a", 2), "two nodes are named a"),
         (node("a", "Const"), "the constant a has no value"),
+        (floats("a", 1) + node("b", "Cons\x1f"), "the node b has no op"),
+        (floats("a", 1) + node("b", ""), "the node b has no op"),
+        (
+            floats("a", 1) + node("b/read", "Identity", ["b"]),
+            "the node b/read takes b, which the graph lacks",
+        ),
+        (floats("a", 1) + node("c", "NoOp", ["^b"]), "the node c takes b, which the graph lacks"),
         (node("a", "Const", attributes={b"value": field(6, 1)}), "the constant a has no value"),
         (floats("a", 1)[:-3], "bytes where"),
         (b"PK\3\4 something else", "read as a GraphDef: there is no field"),

@@ -108,3 +108,15 @@ def test_each_optimizer_gets_its_gradient_in_its_own_place() -> None:
         "sparse": (Tensor("g"), Tensor("rows")),
         "scattered": (Tensor("g"), Tensor("rows")),
     }
+
+
+def test_what_a_damaged_graph_lacks_is_no_distribution() -> None:
+    maker = Maker()
+    maker.op("Reshape", name="alone", T="float32", shape=(-1, 3))
+    maker.op("Identity", "gone", name="of_nothing", T="float32", shape=(-1, 3))
+    maker.op("ApplyMomentum", "gone", "gone", "gone", T="float32")
+    graph = maker.graph()
+    for name in ("alone", "of_nothing", "gone"):
+        assert distribution(graph, Tensor(name)) is None
+    assert gradients_of(graph, {}) == []
+    assert find_losses(graph, ["gone", "alone"]) == []

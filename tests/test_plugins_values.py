@@ -357,7 +357,7 @@ class TestScale:
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            ({}, "factors or statistics are needed; give --scale 'GLOB=FACTOR' or --scale-"),
+            ({}, "factors or statistics are needed; give --scale 'GLOB=FACTOR', --scale-"),
             ({"scale": {"a": np.inf}}, "scale 'a': the factor must be finite, got inf"),
             ({"scale": {"a": 1}, "floor": 0.0}, "floor must be a positive number, got 0.0"),
             ({"scale": {"a": 1}, "floor": np.nan}, "floor must be a positive number, got nan"),

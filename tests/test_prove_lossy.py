@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from click.testing import CliRunner, Result
 from conftest import Case, case
 from converter_plugins.duplicate import Duplicate
 from converter_plugins.pad import Pad
+from converter_plugins.rename import Rename
 from converter_plugins.select import Select
 from converter_plugins.truncate import Truncate
 from model_maker import Maker, N, save
@@ -19,6 +21,7 @@ from model_maker import Maker, N, save
 from converter import Checkpoint, Strategy, convert, open_checkpoint
 from converter.baselines import blind, drawn
 from converter.cli import cli
+from converter.formats.messages import message
 from converter.initializers import GlorotUniform
 from converter.plan import Plan, make_plan
 from converter.proof import Proof, Question, prove_plan
@@ -310,6 +313,50 @@ def test_a_graph_without_known_optimizer_tells_gradients_by_its_loss() -> None:
     taken = by_name["output/dense/kernel"]
     assert (made.first, made.second) == (0, made.entries)
     assert (taken.first, taken.second) == (taken.entries, taken.entries)
+
+
+@pytest.mark.slow
+def test_what_an_unknown_optimizer_trains_in_a_loop_is_not_known(tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow")
+    shutil.copytree(CHARLM.directory, tmp_path / "copy")
+    (path,) = (tmp_path / "copy").glob("*.meta")
+    meta = message("MetaGraphDef").FromString(path.read_bytes())
+    for node in meta.graph_def.node:
+        if node.op in (b"ApplyAdam", b"ScatterAdd"):
+            node.op = b"Mine"
+    path.write_bytes(meta.SerializeToString())
+    source = open_checkpoint(path.with_suffix(""))
+    _, proof = judged(source, Pad(resize={"charlm/rnn/lstm_cell": 45}))
+    assert proof.passed
+    assert proof.learning is None
+    (note,) = [note for note in proof.notes if note.startswith("whether new entries learn")]
+    assert note.endswith("Mean is computed in a loop, whose gradients are not in it")
+
+
+@pytest.mark.slow
+def test_steps_of_several_strategies_are_judged_together() -> None:
+    pytest.importorskip("tensorflow")
+    source = open_checkpoint(CHARLM.path)
+    steps: list[Strategy] = [
+        Truncate(resize=CELL),
+        Rename(rename={"charlm/(.*)": r"lm/\1"}),
+        Pad(resize={"8": 12}, fill=GlorotUniform()),
+    ]
+    plan = make_plan(source, steps)
+    proof = prove_plan(plan, None, Question(fetches=(LOGITS,)), is_judged=True)
+    # By the names that the source has: four more features of 14 words, taken by 4 gates of 20.
+    assert proof.learning is not None
+    assert [found[:2] for found in proof.learning.variables] == [
+        ("charlm/embedding", 14 * 4),
+        (KERNEL, 4 * 4 * 20),
+    ]
+    assert proof.learning.total.second == 14 * 4 + 4 * 4 * 20
+    # What is added changes nothing, so that the others differ by their units alone.
+    alone = prove_plan(make_plan(source, steps[:1]), None, Question(fetches=(LOGITS,)))
+    assert proof.outputs[0].likeness.divergence == pytest.approx(
+        alone.outputs[0].likeness.divergence, rel=1e-4
+    )
+    assert [baseline.kind for baseline in proof.baselines] == ["blind", "random"]
 
 
 @pytest.mark.slow

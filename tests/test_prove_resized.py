@@ -13,15 +13,18 @@ from converter_plugins.duplicate import Duplicate
 from converter_plugins.pad import Pad
 from converter_plugins.scale import Scale
 
-from converter import ConverterError, PlanError, Strategy, convert, open_checkpoint
+from converter import ConverterError, Strategy, convert, open_checkpoint
 from converter.cli import cli
+from converter.graph.definition import read_definition
 from converter.initializers import GlorotUniform
 from converter.plan import Plan, make_plan
 from converter.proof import Proof, Question, prove, prove_plan
 from converter.structure.infer import structure_of
 
 CHARLM = case("tf14_v2_charlm_lstm_ema")
-WITH_GRAPHS = [c for c in VALID if c.record.get("io") and open_checkpoint(c.path).meta]
+WITH_GRAPHS = [
+    c for c in VALID if c.record.get("io") and read_definition(open_checkpoint(c.path)) is not None
+]
 
 
 def run(*arguments: str | Path) -> Result:
@@ -201,10 +204,16 @@ def test_another_model_of_another_size_is_told_from_it(tmp_path: Path) -> None:
     }
 
 
-def test_a_frozen_graph_of_another_size_cannot_be_run() -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tf115_frozen", "tf115_savedmodel", "tf221_savedmodel_module"])
+def test_what_has_no_meta_is_run_at_other_sizes_too(name: str, tmp_path: Path) -> None:
     pytest.importorskip("tensorflow")
-    plan = make_plan(
-        open_checkpoint(case("tf115_frozen").path), [Pad(resize={"basic_lstm_cell": 17})]
-    )
-    with pytest.raises(PlanError, match=r"frozen\.pb: its graph cannot be given other sizes"):
-        prove_plan(plan, None)
+    source = open_checkpoint(case(name).path)
+    sizes = {w.name: w.size + 3 for w in structure_of(source).widths.values() if w.exact}
+    assert sizes
+    convert(source.path, tmp_path / "wide", [Pad(resize=sizes, fill=GlorotUniform())], to="tf")
+    wide = open_checkpoint(tmp_path / "wide")
+    assert any(wide[name].shape != source[name].shape for name in source if name in wide)
+    proof = prove(source, wide, Question())
+    assert proof.passed
+    assert proof.notes[0].startswith("other sizes: ")

@@ -557,14 +557,9 @@ def test_constants_that_would_be_huge_are_refused(model: Model, tmp_path: Path) 
         Saved(model, tmp_path).regraphed(a=10**9)
 
 
-def test_graphs_of_other_checkpoints_are_refused(model: Model, tmp_path: Path) -> None:
+def test_what_has_no_graph_is_refused(model: Model, tmp_path: Path) -> None:
     checkpoint = Saved(model, tmp_path).checkpoint()
     structure = infer(checkpoint)
     bare = Checkpoint(checkpoint.values(), path=checkpoint.path)
     with pytest.raises(PlanError, match=r"model: there is no graph beside it; leave the graph"):
         regraph(bare, structure, {"a": 9})
-    objects = Checkpoint(
-        checkpoint.values(), path=checkpoint.path, meta=checkpoint.meta, object_graph=b""
-    )
-    with pytest.raises(PlanError, match=r"only the graph of a checkpoint that a Saver"):
-        regraph(objects, structure, {"a": 9})

@@ -9,12 +9,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import case
 from converter_plugins.equalize import Equalize
 from converter_plugins.fold_batchnorm import FoldBatchnorm
 from converter_plugins.scale import Scale
 from nets import MODELS, N, Net
 
-from converter import Array, Checkpoint, PlanError, Strategy, UsageError, Variable
+from converter import (
+    Array,
+    Checkpoint,
+    PlanError,
+    Strategy,
+    UsageError,
+    Variable,
+    open_checkpoint,
+)
 from converter.errors import InputError
 from converter.scaling.kinds import Biases
 from converter.scaling.multiply import Factor, multiply, one_number
@@ -242,7 +251,8 @@ def test_averages_are_folded_with_averages() -> None:
         for name, value in values.items()
         if not name.endswith("Average")
     }
-    before = net.run({**net.values, **shadow})
+    started: dict[str, Any] = {**net.values, **shadow}
+    before = net.run(started)
     assert np.allclose(net.run(averages), before)
     assert error(net, values) < EXACT
     with pytest.raises(PlanError, match="h/w: it has no average, and gamma beside it has"):
@@ -447,6 +457,36 @@ def test_every_gate_gets_the_spectral_radius() -> None:
         variable.read()
 
 
+@pytest.mark.parametrize(
+    ("name", "inputs", "states"),
+    [
+        # Two kernels; those of the GRU make its gates and its candidate, apart from one another.
+        ("tf115_v2_keras_rnn", {"first/kernel": 5, "second/kernel": 12}, {"first": 0, "second": 0}),
+        ("tf012_v2_gru_seqlen", {"RNN/GRUCell/Gates/Linear/Matrix": 7}, {"RNN": 7}),
+        ("tf10_v2_gatewise_lstm", {"LSTMcell/forget_gate/wx": 7}, {"LSTMcell/forget_gate": 0}),
+    ],
+)
+def test_parts_of_kernels_are_told_by_the_graph(
+    name: str, inputs: dict[str, int], states: dict[str, int]
+) -> None:
+    source = open_checkpoint(case(name).path)
+    scale = Scale(input_to_hidden={"*": 0.5}, spectral_radius={"*": 0.8})
+    after = {v.name: v for v in scale.apply(source)}
+    for kernel, rows in inputs.items():
+        assert np.allclose(after[kernel].read()[:rows], source[kernel].read()[:rows] / 2)
+    for scope, first in states.items():
+        (kernel, *_) = (
+            n
+            for n, v in after.items()
+            if n.startswith(scope)
+            and n.endswith(("recurrent_kernel", "Gates/Linear/Matrix", "wt"))
+            and source.roles()[n].kind == "model"
+        )
+        matrix = after[kernel].read()[first:]
+        for gate in np.split(matrix, matrix.shape[1] // len(matrix), axis=1):
+            assert np.abs(np.linalg.eigvals(gate)).max() == pytest.approx(0.8, rel=1e-5)
+
+
 def test_large_matrices_have_their_radius_by_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
     from converter.scaling import recurrent
 
@@ -471,7 +511,7 @@ def test_what_cannot_be_scaled() -> None:
         ({}, "factors or statistics are needed"),
     ):
         with pytest.raises(UsageError, match=words):
-            Scale(**options)  # type: ignore[arg-type]
+            Scale(**options)
     net = of("relu")
     with pytest.raises(PlanError, match="no layer is convolution; they are dense"):
         made(net, Scale(kind={"convolution": 1.0}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from model_maker import Maker, asked, save
 from converter import ConverterError, PlanError, Strategy, open_checkpoint
 from converter.plan import make_plan
 from converter.proof import Question, prove_plan
+from converter.scaling.kinds import Biases
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +45,7 @@ def errors(path: str | Path, strategies: list[Strategy], question: Question) -> 
 @pytest.mark.parametrize("strategy", [Equalize(), FoldBatchnorm()], ids=["equalize", "fold"])
 def test_what_is_not_refused_is_exact(one: Case, strategy: Strategy) -> None:
     if (strategy.name, one.name) not in CHANGED:
-        with pytest.raises(PlanError, match="keep the outputs: |there is none"):
+        with pytest.raises(PlanError, match=r"keep the outputs: |there is none"):
             make_plan(open_checkpoint(one.path), [strategy])
         return
     assert max(errors(one.path, [strategy], Question()).values()) < 1e-5
@@ -78,8 +79,8 @@ def test_averages_of_a_folded_model_compute_what_they_did() -> None:
 
 
 def test_scaled_convolutions_with_their_statistics() -> None:
-    for biases in ("left", "scaled", "power"):
-        scale = Scale(kind={"convolution": 0.7}, biases=biases)  # type: ignore[arg-type]
+    for biases in get_args(Biases):
+        scale = Scale(kind={"convolution": 0.7}, biases=biases)
         # As large as epsilon is beside the variances.
         (error,) = errors(CONV.path, [scale], Question()).values()
         assert 1e-5 < error < 5e-3
@@ -95,9 +96,12 @@ def layers_of_all_kinds(maker: Maker) -> list[Any]:
 
     def normed(x: Any, name: str, channels: int, *, fused: bool = True) -> Any:
         with tf.variable_scope(name):
-            draw = lambda low, high: tf.constant_initializer(rng.uniform(low, high, channels))  # noqa: E731
             gamma, beta, mean, variance = (
-                tf.get_variable(n, [channels], initializer=draw(low, high))
+                tf.get_variable(
+                    n,
+                    [channels],
+                    initializer=tf.constant_initializer(rng.uniform(low, high, channels)),
+                )
                 for n, low, high in (
                     ("gamma", -1.5, 1.5),
                     ("beta", -1, 1),
@@ -133,12 +137,9 @@ def test_every_kind_of_convolution(tmp_path: Path) -> None:
     plan = make_plan(open_checkpoint(tmp_path / "m"), [FoldBatchnorm()])
     (note,) = plan.notes
     assert note.endswith("after_one, after_deep, after_back and 2 more")
-    for strategies in (
-        [FoldBatchnorm()],
-        [Equalize()],
-        [FoldBatchnorm(), Equalize()],
-        [Equalize(), FoldBatchnorm()],
-    ):
+    fold, even = FoldBatchnorm(), Equalize()
+    chains: list[list[Strategy]] = [[fold], [even], [fold, even], [even, fold]]
+    for strategies in chains:
         assert max(errors(tmp_path / "m", strategies, question).values()) < 1e-5
     before, after = open_checkpoint(tmp_path / "m"), plan.result
     factor = before["after_deep/gamma"].read() / np.sqrt(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from converter_plugins.duplicate import Duplicate
 from converter_plugins.equalize import Equalize
 from converter_plugins.fold_batchnorm import FoldBatchnorm
 from converter_plugins.pad import Pad
@@ -16,7 +17,7 @@ from growth import growth_error
 from model_maker import asked
 from structure_maker import told
 
-from converter import open_checkpoint
+from converter import Checkpoint, open_checkpoint
 from converter.activations.probes import find_probes
 from converter.initializers import HeNormal
 from converter.model import Model
@@ -30,22 +31,24 @@ from converter.target import parse_target
 
 pytestmark = [pytest.mark.registry, pytest.mark.slow]
 
-PACKAGE = "musicnn==0.1.0"
+
+def fetched(package: str, directory: Path) -> Path:
+    """Return a folder with the contents of a wheel."""
+    outcome = subprocess.run(
+        [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", directory, package],
+        check=False,
+        capture_output=True,
+    )
+    if outcome.returncode:
+        pytest.skip(f"{package} cannot be fetched")
+    (wheel,) = directory.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(directory)
+    return directory
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("published")
-    fetched = subprocess.run(
-        [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", directory, PACKAGE],
-        check=False,
-        capture_output=True,
-    )
-    if fetched.returncode:
-        pytest.skip(f"{PACKAGE} cannot be fetched")
-    (wheel,) = directory.glob("*.whl")
-    zipfile.ZipFile(wheel).extractall(directory)
-    return directory / "musicnn"
+    return fetched("musicnn==0.1.0", tmp_path_factory.mktemp("published")) / "musicnn"
 
 
 @pytest.mark.parametrize("name", ["MTT_musicnn", "MSD_musicnn", "MTT_vgg", "MSD_vgg"])
@@ -137,3 +140,34 @@ def test_equalised_and_folded_models_are_proven(models: Path, name: str) -> None
         assert len(changed) > 1
         proof = prove_plan(plan, None, Question())
         assert max(output.error for output in proof.outputs) < 1e-5
+
+
+def proven_at_other_sizes(source: Checkpoint, question: Question) -> int:
+    """Widen and copy all widths of which that is exact; return how many there are."""
+    widths = structure_of(source).widths.values()
+    sizes = {w.name: -(-w.size * 3 // 2) for w in widths if w.resizable and w.exact}
+    for strategy in (Pad(resize=sizes, fill=HeNormal()), Duplicate(resize=sizes)):
+        plan = make_plan(source, [strategy])
+        assert plan.is_exact
+        assert prove_plan(plan, None, question).passed
+    return len(sizes)
+
+
+def test_an_exported_estimator(tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow")
+    model = fetched("guesslang==2.2.1", tmp_path) / "guesslang/data/model"
+    source = open_checkpoint(model)
+    structure = infer(source)
+    assert structure.opaque == ()
+    assert structure.widths["dnn/hiddenlayer_0"].exact
+    texts = np.array([b"import os\nprint(1)\n", b"int main() { return 0; }"])
+    question = asked({"Placeholder": texts}, [], tmp_path / "texts.npz")
+    assert proven_at_other_sizes(source, question) == 5
+
+
+def test_a_model_of_keras_with_its_optimizer(tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow")
+    models = fetched("basic-pitch==0.4.0", tmp_path) / "basic_pitch/saved_models"
+    source = open_checkpoint(models / "icassp_2022/nmp")
+    assert told(infer(source), "conv2d_5/kernel") == "3, 3, 1 + conv2d_4, 1 | -, -, consume, -"
+    assert proven_at_other_sizes(source, Question()) == 3

@@ -13,12 +13,15 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from converter.errors import InputError, UsageError
 from converter.variable import Array
+
+if TYPE_CHECKING:
+    from converter.forward.inputs import Input
 
 BATCH = 64
 """Rows that are run at once where nobody says how many."""
@@ -217,6 +220,51 @@ def _told(path: Path) -> Iterator[None]:
     except _UNREADABLE as error:
         what = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise InputError(f"{path}: it is no readable {path.suffix} file ({what})") from None
+
+
+class Cut(NamedTuple):
+    """How files are cut into batches.
+
+    Attributes:
+        name: of the input that `.npy` files are for.
+        rows: of a batch; None as in `DataFile.batches`.
+        keep_rest: whether the last batch may have less.
+        notes: what is to be said of it, one line each.
+    """
+
+    name: str
+    rows: int | None
+    keep_rest: bool
+    notes: tuple[str, ...]
+
+
+def cut(files: Sequence[DataFile], inputs: Sequence[Input], rows: int | None) -> Cut:
+    """Return how files are cut so that a model takes them.
+
+    Args:
+        files: what `open_data` gave.
+        inputs: what the model has to be given.
+        rows: of a batch, as somebody says; None for what the graph fixes.
+
+    Raises:
+        UsageError: an array has no name, and the model takes several.
+    """
+    names = [str(found.tensor) for found in inputs]
+    unnamed = next((file for file in files if "" in file.headers), None)
+    if unnamed is not None and len(names) != 1:
+        raise UsageError(
+            f"{unnamed.path}: it holds one array without a name, and the model takes "
+            f"{', '.join(names) or 'nothing'}; save them by name in an .npz"
+        )
+    # What the graph fixes cannot be cut in another way.
+    fixed = {found.shape[0] for found in inputs if found.shape and found.shape[0] > 0}
+    if rows is None and len(fixed) == 1:
+        (rows,) = fixed
+    rests = [file.rows % rows for file in files if file.rows is not None and rows and fixed]
+    notes = (
+        (f"the graph takes {rows} rows at once; {sum(rests)} are left over",) if any(rests) else ()
+    )
+    return Cut(names[0] if names else "", rows, not fixed, notes)
 
 
 def batches(

@@ -82,7 +82,7 @@ def measure(
 
 
 @dataclass(slots=True, eq=False)
-class _Pool:
+class Pool:
     """What is measured for the same variables: one tensor, or one for each step of a cell.
 
     Attributes:
@@ -158,8 +158,8 @@ def _wanted(probes: Sequence[Probe], globs: Sequence[str]) -> list[Probe]:
     return [replace(probe, for_=for_) for probe, for_ in pairs if for_]
 
 
-def pools_of(probes: Sequence[Probe], covariance: Collection[str] = ()) -> list[_Pool]:
-    pools: dict[tuple[tuple[Key, ...], int], _Pool] = {}
+def pools_of(probes: Sequence[Probe], covariance: Collection[str] = ()) -> list[Pool]:
+    pools: dict[tuple[tuple[Key, ...], int], Pool] = {}
     for probe in probes:
         key = probe.for_, probe.size
         if key not in pools:
@@ -170,13 +170,14 @@ def pools_of(probes: Sequence[Probe], covariance: Collection[str] = ()) -> list[
                     f"{probe.size**2 * 8 / 1e9:.1f} GB; choose variables of up to "
                     f"{MAX_COVARIANCE:,} (--covariance GLOB)"
                 )
-            pools[key] = _Pool(probe.for_, Moments.of(probe.size, covariance=bool(chosen)))
+            pools[key] = Pool(probe.for_, Moments.of(probe.size, covariance=bool(chosen)))
         pools[key].probes.append(probe)
     return list(pools.values())
 
 
-def gather(run: Run, pools: Sequence[_Pool], batches: Iterable[Batch]) -> int:
+def gather(run: Run, pools: Sequence[Pool], batches: Iterable[Batch]) -> int:
     """Run all batches, and add what they give while the next one runs; return how many."""
+    probes = [probe for pool in pools for probe in pool.probes]
     of_probe = {id(probe): pool for pool in pools for probe in pool.probes}
 
     def add(taken: Sequence[Taken]) -> None:
@@ -190,7 +191,7 @@ def gather(run: Run, pools: Sequence[_Pool], batches: Iterable[Batch]) -> int:
     with ThreadPoolExecutor(1) as adding:
         before: Future[None] | None = None
         for batch in batches:
-            taken = run.take(batch)
+            taken = run.take(batch, probes)
             if before is not None:
                 before.result()
             before = adding.submit(add, taken)
@@ -202,7 +203,7 @@ def gather(run: Run, pools: Sequence[_Pool], batches: Iterable[Batch]) -> int:
 
 def _measured(
     checkpoint: Checkpoint,
-    pools: Sequence[_Pool],
+    pools: Sequence[Pool],
     reached: Sequence[Probe],
     covariance: Collection[str],
     count: int,

@@ -20,7 +20,7 @@ from converter.forward.find import Forward, find_forward
 from converter.forward.inputs import Input
 from converter.graph.node import Tensor
 from converter.graph.written import Graph, read_graph
-from converter.variable import Array
+from converter.variable import Array, Variable
 
 if TYPE_CHECKING:
     from converter.session import Queue
@@ -156,8 +156,23 @@ class Run(Closing):
         """Free what it holds."""
         self._session.close()
 
-    def take(self, batch: Batch) -> list[Taken]:
+    def assign(self, variables: Mapping[str, Variable]) -> None:
+        """Give variables of the graph other values, which the next batches are run with.
+
+        Args:
+            variables: by the names that they have in the checkpoint; the graph may not run all.
+        """
+        known = set(self._session.variables)
+        for node, where in self.forward.variables.items():
+            if where.key in variables and node in known:
+                self._session.assign(node, where.read(variables[where.key]))
+
+    def take(self, batch: Batch, wanted: Collection[Probe] | None = None) -> list[Taken]:
         """Run a batch, and return what it gave for the probes that are reached.
+
+        Args:
+            batch: the values.
+            wanted: the probes that are taken of these; None for all.
 
         Raises:
             UsageError: its names are others than those of the first batch; a value does not fit.
@@ -167,15 +182,20 @@ class Run(Closing):
             odd = sorted(self._names ^ frozenset(batch))[0]
             raise UsageError(f"{self._where}: {odd} is in some batches, and not in all")
         values = {**self._decided, **self._given(batch)}
-        found = {**self._session.run(values, self._also, draw_again=False), **values}
+        chosen = None if wanted is None else {id(probe) for probe in wanted}
+        fetched = [s for s in self._fetched if chosen is None or id(s.probe) in chosen]
+        tensors = {tensor for source in fetched for tensor in source.tensors}
+        also = [tensor for tensor in self._also if tensor in tensors]
+        found = {**self._session.run(values, also, draw_again=False), **values}
         queues = self._session.empty() if self._queued else {}
         taken = []
-        for source in self._fetched:
+        for source in fetched:
             probe, mask = source.probe, None
             if source.mask is not None:
                 mask = found[source.mask].astype(bool) == probe.keeps
             taken.append(Taken(probe, found[source.tensor], probe.axis, mask))
-        return taken + [Taken(s.probe, queues[s.queue], -1) for s in self._queued]
+        queued = [s for s in self._queued if chosen is None or id(s.probe) in chosen]
+        return taken + [Taken(s.probe, queues[s.queue], -1) for s in queued]
 
     def _given(self, batch: Batch) -> dict[Tensor, Array]:
         named = {self._aliases.get(name, name): value for name, value in batch.items()}

@@ -221,6 +221,8 @@ def _summary(outcomes: Sequence[Outcome], seconds: float) -> Iterator[str]:
         for name, counts in outcome.counts.items():
             for what, number in counts.items():
                 yield f"warning {outcome.job.source}: {name}: {number:,} {what}"
+        for line in outcome.found:
+            yield f"found   {outcome.job.source}: {line}"
     for outcome in outcomes:
         if outcome.status == "failed":
             yield f"failed  {outcome.job.source}: {outcome.error}"
@@ -251,6 +253,7 @@ def _as_json(outcomes: Sequence[Outcome], seconds: float) -> dict[str, object]:
                 "error": outcome.error,
                 "bytes": outcome.nbytes,
                 "counts": {name: dict(counts) for name, counts in outcome.counts.items()},
+                "found": list(outcome.found),
                 **_widths_json(outcome),
             }
             for outcome in outcomes

@@ -70,6 +70,8 @@ def result_lines(result: Result) -> Iterator[str]:
     for name, counts in result.counts.items():
         for what, number in counts.items():
             yield f"warning {name}: {number:,} {what}"
+    for line in result.found:
+        yield f"found   {line}"
     rate = result.nbytes / max(result.seconds, 1e-9)
     how = "verified" if result.verified else "not read back"
     files = count(len(result.files), "file")
@@ -114,6 +116,7 @@ def as_json(plan: Plan, result: Result | None) -> dict[str, object]:
             "verified": result.verified,
             "counts": {name: dict(counts) for name, counts in result.counts.items()},
             "units": _units(plan),
+            "found": list(result.found),
         }
     return report
 

@@ -142,38 +142,23 @@ def _batches(
     files: Sequence[DataFile], inputs: Sequence[Input], rows: int | None
 ) -> tuple[Iterator[Batch], tuple[str, ...]]:
     """Return the batches of files, and what is to be said of how they are cut."""
-    from converter.activations.data import batches
+    from converter.activations.data import batches, cut
 
-    names = [str(found.tensor) for found in inputs]
-    unnamed = next((file for file in files if "" in file.headers), None)
-    if unnamed is not None and len(names) != 1:
-        raise UsageError(
-            f"{unnamed.path}: it holds one array without a name, and the model takes "
-            f"{', '.join(names) or 'nothing'}; save them by name in an .npz"
-        )
-    # What the graph fixes cannot be cut in another way.
-    fixed = {found.shape[0] for found in inputs if found.shape and found.shape[0] > 0}
-    keep_rest = not fixed
-    if rows is None and len(fixed) == 1:
-        rows = fixed.pop()
+    found = cut(files, inputs, rows)
     total = sum(1 if file.rows is None else file.rows for file in files)
     progress = Progress("measured", lambda number: f"{number:,.0f} rows")
 
     def run() -> Iterator[Batch]:
         done = 0
         try:
-            for batch in batches(files, names[0] if names else "", rows, keep_rest=keep_rest):
+            for batch in batches(files, found.name, found.rows, keep_rest=found.keep_rest):
                 progress(done, total)
                 yield batch
                 done += max((len(value) for value in batch.values() if value.shape), default=1)
         finally:
             progress.close()
 
-    rests = [file.rows % rows for file in files if file.rows is not None and rows and not keep_rest]
-    notes = (
-        (f"the graph takes {rows} rows at once; {sum(rests)} are left over",) if any(rests) else ()
-    )
-    return run(), notes
+    return run(), found.notes
 
 
 def _show(measured: Measured) -> None:

@@ -206,7 +206,7 @@ def _shape(checkpoint: Checkpoint, name: str) -> str:
 def _notes(structure: Structure) -> Iterator[str]:
     """Yield what could not be told, behind an empty line."""
     lines = [
-        f"opaque  {found.name}: {found.op} {found.node} may tie it to anything"
+        f"opaque  {found.name}: {structure.widths[found.name].why}; it may be tied to anything"
         for found in structure.opaque
     ]
     lines += [f"note    {conflict}" for conflict in structure.conflicts]

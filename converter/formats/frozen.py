@@ -50,12 +50,16 @@ class _Graph:
         passing: what passes its first input on: that input, by the name of the node.
         reads: what is read as a variable.
         variables: the nodes that are variables still.
+        names: of all nodes.
+        taken: what nodes take, and the first node that takes each.
     """
 
     constants: dict[str, Field] = field(default_factory=dict)
     passing: dict[str, str] = field(default_factory=dict)
     reads: list[str] = field(default_factory=list)
     variables: list[str] = field(default_factory=list)
+    names: set[str] = field(default_factory=set)
+    taken: dict[str, str] = field(default_factory=dict)
 
 
 def read(path: Path) -> Contents:
@@ -117,6 +121,13 @@ def _read_graph(source: Source) -> _Graph:
     for entry in source.message():
         if entry.number == 1:
             _add_node(graph, entry)
+    # There are no checksums; a node that is gone may have been a variable.
+    for name, taker in graph.taken.items():
+        if name not in graph.names:
+            raise InputError(
+                f"{source.subject}: the node {taker} takes {name}, which the graph lacks; "
+                "it is damaged"
+            )
     return graph
 
 
@@ -131,10 +142,15 @@ def _add_node(graph: _Graph, node: Field) -> None:
             op = entry.text()
         elif entry.number == 3:
             text = entry.text()
+            taken = text.removeprefix("^").split(":")[0]
+            graph.taken.setdefault(taken, name)
             if not text.startswith("^"):
-                inputs.append(text.split(":")[0])
+                inputs.append(taken)
         elif entry.number == 5:
             attributes.append(entry)
+    if not op or not op.isprintable():
+        raise InputError(f"{node.source.subject}: the node {name} has no op; it is damaged")
+    graph.names.add(name)
     if op == "Const":
         if name in graph.constants:
             raise InputError(f"{node.source.subject}: two nodes are named {name}; it is damaged")

@@ -21,12 +21,16 @@ def distribution(graph: Graph, source: Tensor) -> Distribution | None:
     """Return what of a distribution a tensor is along its last axis; None where it is none."""
     made = source
     for _ in range(_MAX_STEPS):
-        node = graph.nodes[made.node]
+        node = graph.nodes.get(made.node)
+        if node is None:
+            break
         if node.op in _GIVES:
             return _GIVES[node.op]
         if _is_taken(graph, made):
             return "logits"
-        if node.op not in _KEEPING or not _is_last_kept(graph, made, node.sources[0]):
+        if node.op not in _KEEPING or not node.sources:
+            break
+        if not _is_last_kept(graph, made, node.sources[0]):
             break
         made = node.sources[0]
     return None

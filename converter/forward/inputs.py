@@ -261,16 +261,57 @@ def _note(graph: Graph, user: Node, now: Tensor, offset: int, parted: bool, uses
 
 def _rows(graph: Graph, lookup: Node) -> int | None:
     """Return the size of the axis in which a lookup looks."""
-    table = graph.origin(lookup.sources[0])
-    node = graph.nodes.get(table.node)
-    shape = graph.shape(lookup.sources[0]) or graph.shape(table)
-    if node is not None and node.op == "VarHandleOp":
-        shape = graph.variable_shape(node)
     axis = graph.constant(lookup.sources[2]) if len(lookup.sources) > 2 else 0
     at = int(axis) if axis is not None and getattr(axis, "shape", ()) == () else 0
-    if not shape or not -len(shape) <= at < len(shape) or shape[at] < 1:
+    rows = _size(graph, lookup.sources[0], at)
+    if rows is not None or at != 0:
+        return rows
+    return _joined_rows(graph, lookup.sources[0])
+
+
+def _size(graph: Graph, table: Tensor, axis: int) -> int | None:
+    origin = graph.origin(table)
+    node = graph.nodes.get(origin.node)
+    shape = graph.shape(table) or graph.shape(origin)
+    if node is not None and node.op == "VarHandleOp":
+        shape = graph.variable_shape(node)
+    if not shape or not -len(shape) <= axis < len(shape) or shape[axis] < 1:
         return None
-    return shape[at]
+    return shape[axis]
+
+
+def _joined_rows(graph: Graph, table: Tensor) -> int | None:
+    """Return how many rows are joined: a frozen graph notes no shape of a table with padding.
+
+    Rows that are cut off from a table, which is done to put others in their place, are counted off.
+    """
+    node = graph.nodes.get(graph.origin(table).node)
+    if node is None or node.op != "ConcatV2" or len(node.sources) < 2:
+        return None
+    axis = graph.constant(node.sources[-1])
+    if axis is None or axis.size != 1 or int(axis.reshape(-1)[0]) != 0:
+        return None
+    parts = [_part_rows(graph, part) for part in node.sources[:-1]]
+    known = [rows for rows in parts if rows is not None]
+    return sum(known) if len(known) == len(parts) else None
+
+
+def _part_rows(graph: Graph, part: Tensor) -> int | None:
+    rows = _size(graph, part, 0)
+    node = graph.nodes.get(part.node)
+    if rows is not None or node is None or node.op != "StridedSlice":
+        return rows
+    rows = _size(graph, node.sources[0], 0)
+    begin, end, stride = (graph.constant(source) for source in node.sources[1:4])
+    if rows is None or begin is None or end is None or stride is None:
+        return None
+    if min(begin.size, end.size, stride.size) < 1 or stride.reshape(-1)[0] != 1:
+        return None
+    if any(node.integer(f"{mask}_mask") & 1 for mask in ("ellipsis", "new_axis", "shrink_axis")):
+        return None
+    first = None if node.integer("begin_mask") & 1 else int(begin.reshape(-1)[0])
+    last = None if node.integer("end_mask") & 1 else int(end.reshape(-1)[0])
+    return len(range(rows)[first:last]) or None
 
 
 def _added(graph: Graph, user: Node, now: Tensor) -> int | None:

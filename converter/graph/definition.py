@@ -62,7 +62,7 @@ def read_definition(checkpoint: Checkpoint) -> Definition | None:
     """
     if checkpoint.meta is not None:
         return definition_of(checkpoint.meta, _bytes(checkpoint.meta), "it")
-    if "frozen" in checkpoint.format:
+    if is_frozen(checkpoint):
         path = checkpoint.files[0]
         return Definition(path, parse("GraphDef", _bytes(path), f"{path}: it"))
     exported = checkpoint.path.parent.parent / "saved_model.pb"
@@ -71,6 +71,11 @@ def read_definition(checkpoint: Checkpoint) -> Definition | None:
         graphs = sorted(model.meta_graphs, key=_is_for_training)
         return Definition(exported, graphs[0].graph_def, graphs[0]) if graphs else None
     return None
+
+
+def is_frozen(checkpoint: Checkpoint) -> bool:
+    """Tell whether the variables of a checkpoint are constants of its graph."""
+    return "frozen" in checkpoint.format
 
 
 def definition_of(path: Path, meta: bytes, subject: str) -> Definition:

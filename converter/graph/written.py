@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from converter.dtype import BOOL, INT32, DType
 from converter.errors import InputError, UsageError, did_you_mean
 from converter.graph.constants import read_array, read_shape
-from converter.graph.definition import Definition, definition_of, read_definition
+from converter.graph.definition import Definition, definition_of, is_frozen, read_definition
 from converter.graph.node import Node, Shape, Tensor, dtype_of, read_node, tensor, text_of
 from converter.graph.ops import (
     BOOLS,
@@ -234,7 +234,10 @@ def read_graph(checkpoint: Checkpoint) -> Graph | None:
 def graph_of(checkpoint: Checkpoint, meta: bytes) -> Graph:
     """Return a graph that was rewritten for a checkpoint: the bytes of a MetaGraphDef."""
     path = checkpoint.meta or checkpoint.path
-    return Graph(definition_of(path, meta, "what was rewritten of it"), _names(checkpoint))
+    definition = definition_of(path, meta, "what was rewritten of it")
+    if is_frozen(checkpoint):
+        definition = definition._replace(meta=None)
+    return Graph(definition, _names(checkpoint))
 
 
 def _names(checkpoint: Checkpoint) -> dict[str, str]:

@@ -74,12 +74,13 @@ def regraph(source: Checkpoint, structure: Structure, sizes: Mapping[str, int]) 
     """
     _check(structure, sizes)
     found = read_definition(source)
-    if found is None or found.meta is None or source.object_graph is not None:
-        why = "there is no graph beside it"
-        if found is not None:
-            why = "only the graph of a checkpoint that a Saver of TensorFlow 1 wrote can be resized"
-        raise PlanError(f"{source.path}: {why}; leave the graph out (--to safetensors)")
+    if found is None:
+        raise PlanError(
+            f"{source.path}: there is no graph beside it; leave the graph out (--to safetensors)"
+        )
     meta = found.meta
+    if meta is None:
+        meta = message("MetaGraphDef")(graph_def=found.graph)
     rewriter = _Rewriter(str(found.path), source, structure, sizes)
     rewriter.rewrite(meta)
     rewriter.check(meta)
@@ -192,8 +193,23 @@ class _Rewriter:
         """Rewrite a node that has a name in the graph as it was read, without calls."""
         _forget(node.attr, b"_output_shapes")
         self._reshape(name, node)
-        if node.op == b"Const":
+        if node.op == b"Const" and not self._hold(name, node):
             self._recast(name, node)
+
+    def _hold(self, name: str, node: Any) -> bool:
+        """Reshape the constant that stands in the place of a variable of a frozen graph.
+
+        Its values come from the checkpoint whenever it runs.
+        """
+        shape = self._axes(name, "") if self._graph.by_name.get(name) in self._bound else None
+        entry = next((entry for entry in node.attr if entry.key == b"value"), None)
+        if shape is None or entry is None:
+            return False
+        constant = Constant(entry.value.tensor, f"{self._path}: the constant {name}")
+        lengths = tuple(self._sizes.lengths(axis)[1] for axis in shape)
+        if lengths != constant.shape:
+            entry.value.tensor = constant.empty(lengths)
+        return True
 
     def _rewrite_function(self, function: Any) -> None:
         """Rewrite the body of a function, which has to be the same for all of its calls."""

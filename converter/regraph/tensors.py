@@ -114,6 +114,12 @@ class Constant:
         value = _single(self.values)
         return None if value is None else _filled(value, shape, self.dtype)
 
+    def empty(self, shape: Sequence[int]) -> bytes:
+        """Return zeros of another shape in its dtype."""
+        proto = message("TensorProto")(dtype=parse("TensorProto", self._data, self._subject).dtype)
+        _set_shape(proto, shape)
+        return bytes(proto.SerializeToString())
+
     def is_alike(self, places: Sequence[Array | None]) -> bool:
         """Whether it is the same when each axis is indexed; None leaves an axis."""
         return self.values is not None and all(

@@ -106,7 +106,8 @@ class _Values:
         if of.beta is None:
             return self.read(of.mean) * self.kernel
         if name == of.beta:
-            return self.read(name) - self.scale * self.read(of.mean)
+            shifted: Array = self.read(name) - self.scale * self.read(of.mean)
+            return shifted
         return np.zeros_like(self.scale)
 
     @cached_property

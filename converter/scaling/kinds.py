@@ -12,6 +12,7 @@ from converter.errors import PlanError
 from converter.rounding import round_to
 from converter.scaling.multiples import NoMultiple, multiples
 from converter.scaling.multiply import Factor, one_number
+from converter.scaling.widths import outputs_of
 from converter.structure.layers import Layer, Normalisation
 from converter.structure.structure import Structure
 from converter.variable import Array, Region, Variable
@@ -64,7 +65,7 @@ def scaled_kinds(
     own = [kinds.get(layer.kind, 1.0) for layer in layers]
     outputs: Mapping[str, float | NoMultiple] = {}
     if biases == "power":
-        linear, outputs = multiples(structure, layers, own)
+        linear, outputs = multiples(structure, layers, own, outputs_of(structure, checkpoint))
     else:
         before = [_behind(layers, index) for index in range(len(layers))]
         linear = tuple(own[index if b is None else b] for index, b in enumerate(before))

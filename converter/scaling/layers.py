@@ -74,12 +74,14 @@ def scaled_layers(checkpoint: Checkpoint, wanted: Wanted) -> Scaled:
         factors.setdefault(name, []).append(factor)
     notes = [note for note in scaled.notes if not note.startswith(("keeps", "changes"))]
     notes.append(
-        f"changes the outputs: recurrent layers are not homogeneous; {len(kernels)} kernels, such "
-        f"as {kernels[0].name}"
+        f"changes the outputs: recurrent layers are not homogeneous; recurrent kernels: "
+        f"{len(kernels)}, such as {kernels[0].name}"
     )
     notes += [
         f"the eigenvalues of what takes the state in {name} reach {radius:g} then, in each gate"
-        for name, radius in _chosen(wanted.spectral_radius, kernels).items()
+        for name, radius in _chosen(
+            wanted.spectral_radius, [kernel for kernel in kernels if kernel.state]
+        ).items()
     ]
     return Scaled(factors, scaled.replaced, False, tuple(notes))
 
@@ -114,7 +116,8 @@ def _of_parts(
                 continue
             length = variable.shape[kernel.taking]
             yield kernel.name, part_factors(kernel, length, of_input, of_state)
-        if kernel.name in radii and (kernel.state or "*" not in "".join(wanted.spectral_radius)):
+        # A glob may fit kernels of inputs as well; a name is meant.
+        if kernel.name in radii and (kernel.state or kernel.name in wanted.spectral_radius):
             yield kernel.name, radius_factor(variable, kernel, radii[kernel.name])
         if wanted.gate.keys() & kernel.gates.keys():
             length = variable.shape[kernel.making]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from converter.errors import PlanError
-from converter.graph.node import Node, Output
+from converter.graph.node import Node, Output, Tensor
 from converter.graph.ops import (
     ADDS,
     ARRAY_MOVES,
@@ -66,14 +66,19 @@ class Multiples(NamedTuple):
     Attributes:
         linear: for each layer what its kernels make, biases included; 1 where that is not known to
             be anything else.
-        outputs: the outputs of the graph, by the names of their nodes.
+        outputs: the outputs, by the names of their nodes.
     """
 
     linear: tuple[float, ...]
     outputs: Mapping[str, float | NoMultiple]
 
 
-def multiples(structure: Structure, layers: Sequence[Layer], own: Sequence[float]) -> Multiples:
+def multiples(
+    structure: Structure,
+    layers: Sequence[Layer],
+    own: Sequence[float],
+    outputs: Sequence[Tensor],
+) -> Multiples:
     """Follow factors of kernels through a graph.
 
     Args:
@@ -81,11 +86,12 @@ def multiples(structure: Structure, layers: Sequence[Layer], own: Sequence[float
         layers: of it.
         own: the factor of the kernels of each layer, positive. Biases are taken to be multiplied by
             what is made where they are added, and moments of batches likewise.
+        outputs: of the model; none for what nothing follows in the graph.
 
     Raises:
         PlanError: something that a variable takes is no multiple of what it was.
     """
-    return _Following(structure, layers, own).find()
+    return _Following(structure, layers, own).find(outputs)
 
 
 class _Following:
@@ -100,7 +106,7 @@ class _Following:
         self._later: list[tuple[Node, Output]] = []
         self._linear: dict[int, float] = {}
 
-    def find(self) -> Multiples:
+    def find(self, outputs: Sequence[Tensor]) -> Multiples:
         flow = self._analysis.flow
         for node in self._analysis.graph.nodes:
             if node not in flow.telling or not self._analysis.is_data(Output(node, 0)):
@@ -115,8 +121,10 @@ class _Following:
             if not _are_one((before, after)):
                 raise _refused(node.name, f"it goes round in {output.node.name}, more each time")
         linear = tuple(self._linear.get(index, 1.0) for index in range(len(self._own)))
-        outputs = {node.name: self._known[node] for node in flow.outputs if node in self._known}
-        return Multiples(linear, outputs)
+        by_name = self._analysis.graph.by_name
+        nodes = [by_name[t.node] for t in outputs if t.node in by_name] or flow.outputs
+        found = {node.name: self._known[node] for node in nodes if node in self._known}
+        return Multiples(linear, found)
 
     def _given(self, node: Node, inside: frozenset[Node] = frozenset()) -> list[_Multiple]:
         """Return the multiples of the data that a node takes; later ones are looked at later."""

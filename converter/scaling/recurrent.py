@@ -57,16 +57,19 @@ def recurrent_kernels(
     """
     if structure.findings is None:
         return list(_by_gates(checkpoint, structure))
-    found = []
+    # One kernel may make the gates of several layers.
+    state: dict[str, dict[Stretch, None]] = {}
+    biases: dict[str, dict[str, None]] = {}
     for layer in layers:
-        if layer.kind != "recurrent":
-            continue
-        for name in layer.kernels:
-            rows = tuple((r.start, r.stop) for r in layer.state if r.kernel == name)
-            one = _kernel(checkpoint, structure, name, rows, layer.biases)
-            if one is not None:
-                found.append(one)
-    return found
+        for name in layer.kernels if layer.kind == "recurrent" else ():
+            rows = [(r.start, r.stop) for r in layer.state if r.kernel == name]
+            state.setdefault(name, {}).update(dict.fromkeys(rows))
+            biases.setdefault(name, {}).update(dict.fromkeys(layer.biases))
+    found = (
+        _kernel(checkpoint, structure, name, tuple(rows), tuple(biases[name]))
+        for name, rows in state.items()
+    )
+    return [one for one in found if one is not None]
 
 
 def _by_gates(checkpoint: Checkpoint, structure: Structure) -> Iterator[RecurrentKernel]:

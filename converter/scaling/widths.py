@@ -11,6 +11,7 @@ import numpy as np
 from converter.checkpoint import Checkpoint
 from converter.errors import ConverterError
 from converter.forward.find import find_forward
+from converter.graph.node import Tensor
 from converter.graph.written import read_graph
 from converter.permutation import axes_of
 from converter.resize.maps import places_of
@@ -62,27 +63,32 @@ def axes_with(structure: Structure, checkpoint: Checkpoint, width: str) -> Itera
 
 def shown(structure: Structure, checkpoint: Checkpoint) -> dict[str, str]:
     """Return the widths of outputs, whatever else is made of them: an output of each, by name."""
-    return checkpoint.once(("shown widths", id(structure)), lambda: _shown(structure, checkpoint))
+    return {
+        width: str(tensor)
+        for tensor in outputs_of(structure, checkpoint)
+        for axis in axes_of(structure, tensor)
+        for width in axis.widths()
+    }
 
 
-def _shown(structure: Structure, checkpoint: Checkpoint) -> dict[str, str]:
+def outputs_of(structure: Structure, checkpoint: Checkpoint) -> tuple[Tensor, ...]:
+    """Return the outputs of a model in inference; none where no graph tells them."""
+    return checkpoint.once((Tensor, id(structure)), lambda: _outputs(structure, checkpoint))
+
+
+def _outputs(structure: Structure, checkpoint: Checkpoint) -> tuple[Tensor, ...]:
     while checkpoint.origin is not None:
         # The graph has the names that the variables had.
         checkpoint = checkpoint.origin.checkpoint
     graph = None if structure.findings is None else read_graph(checkpoint)
     if graph is None:
-        return {}
+        return ()
     try:
         outputs = find_forward(graph, set(checkpoint)).outputs
     except ConverterError:
         # Without an output that looks like one there is none to be changed.
-        return {}
-    return {
-        width: str(output.tensor)
-        for output in outputs
-        for axis in axes_of(structure, output.tensor)
-        for width in axis.widths()
-    }
+        return ()
+    return tuple(output.tensor for output in outputs)
 
 
 def refusal(structure: Structure, checkpoint: Checkpoint, width: Width) -> str | None:

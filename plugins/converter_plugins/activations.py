@@ -13,8 +13,7 @@ from converter import Array, Checkpoint, InputError, PlanError, UsageError, open
 from converter.patterns import nearest
 
 if TYPE_CHECKING:
-    from converter import Coupled
-    from converter.resize.coupled import Consumer
+    from converter import Consumer, Coupled
 
 _CONSUMED = "/consumed"
 _NEVER_NEGATIVE = frozenset(["mean_abs", "std"])

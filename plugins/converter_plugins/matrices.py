@@ -15,7 +15,7 @@ from numpy.lib import format as npy
 from converter import Array, Coupled, InputError, Matrix, PlanError, open_checkpoint
 
 if TYPE_CHECKING:
-    from converter.resize.coupled import Consumer
+    from converter import Consumer
     from converter_plugins.activations import Activations
 
 _UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from converter import Array, InputError
-from converter.resize.units import Mending
+from converter import Array, InputError, Mending
 
 if TYPE_CHECKING:
     from converter_plugins.activations import Activations

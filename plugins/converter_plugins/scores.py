@@ -18,7 +18,7 @@ from converter import Array
 from converter_plugins.repairs import damped, solved
 
 if TYPE_CHECKING:
-    from converter.resize.coupled import Consumer
+    from converter import Consumer
     from converter_plugins.activations import Activations
 
 Score = Callable[["Activations", "Consumer"], Array]

@@ -8,7 +8,18 @@ from typing import NamedTuple
 
 from converter.errors import printable
 from converter.graph.node import Node
-from converter.graph.ops import ADDS, BIAS_ADDS, JOINS, LOOKUPS, MOVES, SLICES, SPLITS, STACKS, ops
+from converter.graph.ops import (
+    ADDS,
+    BIAS_ADDS,
+    JOINS,
+    LOOKUPS,
+    MOVES,
+    SLICES,
+    SPLITS,
+    STACKS,
+    VARIABLES,
+    ops,
+)
 from converter.structure.axes.axis import Symmetry, Touch
 from converter.structure.properties.facts import Facts
 from converter.structure.tensors.analysis import Analysis
@@ -80,7 +91,11 @@ def classify(fact: Facts) -> Classified:
     """Tell the symmetry of a width from all that was done to it."""
     touches = fact.touches
     if "opaque" in touches:
-        return Classified("opaque", False, f"what {named(touches['opaque'])} does is not known")
+        node = touches["opaque"]
+        why = f"what {named(node)} does is not known"
+        if node.op in VARIABLES | {"Const"}:
+            why = f"no op of the graph reads {printable(node.name)}"
+        return Classified("opaque", False, why)
     if is_fed(fact):
         touches = {what: node for what, node in touches.items() if what != "input"}
     held = any(what in touches for what in _HELD)

@@ -39,11 +39,13 @@ class Cell(NamedTuple):
 
     Attributes:
         constant: the constant that it comes from, unchanged, and its place in there.
+        multiple: an axis of unknown length, and how many times that it is.
     """
 
     value: int | None = None
     atom: Atom | None = None
     constant: tuple[str, int] | None = None
+    multiple: tuple[Atom, int] | None = None
 
 
 class Element:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from enum import IntEnum
 
 from converter.dtype import BOOL
-from converter.graph.node import Node
+from converter.graph.node import Node, tensor, text_of
 from converter.graph.ops import (
     ADDS,
     COMPARING,
@@ -112,6 +112,7 @@ class Flow:
         mixing = [node for node in self._ancestors(seen) if self._is_mixing(node)]
         large = [node for node in seen if not self._is_scalar(node)]
         self.inner = self._ancestors([*large, *mixing], self._averaged)
+        self._signed = self._signed_outputs()
         trained = {m[1] for node in backward if (m := _GRADIENT_OF.search(node.name))}
         single = [node for node in seen if self._is_single_output(node, trained)]
         self.looked_at = self._ancestors([*self.inner, *single], self._averaged)
@@ -127,8 +128,24 @@ class Flow:
             and not any(c in self.telling for c in graph.consumers[node])
         ]
 
+    def _signed_outputs(self) -> set[str]:
+        """Return the nodes that signatures give out; none where these were calls of functions."""
+        meta = self._graph.definition.meta
+        signatures = meta.signature_def if meta is not None else ()
+        found = {
+            tensor(text_of(told.value.name)).node
+            for entry in signatures
+            for told in entry.value.outputs
+        }
+        return found if found <= self._graph.by_name.keys() else set()
+
     def _is_single_output(self, node: Node, trained: Collection[str]) -> bool:
-        """Whether a number is an output: nothing takes it, and it is not of what is trained by."""
+        """Whether a number is an output: nothing takes it, and it is not of what is trained by.
+
+        An export says what its outputs are; what only summaries took that it left out is none.
+        """
+        if self._signed and node.name not in self._signed:
+            return False
         if self.kinds[node] is not Kind.DATA or self._graph.consumers[node]:
             return False
         numbers = _reached(

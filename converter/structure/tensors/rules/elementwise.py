@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 
 from converter.graph.node import Node
-from converter.graph.ops import DIVISIONS, LOOP
+from converter.graph.ops import DIVISIONS, LOOP, PASSING, ops
 from converter.structure.axes.axis import Touch, Use
 from converter.structure.tensors.analysis import (
     NO_ORIGIN,
@@ -18,7 +19,7 @@ from converter.structure.tensors.analysis import (
     Tensor,
     for_ops,
 )
-from converter.structure.tensors.atoms import ONE, Atom, Clash, concat, find, product
+from converter.structure.tensors.atoms import ONE, Atom, Clash, concat, find, product, unify
 from converter.structure.tensors.flow import Kind
 
 LINEAR = "Neg"
@@ -80,6 +81,9 @@ _SAME = frozenset({"Maximum", "Minimum", "FloorDiv"})
 _RIGHT = {"Add": 0, "AddV2": 0, "Sub": 0, "Mul": 1, "FloorDiv": 1, "Div": 1, "RealDiv": 1}
 _LEFT = {"Add": 0, "AddV2": 0, "Mul": 1}
 _MAX_CELLS = 64
+_MAX_STEPS = 8
+# What makes one truth of several.
+_JOINING = PASSING | ops("All LogicalAnd LogicalOr")
 _LARGE = 1 << 62
 
 
@@ -241,6 +245,8 @@ def other(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
     """Do to two tensors what no change of basis but a permutation survives."""
     x, y = inputs
     axes = an.broadcast((x, y), node)
+    if node.op == "Equal":
+        _expect(an, node, inputs)
     origins = None
     if any(an.is_data(output) for output in node.inputs):
         an.touch("nonlinear", axes or (), node)
@@ -249,6 +255,34 @@ def other(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
         joint = _origins(inputs, axes)
         origins = joint and _through(node, Tensor(axes, origins=joint))
     return Tensor(axes, _cells(node, inputs), _number(node, inputs), origins)
+
+
+def _expect(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> None:
+    """Take what is asserted to be equal to a length for that length."""
+    if not _is_asserted(an, node):
+        return
+    for one, two in zip(inputs[0].cells or (), inputs[1].cells or (), strict=False):
+        if one.value is None or one.value != two.value:
+            continue
+        if one.atom is not None and two.atom is not None:
+            with contextlib.suppress(Clash):
+                unify(one.atom, two.atom)
+        for known, cell in ((one, two), (two, one)):
+            if known.atom is not None and cell.atom is None:
+                an.demand(cell, known.atom, node)
+
+
+def _is_asserted(an: Analysis, node: Node) -> bool:
+    """Whether a graph breaks off where a comparison is not true."""
+    for _ in range(_MAX_STEPS):
+        consumers = an.graph.consumers[node]
+        if any(consumer.op == "Assert" for consumer in consumers):
+            return True
+        following = [consumer for consumer in consumers if consumer.op in _JOINING]
+        if not following:
+            return False
+        node = following[0]
+    return False
 
 
 def _follow(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> None:
@@ -393,7 +427,7 @@ def _computed(op: str, function: Callable[..., int], row: tuple[Cell, ...]) -> C
         return same
     if len(row) == 2 and value is None and op in _SAME:
         return _of_lengths(op, row[0], row[1])
-    return Cell(value, _length(op, row))
+    return Cell(value, _length(op, row), None, _multiple(op, row))
 
 
 def _unchanged(op: str, row: tuple[Cell, ...]) -> Cell | None:
@@ -415,6 +449,16 @@ def _of_lengths(op: str, a: Cell, b: Cell) -> Cell:
     if op == "FloorDiv":
         return Cell(1) if is_same else Cell()
     return a if is_same else Cell()
+
+
+def _multiple(op: str, row: tuple[Cell, ...]) -> tuple[Atom, int] | None:
+    """Return of which axis of unknown length a product with a number is how many times it."""
+    if op != "Mul" or len(row) != 2:
+        return None
+    for a, b in (row, row[::-1]):
+        if a.atom is not None and a.value is None and b.atom is None and b.value is not None:
+            return a.atom, b.value
+    return None
 
 
 def _length(op: str, row: tuple[Cell, ...]) -> Atom | None:

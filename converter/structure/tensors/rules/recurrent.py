@@ -44,16 +44,34 @@ def merge(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _one_of(an: Analysis, node: Node, tensors: Sequence[Tensor]) -> Tensor:
-    handle = next((tensor for tensor in tensors if tensor.element is not None), None)
-    if handle is not None:
-        return handle
+    handles = [tensor for tensor in tensors if tensor.element is not None]
+    if handles:
+        # One of them may hold nothing yet, or never.
+        handles.sort(key=lambda tensor: tensor.element is None or tensor.element.axes is None)
+        return handles[0]
     if len(tensors) == 1:
         # In a loop the first value is but one of many.
         only = tensors[0]
         is_loop = len(node.inputs) > 1
         return Tensor(only.axes, origins=only.origins) if is_loop else only
-    axes = an.tie_all(tensors, node)
+    axes = _either_long(an, node, tensors)
     return Tensor(axes, origins=_either(tensors, axes))
+
+
+def _either_long(an: Analysis, node: Node, tensors: Sequence[Tensor]) -> Axes | None:
+    """Tie the axes of tensors; what is longer in one than in another has no length for certain."""
+    known = [tensor.axes for tensor in tensors if tensor.axes is not None]
+    if len({len(axes) for axes in known}) > 1:
+        raise Clash
+    found: list[Atom] = []
+    for atoms in zip(*known, strict=True):
+        sizes = {size_of(atom) for atom in atoms} - {None}
+        if len(sizes) > 1:
+            an.touch("dynamic", atoms, node)
+            found.append(Atom(None))
+        else:
+            found.append((an.tie_all([Tensor((atom,)) for atom in atoms], node) or (atoms[0],))[0])
+    return tuple(found) if known else None
 
 
 def _either(tensors: Sequence[Tensor], axes: Axes | None) -> Origins | None:
@@ -244,6 +262,21 @@ def list_stack(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
     return Tensor(None if held is None else (Atom(None), *held))
 
 
+def optional(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
+    """Hold one tensor, or none: what a branch of a condition leaves for the gradients."""
+    if len(inputs) > 1:
+        raise Clash
+    element = Element()
+    element.axes = inputs[0].axes if inputs else None
+    return Tensor((), element=element)
+
+
+def taken_out(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
+    """Take the tensor out of what holds one or none."""
+    shape = node.shape("output_shapes", 0)
+    return Tensor(_held(an, node, _element(inputs), 0) or an.fresh(shape))
+
+
 def lstm_cell(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> list[Tensor]:
     """One step of an LSTM, or all: the kernel is [features + units, gates*units]."""
     is_block = node.op.startswith("BlockLSTM")
@@ -336,6 +369,8 @@ RULES: dict[str, Rule] = {
     **for_ops("TensorListFromTensor", list_from),
     **for_ops("TensorListReserve EmptyTensorList", new_list),
     **for_ops("TensorListSetItem TensorListPushBack", list_put),
+    **for_ops("OptionalFromValue OptionalNone", optional),
+    "OptionalGetValue": taken_out,
     "TensorListGetItem": read,
     "TensorListPopBack": list_pop,
     "TensorListStack": list_stack,

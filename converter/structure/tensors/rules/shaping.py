@@ -55,11 +55,13 @@ def reshape(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
         return Tensor(axes, x.cells, x.number)
     if x.number is not None and x.origins is None and not an.is_data(node.inputs[0]):
         # The same number everywhere: which entry becomes which does not matter.
+        an.lengthen(target, axes)
         return Tensor(axes, x.cells, x.number)
     axes = _named(axes, target)
     left = _Side(*_large(x.axes))
     right = _Side(*_large(axes))
     groups: list[tuple[list[int], list[int]]] = []
+    _match_first(an, node, left, right, target, groups)
     for end in (-1, 0):
         _match(an, node, left, right, end, groups)
     if left.axes and right.axes:
@@ -97,6 +99,38 @@ def _named(axes: Axes, target: Tensor) -> Axes:
 def _large(axes: Sequence[Atom]) -> tuple[list[Atom], list[int]]:
     pairs = [(atom, place) for place, atom in enumerate(axes) if size_of(atom) != 1]
     return [atom for atom, _ in pairs], [place for _, place in pairs]
+
+
+def _match_first(
+    an: Analysis,
+    node: Node,
+    left: _Side,
+    right: _Side,
+    target: Tensor,
+    groups: list[tuple[list[int], list[int]]],
+) -> None:
+    """Match the first axis where the first ones were multiplied to get its length."""
+    multiple = target.cells[0].multiple if target.cells else None
+    if multiple is None or not right.places or right.places[0] != 0:
+        return
+    known, count, met = 1, 0, False
+    for atom in left.axes:
+        count += 1
+        size = size_of(atom)
+        if size is not None:
+            known *= size
+        elif met or find(atom) is not find(multiple[0]):
+            return
+        else:
+            met = True
+        if met and known == multiple[1]:
+            break
+    else:
+        return
+    taken = [left.take(0) for _ in range(count)]
+    atom, place = right.take(0)
+    an.tie(product([atom for atom, _ in taken]), atom, node)
+    groups.append(([place for _, place in taken], [place]))
 
 
 def _match(
@@ -329,6 +363,10 @@ def pack(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
     cells = None
     if not axes and len(inputs) <= _MAX_CELLS:
         cells = tuple(tensor.cells[0] if tensor.cells else Cell() for tensor in inputs)
+    elif axis == 0 and sum(len(tensor.cells or ()) for tensor in inputs) <= _MAX_CELLS:
+        # Rows, such as those of how much is padded before and after each axis.
+        rows = [tensor.cells for tensor in inputs if tensor.cells is not None]
+        cells = tuple(cell for row in rows for cell in row) if len(rows) == len(inputs) else None
     origins = _joint(inputs, len(axes))
     if origins is not None:
         origins = (*origins[:axis], NO_ORIGIN, *origins[axis:])

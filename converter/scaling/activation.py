@@ -1,0 +1,342 @@
+"""Layers that are scaled until what they give has a mean absolute value, or a deviation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from converter.activations.file import Key, Measured
+from converter.activations.moments import Moments
+from converter.activations.probes import Probe, find_probes
+from converter.checkpoint import Checkpoint
+from converter.errors import PlanError, UsageError
+from converter.patterns import matching
+from converter.scaling.multiply import Factor, times
+from converter.scaling.outputs import of_output
+from converter.scaling.running import Data, Running
+from converter.scaling.search import PROMISED, Search
+from converter.structure.layers import Layer, layers
+from converter.structure.structure import Structure
+from converter.variable import Array
+
+Of = Literal["mean-abs", "std"]
+Per = Literal["variable", "unit"]
+
+_MAX_ROUNDS = 8
+_MAX_TURNS = 12
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What layers are to give.
+
+    Attributes:
+        target: of the statistic.
+        of: the statistic.
+        per: whether a layer has one factor, or each of its units.
+        floor: what has a smaller statistic is dead, and stays.
+        only: globs of the variables whose layers are meant; none for all.
+    """
+
+    target: float
+    of: Of
+    per: Per
+    floor: float
+    only: tuple[str, ...]
+
+    def statistic(self, moments: Moments) -> Array:
+        """Return the statistic: of shape (), or one for each unit."""
+        if self.of == "mean-abs":
+            found = moments.mean_abs
+            return found if self.per == "unit" else np.asarray(found.mean())
+        found = moments.std
+        return found if self.per == "unit" else np.asarray(np.sqrt(np.mean(found**2)))
+
+
+class Chosen(NamedTuple):
+    """A layer that is scaled.
+
+    Attributes:
+        name: its first variable.
+        layer: what it is.
+        depth: how many others it stands behind, at most.
+        variables: those that are multiplied.
+        probes: the tensors in which it is finished.
+    """
+
+    name: str
+    layer: Layer
+    depth: int
+    variables: tuple[str, ...]
+    probes: tuple[Probe, ...]
+
+
+class Left(NamedTuple):
+    """A layer that stays.
+
+    Attributes:
+        name: its first variable.
+        reason: half a sentence.
+    """
+
+    name: str
+    reason: str
+
+
+def names_of(layer: Layer) -> tuple[str, ...]:
+    """Return the variables of a layer, kernels first."""
+    norm = layer.normalisation
+    own = () if norm is None else (norm.gamma, norm.beta, norm.mean, norm.variance)
+    return (*layer.kernels, *layer.biases, *(name for name in own if name is not None))
+
+
+def choose(
+    checkpoint: Checkpoint, structure: Structure, only: Sequence[str]
+) -> tuple[list[Chosen], list[Left]]:
+    """Return the layers that can be scaled, in the order of the data, and those that cannot.
+
+    Args:
+        checkpoint: the variables, under the names of the graph.
+        structure: their axes.
+        only: globs of the variables whose layers are meant; none for all.
+
+    Raises:
+        InputError: there is no graph.
+        PlanError: a layer that is meant cannot be scaled, or none can.
+        UsageError: a glob fits no variable of a layer.
+    """
+    known = layers(checkpoint)
+    meant = {index for index, layer in enumerate(known) if not only and names_of(layer)}
+    variables = {name: index for index, layer in enumerate(known) for name in names_of(layer)[::-1]}
+    for glob in only:
+        found = matching(glob, variables, "variables of layers")
+        meant |= {i for i, layer in enumerate(known) if set(found) & set(names_of(layer)[:1])}
+        meant |= {variables[name] for name in found}
+    probes, unmeasured = find_probes(checkpoint, structure)
+    chosen: list[Chosen] = []
+    left: list[Left] = []
+    depths: list[int] = []
+    taken: set[str] = set()
+    for index, layer in enumerate(known):
+        before = [s for s in layer.sources if s < index]
+        depths.append(max((depths[s] + (s in meant) for s in before), default=0))
+        if index not in meant:
+            continue
+        name = names_of(layer)[0]
+        reason, scaled = _scaled(checkpoint, structure, layer, taken)
+        finished = {p.finished.tensor for p in layer.places if p.finished is not None}
+        own = tuple(probe for probe in probes if probe.tensor in finished)
+        if reason is None and len({probe.size for probe in own}) != 1:
+            why = (unmeasured.get((variable, "produced")) for variable in names_of(layer))
+            reason = next(filter(None, why), "it is not known in which tensor it is finished")
+        if reason is not None:
+            left.append(Left(name, reason))
+            continue
+        taken |= set(scaled)
+        chosen.append(Chosen(name, layer, depths[index], scaled, own))
+    if left and (only or not chosen):
+        more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
+        raise PlanError(
+            f"{left[0].name}{more}: its layer cannot be scaled: {left[0].reason}; choose others "
+            f"(--activation-scale-only GLOB)"
+        )
+    if not chosen:
+        raise PlanError(f"{checkpoint.path}: its graph tells no layers")
+    return chosen, left
+
+
+def _scaled(
+    checkpoint: Checkpoint, structure: Structure, layer: Layer, taken: Collection[str]
+) -> tuple[str | None, tuple[str, ...]]:
+    """Return why a layer cannot be scaled, or None, and the variables that would be."""
+    for name in names_of(layer):
+        if name not in checkpoint:
+            return f"{name} is not here", ()
+    try:
+        scaled = tuple(of_output(checkpoint, structure, layer, lambda: np.ones(())))
+    except PlanError as error:
+        return str(error), ()
+    for name in scaled:
+        if name in taken:
+            return f"{name} is in another layer, too, which is scaled", ()
+        if not checkpoint[name].dtype.is_float:
+            return f"{name} is {checkpoint[name].dtype}", ()
+    return None, scaled
+
+
+def measured_in(measured: Measured, chosen: Chosen, subject: str) -> Moments:
+    """Return what a file of statistics says of what a layer gives.
+
+    Raises:
+        UsageError: it says nothing.
+    """
+    keys: list[Key] = [(name, "produced") for name in names_of(chosen.layer)]
+    size = chosen.probes[0].size
+    found = next((measured[k] for k in keys if k in measured and measured[k].size == size), None)
+    if found is None:
+        raise UsageError(
+            f"{subject}: it has no statistics of {chosen.name} with {size} units; measure it "
+            f"(convert stats), or choose others (--activation-scale-only GLOB)"
+        )
+    return found
+
+
+def measured_once(
+    checkpoint: Checkpoint, data: Data, chosen: Sequence[Chosen]
+) -> tuple[list[Moments], tuple[str, ...]]:
+    """Run the model once on all data.
+
+    Returns:
+        The moments of what layers give, and what is to be said of the data.
+    """
+    with Running(checkpoint, data, [p for one in chosen for p in one.probes]) as running:
+        return running.measure([one.probes for one in chosen]), running.notes
+
+
+def inverse(moments: Moments, wanted: Wanted) -> tuple[Array, Array, Array]:
+    """Return a statistic, which of it is dead, and the factors that bring it to the target."""
+    if not moments.count:
+        return np.asarray(np.nan), np.asarray(False), np.ones(())
+    statistic = wanted.statistic(moments)
+    dead = statistic < wanted.floor
+    return statistic, dead, np.where(dead, 1.0, wanted.target / np.where(dead, 1.0, statistic))
+
+
+def factors_of(
+    checkpoint: Checkpoint,
+    structure: Structure,
+    chosen: Sequence[Chosen],
+    values: Callable[[int], Array],
+) -> dict[str, list[Factor]]:
+    """Return the factors of variables, by those of what layers give.
+
+    Args:
+        checkpoint: the variables.
+        structure: their axes.
+        chosen: the layers.
+        values: gives the factors of a layer by its place among these.
+    """
+    found: dict[str, list[Factor]] = {}
+    for index, one in enumerate(chosen):
+        for name, factor in of_output(
+            checkpoint, structure, one.layer, partial(values, index)
+        ).items():
+            found.setdefault(name, []).append(factor)
+    return found
+
+
+class Sequential:
+    """Finds the factors of layers, each measured with those before it scaled.
+
+    Layers of the same depth are measured together. Where a layer takes what is made of itself, or
+    its activation function is not homogeneous, it is measured again until it is there; and all of
+    them are gone through again where what came later has moved one.
+
+    References:
+        Mishkin and Matas, All you need is a good init, 2016.
+
+    Args:
+        checkpoint: the variables, under the names of the graph.
+        structure: their axes.
+        chosen: the layers.
+        wanted: what they are to give.
+
+    Attributes:
+        searches: what was found of each layer.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        structure: Structure,
+        chosen: Sequence[Chosen],
+        wanted: Wanted,
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._chosen = chosen
+        self._wanted = wanted
+        self.searches = [
+            Search(wanted.target, wanted.floor, is_proportional=_is_proportional(one.layer))
+            for one in chosen
+        ]
+        self._factors = factors_of(
+            checkpoint, structure, chosen, lambda index: self.searches[index].factors
+        )
+
+    def find(self, data: Data) -> tuple[str, ...]:
+        """Run the model until all layers are there, or are known not to get there.
+
+        Returns:
+            What is to be said of the data.
+        """
+        every = list(range(len(self._chosen)))
+        with Running(self._checkpoint, data, [p for c in self._chosen for p in c.probes]) as run:
+            self._see(run, every)
+            for number in range(_MAX_ROUNDS):
+                off = self._off()
+                if not off:
+                    break
+                for level in self._levels(off if number else every):
+                    self._settle(run, level)
+                self._see(run, every)
+            return run.notes
+
+    def _off(self) -> list[int]:
+        return [index for index, search in enumerate(self.searches) if search.is_off]
+
+    def _levels(self, wanted: Sequence[int]) -> Iterator[list[int]]:
+        """Yield the layers of each depth that has one which is wanted."""
+        for depth in sorted({self._chosen[index].depth for index in wanted}):
+            yield [i for i, one in enumerate(self._chosen) if one.depth == depth]
+
+    def _settle(self, run: Running, level: Sequence[int]) -> None:
+        for index in level:
+            self.searches[index].again()
+        waiting = [i for i in level if not self.searches[i].is_done.all()]
+        for _ in range(_MAX_TURNS):
+            if not waiting:
+                break
+            # What is not run is never found.
+            found = dict(self._measured(run, waiting))
+            for index, statistic in found.items():
+                self.searches[index].tell(statistic)
+            self._assign(run, list(found))
+            waiting = [i for i in found if not self.searches[i].is_done.all()]
+        for index in waiting:
+            self.searches[index].settle()
+        self._assign(run, waiting)
+
+    def _see(self, run: Running, level: Sequence[int]) -> None:
+        for index, statistic in self._measured(run, level):
+            self.searches[index].see(statistic)
+
+    def _measured(self, run: Running, level: Sequence[int]) -> Iterator[tuple[int, Array]]:
+        groups = [self._chosen[index].probes for index in level]
+        for index, moments in zip(level, run.measure(groups), strict=True):
+            # What was not run has no statistic, and stays.
+            if moments.count:
+                yield index, self._wanted.statistic(moments)
+
+    def _assign(self, run: Running, level: Sequence[int]) -> None:
+        run.assign(
+            {
+                name: times(self._checkpoint[name], self._factors[name])
+                for index in level
+                for name in self._chosen[index].variables
+            }
+        )
+
+
+def _is_proportional(layer: Layer) -> bool:
+    is_homogeneous = layer.activation is None or layer.activation.is_homogeneous
+    return is_homogeneous and layer.kind != "recurrent"
+
+
+def is_at(statistic: Array, target: float) -> Array:
+    """Tell which statistics are as near to the target as is promised."""
+    found: Array = np.abs(statistic / target - 1) <= PROMISED
+    return found

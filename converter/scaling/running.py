@@ -1,0 +1,173 @@
+"""A model that is run on the same data again and again, while its variables change.
+
+Strategies before may have renamed what the graph calls otherwise: it is run under the names of the
+graph, and what comes of it is called as they left it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from converter.activations.data import batches, cut, open_data
+from converter.activations.measure import Pool, gather
+from converter.activations.moments import Moments
+from converter.activations.probes import Probe
+from converter.activations.run import Batch, Question, Run, open_inputs
+from converter.checkpoint import Checkpoint
+from converter.closing import Closing
+from converter.errors import PlanError, UsageError
+from converter.variable import Variable
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a model is run on.
+
+    Attributes:
+        paths: files or directories of them.
+        rows: of a batch; None for what the graph fixes.
+        question: what is run.
+    """
+
+    paths: tuple[Path, ...]
+    rows: int | None = None
+    question: Question = field(default_factory=Question)
+
+    def check(self) -> None:
+        """Refuse what can be refused without running anything.
+
+        Raises:
+            UsageError: a path is missing or no such file, or TensorFlow is not installed.
+            InputError: a file is unreadable or damaged.
+        """
+        open_data(self.paths)
+        if importlib.util.find_spec("tensorflow") is None:
+            raise UsageError(
+                "running a graph needs TensorFlow, which is not installed; pip install "
+                "'ckpt-converter[tensorflow]'"
+            )
+
+
+class Named(Mapping[str, Variable]):
+    """A checkpoint with the names that the graph has for its variables.
+
+    Attributes:
+        checkpoint: under these names.
+
+    Args:
+        checkpoint: what strategies made.
+
+    Raises:
+        PlanError: a variable has another shape than in the graph, or is made of several.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        source = checkpoint
+        while source.origin is not None:
+            source = source.origin.checkpoint
+        self._now: dict[str, str] = {}
+        for name, variable in checkpoint.items():
+            olds = [old for old in variable.sources if old in source] or [name]
+            if len(olds) > 1:
+                raise _elsewhere(f"{name}: it is made of {len(olds)} variables")
+            (old,) = olds
+            if old in source and source[old].shape != variable.shape:
+                raise _elsewhere(
+                    f"{name}: it is {list(variable.shape)}, and {list(source[old].shape)}"
+                )
+            if self._now.setdefault(old, name) != name:
+                raise _elsewhere(f"{self._now[old]} and {name} are made of {old}")
+        self.checkpoint = checkpoint
+        if any(old != name for old, name in self._now.items()):
+            pairs = self._now.items()
+            self.checkpoint = source.derive(checkpoint[name].rename(old) for old, name in pairs)
+
+    def __getitem__(self, name: str) -> Variable:
+        return self.checkpoint[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.checkpoint)
+
+    def __len__(self) -> int:
+        return len(self.checkpoint)
+
+    def called(self, name: str) -> str:
+        """Return what a variable of the graph is called now."""
+        return self._now.get(name, name)
+
+    def renamed(self, variables: Iterable[Variable]) -> Iterator[Variable]:
+        """Give variables under the names that they have now."""
+        for variable in variables:
+            now = self.called(variable.name)
+            yield variable if now == variable.name else variable.rename(now)
+
+
+def _elsewhere(what: str) -> PlanError:
+    return PlanError(
+        f"{what} in the graph, which is to be run on data; write it with its graph first (--to "
+        "tf), and do this to the output in a second command"
+    )
+
+
+class Running(Closing):
+    """A model in one session, ready to be run on all data.
+
+    It is a context manager, which frees what it holds.
+
+    Args:
+        checkpoint: with a graph, under its names.
+        data: what it is run on.
+        probes: all that will be measured.
+
+    Attributes:
+        passes: how often it was run on all data.
+
+    Raises:
+        InputError: a variable is missing, or a file is damaged.
+        UsageError: TensorFlow is not installed; an input is missing or does not fit; no data.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, data: Data, probes: Sequence[Probe]) -> None:
+        self._files = open_data(data.paths)
+        self._cut = cut(self._files, open_inputs(checkpoint, data.question), data.rows)
+        first = next(self._batches(), None)
+        if first is None:
+            raise UsageError(f"{data.question.where}: it holds no data")
+        self._run = Run(checkpoint, first, probes, data.question)
+        self.passes = 0
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said of the data and of what is run, one line each."""
+        return (*self._cut.notes, *self._run.forward.notes)
+
+    def close(self) -> None:
+        """Free what it holds."""
+        self._run.close()
+
+    def assign(self, variables: Mapping[str, Variable]) -> None:
+        """Give variables other values."""
+        self._run.assign(variables)
+
+    def measure(self, groups: Sequence[Sequence[Probe]]) -> list[Moments]:
+        """Run all data, and return the moments of each group of probes.
+
+        Their count is 0 where nothing of it was run.
+
+        Raises:
+            RunError: the graph does not run.
+            ConverterError: an activation is NaN or infinite.
+        """
+        pools = [
+            Pool(probes[0].for_, Moments.of(probes[0].size), list(probes)) for probes in groups
+        ]
+        gather(self._run, pools, self._batches())
+        self.passes += 1
+        return [pool.moments for pool in pools]
+
+    def _batches(self) -> Iterator[Batch]:
+        found = self._cut
+        return batches(self._files, found.name, found.rows, keep_rest=found.keep_rest)

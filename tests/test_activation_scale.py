@@ -1,0 +1,513 @@
+"""Layers that are scaled to what they give on data, and batch statistics measured again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pytest
+from command_line import run as run_command
+from converter_plugins.activation_scale import ActivationScale
+from converter_plugins.recalibrate_batchnorm import RecalibrateBatchnorm
+from converter_plugins.rename import Rename
+from converter_plugins.truncate import Truncate
+from nets import N, Net, hidden
+
+from converter import (
+    Array,
+    Checkpoint,
+    ConverterError,
+    PlanError,
+    Strategy,
+    UsageError,
+    Variable,
+    convert,
+    open_checkpoint,
+)
+from converter.activations.file import Key, Measured, write_measured
+from converter.activations.measure import measure
+from converter.activations.moments import Moments
+from converter.activations.run import Question
+from converter.pipeline import run
+from converter.plan import make_plan
+from converter.scaling.search import Search
+from converter.target import parse_target
+
+DATA = Path("tests/data")
+
+
+# --- the search ---
+
+
+def searched(
+    give: Callable[[Array], Array], target: float, *, is_proportional: bool = False
+) -> tuple[Search, int]:
+    """Return a search that has ended, and how often it measured."""
+    search = Search(target, 1e-6, is_proportional=is_proportional)
+    search.see(give(np.asarray(1.0)))
+    for turn in range(20):
+        if search.is_done.all():
+            return search, turn
+        search.tell(give(search.factors))
+    raise AssertionError(search.factors)
+
+
+@pytest.mark.parametrize("target", [0.01, 0.3, 1.0, 40.0])
+def test_a_multiple_needs_one_measurement(target: float) -> None:
+    slopes = np.array([0.2, 3.0, 700.0])
+    search, turns = searched(lambda s: slopes * s, target, is_proportional=True)
+    assert turns == 1
+    assert search.factors == pytest.approx(target / slopes)
+
+
+@pytest.mark.parametrize(
+    "give",
+    [
+        lambda s: np.tanh(0.2 * s),
+        lambda s: 1 / (1 + np.exp(-0.5 * s)),
+        lambda s: np.sqrt(0.3 + s**2),
+        lambda s: s**0.3,
+        lambda s: np.minimum(s, 6) ** 3,
+    ],
+    ids=["tanh", "sigmoid", "with an offset", "slow", "fast, and bounded"],
+)
+def test_a_rising_function_is_followed_to_the_target(give: Callable[[Array], Array]) -> None:
+    search, _ = searched(give, 0.7)
+    assert float(give(search.factors)) == pytest.approx(0.7, rel=0.002)
+    assert not search.is_stuck.any()
+
+
+def test_a_target_that_nothing_reaches_is_given_up_where_little_moves() -> None:
+    search, turns = searched(lambda s: np.tanh(0.5 * s), 1.5)
+    assert search.is_stuck
+    assert not search.is_off
+    assert turns < 8
+    reached = float(np.tanh(0.5 * search.factors))
+    assert 0.9 < reached <= 1
+    assert search.factors < 200
+
+
+def test_dead_units_stay_and_others_go_on() -> None:
+    slopes = np.array([0.0, 2.0, 1e-8, 0.5])
+    search, _ = searched(lambda s: slopes * s, 1.0)
+    assert search.dead.tolist() == [True, False, True, False]
+    assert search.factors == pytest.approx([1, 0.5, 1, 2], rel=0.003)
+
+
+# --- with a file of statistics, which needs no TensorFlow ---
+
+
+def relu() -> Net:
+    net = Net()
+    hidden("Relu")(net)
+    return net
+
+
+def of(rows: Array) -> Moments:
+    moments = Moments.of(rows.shape[1])
+    moments.add(rows)
+    return moments
+
+
+def given(net: Net) -> dict[str, Array]:
+    """Return what the layers give."""
+    v = net.values
+    h = np.maximum(net.feeds["x"] @ v["h/w"] + v["h/b"], 0)
+    return {"h": h, "out": h @ v["out/w"] + v["out/b"]}
+
+
+def statistics(path: Path, rows: dict[str, Array]) -> Path:
+    measured = Measured({(f"{n}/w", "produced"): of(r) for n, r in rows.items()}, {}, 1)
+    return write_measured(path / "s.safetensors", measured)
+
+
+def made(checkpoint: Checkpoint, strategy: Strategy) -> dict[str, Array]:
+    return {v.name: v.read() for v in strategy.apply(checkpoint)}
+
+
+def test_once_divides_each_layer_by_what_it_gave(tmp_path: Path) -> None:
+    net = relu()
+    rows = given(net)
+    file = statistics(tmp_path, rows)
+    strategy = ActivationScale(statistics=file, method="once", target=2.0)
+    checkpoint = net.checkpoint()
+    values = made(checkpoint, strategy)
+    for name, found in rows.items():
+        factor = 2 / np.abs(found).mean(0).mean()
+        assert values[f"{name}/w"] == pytest.approx(net.values[f"{name}/w"] * factor)
+        assert values[f"{name}/b"] == pytest.approx(net.values[f"{name}/b"] * factor)
+    (note,) = strategy.notes(checkpoint)
+    assert note.startswith("changes the outputs")
+    found_lines = list(strategy.findings(checkpoint))
+    mean = np.abs(rows["h"]).mean(0).mean()
+    assert found_lines[0] == f"h/w: mean |a| {mean:.4g}, times {2 / mean:.4g}"
+
+
+@pytest.mark.parametrize("of_", ["mean-abs", "std"])
+@pytest.mark.parametrize("per", ["variable", "unit"])
+def test_paired_keeps_the_outputs(
+    tmp_path: Path, of_: Literal["mean-abs", "std"], per: Literal["variable", "unit"]
+) -> None:
+    net = relu()
+    rows = given(net)
+    rows["h"][:, 1] = 0  # a dead unit
+    file = statistics(tmp_path, rows)
+    strategy = ActivationScale(statistics=file, method="paired", of=of_, per=per)
+    checkpoint = net.checkpoint()
+    values = made(checkpoint, strategy)
+    assert net.run(values) == pytest.approx(net.run(net.values), rel=1e-9)
+    units = np.abs(rows["h"]).mean(0) if of_ == "mean-abs" else rows["h"].std(0)
+    whole = units.mean() if of_ == "mean-abs" else np.sqrt((units**2).mean())
+    wanted = 1 / whole if per == "variable" else np.where(units > 0, 1 / np.maximum(units, 1e-9), 1)
+    assert values["h/w"] / net.values["h/w"] == pytest.approx(np.broadcast_to(wanted, (4, N)))
+    assert values["out/w"] / net.values["out/w"] == pytest.approx(
+        np.broadcast_to(1 / np.broadcast_to(wanted, N)[:, None], (N, 3))
+    )
+    assert np.array_equal(values["out/b"], net.values["out/b"])
+    notes = list(strategy.notes(checkpoint))
+    assert notes[0].startswith("keeps the outputs")
+    assert notes[1].startswith("the layer of out/w stays: out: ")
+    (line,) = strategy.findings(checkpoint)
+    assert line.endswith("; 1 of 6 units are below the floor 1e-06 and stay") == (per == "unit")
+
+
+def test_nothing_is_found_before_a_value_is_asked_for(tmp_path: Path) -> None:
+    net = relu()
+    strategy = ActivationScale(statistics=statistics(tmp_path, given(net)), method="once")
+    plan = make_plan(net.checkpoint(), [strategy])
+    assert plan.findings() == ()
+    plan.result["h/b"].read()
+    assert [line.partition(": mean")[0] for line in plan.findings()] == [
+        "activation-scale: h/w",
+        "activation-scale: out/w",
+    ]
+
+
+@dataclass(frozen=True)
+class Broken(Strategy):
+    """Find nothing, and raise."""
+
+    name: ClassVar[str] = "broken"
+
+    def findings(self, checkpoint: Checkpoint) -> Iterator[str]:
+        yield f"{len(checkpoint)} variables"
+        raise RuntimeError("no more")
+
+
+def test_what_findings_raise_is_told_with_the_strategy(tmp_path: Path) -> None:
+    source = tmp_path / "a.safetensors"
+    net = relu()
+    target = parse_target(source, name="a", to=None, shard_size=None)
+    run(make_plan(net.checkpoint(), [], target))
+    with pytest.raises(ConverterError, match="broken: the strategy raised RuntimeError: no more"):
+        convert(source, tmp_path / "b.safetensors", [Broken()])
+    assert not (tmp_path / "b.safetensors").exists()
+
+
+def test_only_some_layers(tmp_path: Path) -> None:
+    net = relu()
+    file = statistics(tmp_path, given(net))
+    one = ActivationScale(statistics=file, method="once", only=("out/*",))
+    values = made(net.checkpoint(), one)
+    assert np.array_equal(values["h/w"], net.values["h/w"])
+    assert not np.array_equal(values["out/w"], net.values["out/w"])
+    with pytest.raises(PlanError, match=r"out/w: nothing can undo a factor .*: out: "):
+        made(
+            net.checkpoint(),
+            ActivationScale(statistics=file, method="paired", only=("out/w",)),
+        )
+    with pytest.raises(UsageError, match="fits none of the 4 variables of layers"):
+        made(net.checkpoint(), ActivationScale(statistics=file, method="once", only=("no",)))
+
+
+def test_a_file_that_says_nothing_of_a_layer(tmp_path: Path) -> None:
+    net = relu()
+    file = statistics(tmp_path, {"h": given(net)["h"]})
+    with pytest.raises(UsageError, match="it has no statistics of out/w with 3 units"):
+        made(net.checkpoint(), ActivationScale(statistics=file, method="once"))
+
+
+def test_a_kernel_that_is_in_two_layers_is_scaled_once(tmp_path: Path) -> None:
+    net = Net()
+    table = net.variable("table", 7, N)
+    h = net.op("Gather", table, net.ids())
+    net.op("MatMul", net.dense(h, "h", N, N), table, transpose_b=True)
+    rng = np.random.default_rng(0)
+    rows: dict[Key, Moments] = {("table", "produced"): of(rng.normal(size=(9, N)))}
+    rows["h/w", "produced"] = of(rng.normal(size=(9, N)))
+    file = write_measured(tmp_path / "s.safetensors", Measured(rows, {}, 1))
+    strategy = ActivationScale(statistics=file, method="once")
+    checkpoint = net.checkpoint()
+    values = made(checkpoint, strategy)
+    factor = 1 / rows["table", "produced"].mean_abs.mean()
+    assert values["table"] == pytest.approx(net.values["table"] * factor)
+    notes = list(strategy.notes(checkpoint))
+    assert notes[1] == ("the layer of table stays: table is in another layer, too, which is scaled")
+
+
+def test_what_the_graph_has_in_another_size_is_refused(tmp_path: Path) -> None:
+    net = relu()
+    file = statistics(tmp_path, given(net))
+    with pytest.raises(PlanError, match=r"is \[.*4\], and \[.*6\] in the graph, which is to be"):
+        make_plan(
+            net.checkpoint(),
+            [Truncate(resize={"h": 4}), ActivationScale(statistics=file, method="once")],
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "data or statistics are needed"),
+        ({"data": (Path("x.npz"),), "statistics": Path("s")}, "data or statistics are needed"),
+        ({"statistics": Path("s")}, "sequential measures each layer anew"),
+        ({"data": (Path("x.npz"),), "target": 0.0}, "target must be a positive number"),
+        ({"data": (Path("x.npz"),), "floor": float("nan")}, "floor must be a positive number"),
+        ({"data": (Path("x.npz"),), "batch_size": 0}, "batch_size must be positive"),
+    ],
+)
+def test_options_that_cannot_be(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        ActivationScale(**options)
+
+
+def test_data_that_are_not_there_are_refused_with_the_plan(tmp_path: Path) -> None:
+    net = relu()
+    missing = (tmp_path / "x.npz",)
+    with pytest.raises(UsageError, match="there is no such file"):
+        make_plan(net.checkpoint(), [ActivationScale(data=missing)])
+    with pytest.raises(PlanError, match="it has no batch normalisation"):
+        make_plan(net.checkpoint(), [RecalibrateBatchnorm(data=missing)])
+    with pytest.raises(UsageError, match="data are needed"):
+        RecalibrateBatchnorm()
+
+
+# --- on running models ---
+
+
+def case(name: str, tmp_path: Path) -> tuple[Path, dict[str, Array], tuple[str, ...]]:
+    """Return a model, a file of its data made beside the output, and what is fed."""
+    directory = DATA / name
+    io = json.loads((directory / "case.json").read_text())["io"]
+    arrays = np.load(directory / "io.npz")
+    batch = {entry["tensor"]: arrays[key] for key, entry in io["inputs"].items()}
+    named: dict[str, Any] = batch
+    np.savez(tmp_path / "x.npz", **named)
+    feeds = tuple(f"{key}={json.dumps(value)}" for key, value in io["feeds"].items())
+    return next(directory.glob("*.index")), batch, feeds
+
+
+REACHED = {
+    "tf115_v2_convbn_ema": 1.0,
+    "tf14_v2_charlm_lstm_ema": 0.8,
+    "tf115_v2_bert_mini": 0.7,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REACHED)
+@pytest.mark.parametrize("per", ["variable", "unit"])
+def test_sequential_brings_every_layer_to_the_target(
+    name: str, per: Literal["variable", "unit"], tmp_path: Path
+) -> None:
+    """Convolutions with batch normalisations, the gates of a loop, attention: measured again."""
+    source, batch, feeds = case(name, tmp_path)
+    target = REACHED[name]
+    strategy = ActivationScale(
+        data=(tmp_path / "x.npz",), feed=feeds, target=target, per=per, batch_size=2
+    )
+    if "bert" in name and per == "unit":
+        # Units that a few data saturate, or leave dead, have no such factor.
+        strategy = ActivationScale(
+            data=(tmp_path / "x.npz",), feed=feeds, target=target, per=per, only=("*LayerNorm*",)
+        )
+    result = convert(source, tmp_path / "out", [strategy], to="tf")
+    told = [line.split(": ")[1] for line in result.found if ": mean |a| " in line]
+    assert len(told) == len(set(told)) >= 3
+    after = measure(open_checkpoint(result.output), [batch], question=Question(feeds))
+    for variable in told:
+        found = after[variable, "produced"].mean_abs
+        found = found if per == "unit" else found.mean(keepdims=True)
+        assert found == pytest.approx(np.full(found.shape, target), rel=0.01), variable
+    assert "no factor" not in " ".join(result.found)
+
+
+@pytest.mark.slow
+def test_a_loop_that_takes_what_it_makes_and_a_target_out_of_reach(tmp_path: Path) -> None:
+    source, batch, feeds = case("tf012_v2_gru_seqlen", tmp_path)
+
+    def found(target: float) -> tuple[dict[str, float], dict[str, str]]:
+        strategy = ActivationScale(data=(tmp_path / "x.npz",), feed=feeds, target=target)
+        result = convert(source, tmp_path / "out", [strategy], to="tf", force=True)
+        measured = measure(open_checkpoint(result.output), [batch], question=Question(feeds))
+        lines = dict(line.split(": ", 2)[1:] for line in result.found if ": mean |a| " in line)
+        return {n: float(measured[n, "produced"].mean_abs.mean()) for n in lines}, lines
+
+    reached, _ = found(0.6)
+    assert list(reached.values()) == pytest.approx([0.6] * 3, rel=0.01)
+    reached, lines = found(1.0)
+    gates, candidate, head = reached
+    assert (reached[gates], reached[head]) == pytest.approx((1.0, 1.0), rel=0.01)
+    assert 0.9 < reached[candidate] < 0.99
+    assert lines[candidate].endswith("; no factor was found that brings it to 1")
+
+
+@pytest.mark.slow
+def test_paired_on_a_running_model_under_other_names(tmp_path: Path) -> None:
+    source, batch, feeds = case("tf115_v2_convbn_ema", tmp_path)
+    data = (tmp_path / "x.npz",)
+    rename = Rename(rename={r"conv1/(.*)": r"first/\1"})
+    scale = ActivationScale(data=data, feed=feeds, method="paired", per="unit")
+    result = convert(source, tmp_path / "out", [rename, scale], to="tf")
+    assert any(line.startswith("activation-scale: first/kernel: ") for line in result.found)
+    question = Question(feeds)
+    before = measure(open_checkpoint(source), [batch], question=question)
+    after = measure(open_checkpoint(result.output), [batch], question=question)
+    found = after["first/kernel", "produced"].mean_abs
+    assert found == pytest.approx(np.ones(found.shape), rel=1e-4)
+    same = before["logits/kernel", "produced"]
+    assert after["logits/kernel", "produced"].mean == pytest.approx(same.mean, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_data_that_do_not_fit_leave_no_output(tmp_path: Path) -> None:
+    source, _, _ = case("tf115_v2_convbn_ema", tmp_path)
+    np.savez(tmp_path / "y.npz", pictures=np.zeros((2, 8, 8, 2), "f4"))
+    for strategy in (
+        ActivationScale(data=(tmp_path / "y.npz",)),
+        RecalibrateBatchnorm(data=(tmp_path / "y.npz",)),
+    ):
+        with pytest.raises(UsageError, match=r"y\.npz: .*pictures"):
+            convert(source, tmp_path / "out.safetensors", [strategy])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.npz", "y.npz"]
+
+
+@pytest.mark.slow
+def test_what_was_found_is_printed(tmp_path: Path) -> None:
+    source, _, _ = case("tf115_v2_convbn_ema", tmp_path)
+    command = ["ckpt", str(source), "--plugin", "activation-scale", "--activation-scale-data"]
+    command += [str(tmp_path / "x.npz"), "--activation-scale-only", "conv*"]
+    shown = run_command(*command, "-o", str(tmp_path / "a.safetensors"))
+    assert "found   activation-scale: conv1/kernel: mean |a| 0.3352 -> 1, times 2.984" in (
+        shown.output
+    )
+    shown = run_command(*command, "-o", str(tmp_path / "b.safetensors"), "--json")
+    report = json.loads(shown.stdout)
+    found = [line for line in report["result"]["found"] if ": mean |a| " in line]
+    assert [line.split(": ")[1] for line in found] == [
+        "conv1/kernel",
+        "conv2/kernel",
+    ]
+
+
+# --- batch statistics ---
+
+
+def normalised(tf: Any, *, is_training: bool, is_fused: bool) -> list[tuple[Any, Any]]:
+    """Build three layers, the third of which takes the first, too; return moments of batches."""
+    moments = []
+    layer = tf.placeholder("float32", [None, 6, 6, 3], "x")
+    first = None
+    for number, units in enumerate((4, 5, 4)):
+        with tf.variable_scope(f"l{number}"):
+            normal = tf.random_normal_initializer(stddev=0.5, seed=number)
+            kernel = tf.get_variable("kernel", [3, 3, layer.shape[-1], units], initializer=normal)
+            layer = tf.nn.conv2d(layer, kernel, [1, 1, 1, 1], "SAME")
+            layer = layer if number < 2 else layer + first
+            gamma, beta, mean, variance = (
+                tf.get_variable(name, [units], initializer=start)
+                for name, start in (
+                    ("gamma", tf.random_uniform_initializer(0.5, 1.5, seed=number)),
+                    ("beta", normal),
+                    ("moving_mean", tf.zeros_initializer()),
+                    ("moving_variance", tf.ones_initializer()),
+                )
+            )
+            if is_fused:
+                stored = () if is_training else (mean, variance)
+                layer, *found = tf.nn.fused_batch_norm(
+                    layer, gamma, beta, *stored, epsilon=1e-3, is_training=is_training
+                )
+            else:
+                found = tf.nn.moments(layer, [0, 1, 2]) if is_training else (mean, variance)
+                layer = tf.nn.batch_normalization(layer, *found, beta, gamma, 1e-3)
+            moments.append(tuple(found))
+            layer = tf.nn.relu(layer)
+            first = layer if number == 0 else first
+    tf.identity(layer, "out")
+    return moments
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_fused", [True, False])
+def test_recalibrated_as_training_does_on_one_batch(is_fused: bool, tmp_path: Path) -> None:
+    """A fused op stores an estimate of the variance, by one less than it has counted."""
+    tf = pytest.importorskip("tensorflow").compat.v1
+    values = np.random.default_rng(0).normal(size=(7, 6, 6, 3)).astype("f4")
+    np.savez(tmp_path / "x.npz", x=values)
+    wanted = []
+    for is_training in (False, True):
+        with tf.Graph().as_default(), tf.Session() as session:
+            tf.set_random_seed(0)
+            moments = normalised(tf, is_training=is_training, is_fused=is_fused)
+            session.run(tf.global_variables_initializer())
+            if is_training:
+                tf.train.Saver().restore(session, str(tmp_path / "model"))
+                wanted = session.run(moments, {"x:0": values})
+            else:
+                tf.train.Saver().save(session, str(tmp_path / "model"))
+    strategy = RecalibrateBatchnorm(data=(tmp_path / "x.npz",), batch_size=3)
+    result = convert(tmp_path / "model", tmp_path / "out.safetensors", [strategy])
+    found = open_checkpoint(result.output)
+    for number, (mean, variance) in enumerate(wanted):
+        assert found[f"l{number}/moving_mean"].read() == pytest.approx(mean, rel=1e-4, abs=1e-5)
+        stored = found[f"l{number}/moving_variance"].read()
+        assert stored == pytest.approx(variance, rel=1e-5)
+    assert [line.split(":")[1] for line in result.found] == [f" l{i}/moving_mean" for i in range(3)]
+    assert result.plan.notes[0].endswith("moments of the data, which are run 3 times")
+    one = RecalibrateBatchnorm(data=(tmp_path / "x.npz",), only=("l1/*",))
+    result = convert(tmp_path / "model", tmp_path / "one.safetensors", [one])
+    found = open_checkpoint(result.output)
+    assert (found["l0/moving_mean"].read() == 0).all()
+    assert (found["l1/moving_mean"].read() != 0).all()
+
+
+@pytest.mark.slow
+def test_recalibrating_mends_what_scaling_has_made_stale(tmp_path: Path) -> None:
+    """Of kernels by their names nothing follows; what they give is as before behind the moments."""
+    from converter_plugins.scale import Scale
+
+    source, batch, feeds = case("tf115_v2_convbn_ema", tmp_path)
+    data = RecalibrateBatchnorm(data=(tmp_path / "x.npz",), feed=feeds)
+    plain = convert(source, tmp_path / "plain", [data], to="tf")
+    scaled = convert(
+        source, tmp_path / "scaled", [Scale(scale={"conv1/kernel": 4.0}), data], to="tf"
+    )
+    name = "conv1/kernel", "produced"
+    found = [
+        measure(open_checkpoint(r.output), [batch], question=Question(feeds))[name]  # type: ignore[index]
+        for r in (plain, scaled)
+    ]
+    # But for the epsilon.
+    assert found[1].mean_abs == pytest.approx(found[0].mean_abs, rel=0.02)
+
+
+def test_variables_that_follow_the_graph_by_their_sources() -> None:
+    """What was made of several variables is not the graph's any more."""
+    from converter.scaling.running import Named
+
+    source = Checkpoint(Variable.from_array(n, np.ones(2)) for n in ("a", "b"))
+    opened = Checkpoint(
+        [Variable(v.name, v.dtype, v.shape, v.load, (v.name,)) for v in source.values()]
+    )
+    swapped = opened.derive([opened["a"].rename("b"), opened["b"].rename("a")])
+    named = Named(swapped)
+    assert named.called("a") == "b"
+    assert [v.name for v in named.renamed(named.checkpoint.values())] == ["b", "a"]
+    twice = opened.derive([opened["a"], opened["a"].rename("c")])
+    with pytest.raises(PlanError, match="a and c are made of a in the graph"):
+        Named(twice)
