@@ -357,10 +357,10 @@ def test_new_zeros_that_are_summed_or_looked_up_learn() -> None:
     assert not m.structure().widths["table/vocabulary"].stays_zero
 
 
-def test_zeros_stay_zero_in_a_depthwise_convolution() -> None:
+def test_zeros_of_a_depthwise_kernel_make_zeros_of_anything() -> None:
     m = Model()
     h = m.op("Conv2D", m.input(3, 5, 5, N), m.variable("a/w", 1, 1, N, N))
-    h = m.op("DepthwiseConv2dNative", h, m.variable("depth/w", 3, 3, N, 1))
+    h = m.op("DepthwiseConv2dNative", m.op("Cosh", h), m.variable("depth/w", 3, 3, N, 1))
     m.op("Conv2D", h, m.variable("out/w", 1, 1, N, N))
     widths = m.structure().widths
     assert widths["a"].stays_zero
@@ -389,3 +389,11 @@ def test_new_gains_are_one_but_those_of_peepholes(name: str, growth: str) -> Non
         return m.op("Log", m.op("Mul", m.op("Sigmoid", x), m.variable(name, N)))
 
     assert grows(build) == growth
+
+
+def test_a_mean_of_a_variable_counts_its_units() -> None:
+    def build(m: Model, x: str) -> str:
+        gain = m.variable("gain", N)
+        return m.op("Mul", m.op("Mul", x, gain), m.op("Mean", gain, m.constant([0])))
+
+    assert grows(build) == "none"

@@ -320,7 +320,7 @@ def _truth(graph: Graph, source: Tensor, decided: Mapping[Tensor, bool]) -> bool
         node = graph.nodes.get(source.node)
         if source in decided:
             return decided[source] != negated
-        if node is None or node.op != "LogicalNot":
+        if node is None or node.op != "LogicalNot" or not node.sources:
             break
         source, negated = node.sources[0], not negated
     value = graph.constant(source)

@@ -61,6 +61,7 @@ _RATE = re.compile(r"drop(out)?_?(rate|prob)|prob_?drop")
 
 _MAX_SOURCES = 200
 _MAX_VISITED = 20_000
+_MAX_STEPS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,13 +167,15 @@ def _kept(found: Input, keeps: bool, why: str) -> Input:
 def probability_root(graph: Graph, dropout: Dropout) -> tuple[Tensor, bool]:
     """Return where the probability of a dropout comes from, and whether it is that of keeping."""
     source, keeps = graph.origin(dropout.probability), dropout.keeps
-    node = graph.nodes.get(source.node)
-    while node is not None and node.op == "Sub" and len(node.sources) == 2:
+    # In a damaged graph they may be taken off one in a circle.
+    for _ in range(_MAX_STEPS):
+        node = graph.nodes.get(source.node)
+        if node is None or node.op != "Sub" or len(node.sources) != 2:
+            break
         one = graph.constant(node.sources[0])
-        if one is None or one.shape != () or float(one) != 1:
+        if one is None or one.shape != () or one.dtype.kind not in "iuf" or float(one) != 1:
             break
         source, keeps = graph.origin(node.sources[1]), not keeps
-        node = graph.nodes.get(source.node)
     return source, keeps
 
 
@@ -237,9 +240,9 @@ def _note(graph: Graph, user: Node, now: Tensor, offset: int, parted: bool, uses
             uses.lows.append(-offset)
         return True
     if user.op == "OneHot" and place == 0:
-        depth = graph.constant(user.sources[1])
-        if depth is not None and depth.shape == ():
-            uses.limits.append(int(depth) - offset)
+        depth = _integer(graph, user, 1)
+        if depth is not None:
+            uses.limits.append(depth - offset)
             uses.lows.append(-offset)
         return True
     if user.op in ("ReverseSequence", "CTCLoss") and place > 0:
@@ -259,10 +262,17 @@ def _note(graph: Graph, user: Node, now: Tensor, offset: int, parted: bool, uses
     return False
 
 
+def _integer(graph: Graph, node: Node, place: int) -> int | None:
+    """Return the first integer of a constant that a node takes; None where it takes none there."""
+    value = graph.constant(node.sources[place]) if place < len(node.sources) else None
+    if value is None or value.dtype.kind not in "iu" or not value.size:
+        return None
+    return int(value.reshape(-1)[0])
+
+
 def _rows(graph: Graph, lookup: Node) -> int | None:
     """Return the size of the axis in which a lookup looks."""
-    axis = graph.constant(lookup.sources[2]) if len(lookup.sources) > 2 else 0
-    at = int(axis) if axis is not None and getattr(axis, "shape", ()) == () else 0
+    at = _integer(graph, lookup, 2) or 0
     rows = _size(graph, lookup.sources[0], at)
     if rows is not None or at != 0:
         return rows
@@ -288,8 +298,7 @@ def _joined_rows(graph: Graph, table: Tensor) -> int | None:
     node = graph.nodes.get(graph.origin(table).node)
     if node is None or node.op != "ConcatV2" or len(node.sources) < 2:
         return None
-    axis = graph.constant(node.sources[-1])
-    if axis is None or axis.size != 1 or int(axis.reshape(-1)[0]) != 0:
+    if _integer(graph, node, len(node.sources) - 1) != 0:
         return None
     parts = [_part_rows(graph, part) for part in node.sources[:-1]]
     known = [rows for rows in parts if rows is not None]
@@ -299,18 +308,16 @@ def _joined_rows(graph: Graph, table: Tensor) -> int | None:
 def _part_rows(graph: Graph, part: Tensor) -> int | None:
     rows = _size(graph, part, 0)
     node = graph.nodes.get(part.node)
-    if rows is not None or node is None or node.op != "StridedSlice":
+    if rows is not None or node is None or node.op != "StridedSlice" or not node.sources:
         return rows
     rows = _size(graph, node.sources[0], 0)
-    begin, end, stride = (graph.constant(source) for source in node.sources[1:4])
-    if rows is None or begin is None or end is None or stride is None:
-        return None
-    if min(begin.size, end.size, stride.size) < 1 or stride.reshape(-1)[0] != 1:
+    begin, end, stride = (_integer(graph, node, place) for place in (1, 2, 3))
+    if rows is None or begin is None or end is None or stride != 1:
         return None
     if any(node.integer(f"{mask}_mask") & 1 for mask in ("ellipsis", "new_axis", "shrink_axis")):
         return None
-    first = None if node.integer("begin_mask") & 1 else int(begin.reshape(-1)[0])
-    last = None if node.integer("end_mask") & 1 else int(end.reshape(-1)[0])
+    first = None if node.integer("begin_mask") & 1 else begin
+    last = None if node.integer("end_mask") & 1 else end
     return len(range(rows)[first:last]) or None
 
 

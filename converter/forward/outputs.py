@@ -231,7 +231,8 @@ class _Search:
 
     def _is_handle(self, source: Tensor) -> bool:
         """Tell whether a tensor is a variable itself, of whatever shape, and not its value."""
-        return self.graph.nodes[self.graph.origin(source).node].op == "VarHandleOp"
+        node = self.graph.nodes.get(self.graph.origin(source).node)
+        return node is not None and node.op == "VarHandleOp"
 
     def _find_labelled(self, sources: list[Tensor]) -> set[str]:
         """Return what is computed from labels."""

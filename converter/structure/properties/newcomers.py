@@ -104,7 +104,8 @@ class Carriers:
                 for atom in axes or ():
                     for leaf in self.leaves(atom):
                         self._found.setdefault(leaf, {})[node] = None
-            if node.op == LOOP:
+            # A damaged graph may hold one of another arity.
+            if node.op == LOOP and len(node.inputs) == 2:
                 before, after = node.inputs
                 self.after[before.node] = after
                 self.turns.setdefault(after.node, []).append(before.node)
@@ -417,6 +418,11 @@ def contracted(analysis: Analysis, node: Node, output: Output) -> list[int]:
     if axes is None or node.op not in PRODUCTS:
         return []
     rank, place = len(axes), node.inputs.index(output)
+    # What a damaged graph contracts may have too few axes for that.
+    return [axis for axis in _contracted(node, place, rank) if 0 <= axis < rank]
+
+
+def _contracted(node: Node, place: int, rank: int) -> list[int]:
     if node.op in MATMULS or node.op == "SparseMatMul":
         keys = ("transpose_a", "adj_x") if place == 0 else ("transpose_b", "adj_y")
         is_turned = any(node.integer(key) for key in keys)
