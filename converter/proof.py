@@ -111,8 +111,8 @@ def prove(a: Checkpoint, b: Checkpoint, question: Question | None = None) -> Pro
     proofs = (_prove(reference, other, Tensors([resizes])) for resizes in tries)
     proof = next(proofs)
     # Of copies that are fed, too, the first proof knows nothing.
-    later = [] if proof.passed else [found for found in proofs if found.passed]
-    proof = later[0] if later else proof
+    later = None if proof.passed else next((found for found in proofs if found.passed), None)
+    proof = later or proof
     sizes = ", ".join(f"{w.name} {w.old} -> {w.new}" for w in tries[0].widths[:_FEW])
     more = f" and {len(tries[0].widths) - _FEW} more" if len(tries[0].widths) > _FEW else ""
     what = "copies of the old ones" if later else "zero where they are fed"

@@ -445,7 +445,10 @@ def _counted(
 
 
 def _looping(tf: Any, queue: Queue) -> Any:
-    """Make the tensor (rows, units) that takes all that is in a queue, by a loop in the graph."""
+    """Make the tensor (rows, units) that takes all that is in a queue, by a loop.
+
+    The units are on another axis than the last, where rows would be padded.
+    """
     types = [queue.dtype] if queue.keeps is None else [queue.dtype, tf.bool]
     handle = tf.raw_ops.FIFOQueueV2(component_types=types, shared_name=queue.name)
 
@@ -454,11 +457,10 @@ def _looping(tf: Any, queue: Queue) -> Any:
         if mask:
             counted = tf.reshape(tf.equal(mask[0], queue.keeps), [-1])
             value = tf.gather(value, tf.where(counted)[:, 0])
-        if queue.axis != -1:
-            rank = tf.rank(value)
-            axis = tf.math.floormod(queue.axis, rank)
-            order = [tf.range(axis), tf.range(axis + 1, rank), [axis]]
-            value = tf.transpose(value, tf.concat(order, 0))
+        rank = tf.rank(value)
+        axis = tf.math.floormod(queue.axis, rank)
+        order = [tf.range(axis), tf.range(axis + 1, rank), [axis]]
+        value = tf.transpose(value, tf.concat(order, 0))
         return number + 1, taken.write(number + 1, tf.reshape(value, [-1, queue.size]))
 
     size = tf.raw_ops.QueueSizeV2(handle=handle)

@@ -150,3 +150,9 @@ def test_what_to_do_about_positions_that_nothing_reads() -> None:
         "bert/embeddings/position_embeddings, so the graph does not tell what more of them would "
         "be; --shape 'bert/embeddings/position_embeddings=SIZES' resizes this variable alone"
     )
+
+
+def test_a_size_of_any_number_of_digits_is_one_that_no_width_has() -> None:
+    told = r"no width has 9{197}\.\.\. units; the nearest sizes are 14, 30"
+    with pytest.raises(UsageError, match=told):
+        choose(structure(**MODEL), {"9" * 5000: 3})

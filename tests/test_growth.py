@@ -338,3 +338,54 @@ def test_what_divides_is_not_made_for_a_pairing() -> None:
     one = m.op("MatMul", query, m.op("RealDiv", m.constant(1.0), key), transpose_b=True)
     m.op("Identity", one)
     assert "self paired" in dict(m.structure().widths["q"].touches)
+
+
+def test_new_zeros_that_are_summed_or_looked_up_learn() -> None:
+    def dies(build: Build, name: str = "a") -> bool:
+        return width_of(build, name).stays_zero
+
+    def beside_sum(m: Model, x: str) -> str:
+        h = m.op("Tanh", x)
+        m.dense(summed(m, h), "other", 1)
+        return h
+
+    assert dies(lambda m, x: m.op("Tanh", x))
+    assert not dies(lambda m, x: m.op("Cosh", x))
+    assert not dies(beside_sum)
+    m = Model()
+    m.dense(m.op("Gather", m.variable("table", 6, N), m.input(3, dtype="int32")), "out")
+    assert not m.structure().widths["table/vocabulary"].stays_zero
+
+
+def test_zeros_stay_zero_in_a_depthwise_convolution() -> None:
+    m = Model()
+    h = m.op("Conv2D", m.input(3, 5, 5, N), m.variable("a/w", 1, 1, N, N))
+    h = m.op("DepthwiseConv2dNative", h, m.variable("depth/w", 3, 3, N, 1))
+    m.op("Conv2D", h, m.variable("out/w", 1, 1, N, N))
+    widths = m.structure().widths
+    assert widths["a"].stays_zero
+
+
+def test_of_two_matrices_of_variables_the_second_consumes() -> None:
+    m = Model()
+    first = m.op("Tanh", m.variable("first", N, N))
+    both = m.op("MatMul", first, m.variable("second", N, N))
+    m.op("MatMul", m.input(3, N), both)
+    (inner,) = (w for w in m.structure().widths.values() if "second" in w.consumed_by)
+    assert "computed" not in dict(inner.touches)
+
+
+def test_new_variances_are_one() -> None:
+    def build(m: Model, x: str) -> str:
+        centred = m.op("Sub", x, m.variable("mean", N))
+        return m.op("Mul", centred, m.op("Rsqrt", m.variable("variance", N)))
+
+    assert grows(build) == "any"
+
+
+@pytest.mark.parametrize(("name", "growth"), [("gain", "any"), ("w_f_diag", "none")])
+def test_new_gains_are_one_but_those_of_peepholes(name: str, growth: str) -> None:
+    def build(m: Model, x: str) -> str:
+        return m.op("Log", m.op("Mul", m.op("Sigmoid", x), m.variable(name, N)))
+
+    assert grows(build) == growth

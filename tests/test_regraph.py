@@ -389,6 +389,13 @@ def test_slices_of_partitioned_variables(tmp_path: Path) -> None:
     assert other == b"\xff"
 
 
+def test_a_slice_that_no_node_holds_stays_and_is_named(model: Model, tmp_path: Path) -> None:
+    save(model, {"hidden": ("a/b", f"{UNITS} 0,2")})
+    found = Saved(model, tmp_path).regraphed(a=9)
+    assert found.notes == (f"a/b: no node holds its slice {UNITS} 0,2, which stays",)
+    assert list(proto(nodes_of(found)["save/slices"]).string_val) == [b"6 0,2"]
+
+
 def test_a_constant_that_two_widths_share_is_named(tmp_path: Path) -> None:
     m = Model()
     both = m.constant([BATCH, UNITS], name="both")
@@ -413,6 +420,13 @@ def test_what_is_worked_out_from_numbers_is_found_by_looking_again(tmp_path: Pat
     found = Saved(m, tmp_path).regraphed(a=9)
     assert "reshaped" in found.unresolved
     assert "reshaped: the lengths 9 and 6 stand opposite in the new graph" in found.notes
+
+
+def test_what_contradicted_before_is_not_told_again(model: Model, tmp_path: Path) -> None:
+    model.op("Add", "hidden", model.input(BATCH, 5, name="y"), name="broken")
+    saved = Saved(model, tmp_path)
+    assert "broken" in infer(saved.checkpoint()).conflicts[0]
+    assert saved.regraphed(a=9).notes == ()
 
 
 def function(name: bytes, size: int) -> Any:

@@ -28,6 +28,8 @@ from converter import (
     Width,
     WidthMap,
 )
+from converter.resize.exactness import judge
+from converter.structure.axes.axis import Symmetry, Touch
 from converter.structure.infer import structure_of
 from converter.structure.structure import Structure
 
@@ -431,3 +433,39 @@ def test_only_what_stands_behind_its_normalisation_grows(
     found = outcome("odd", "pad", 9)
     assert found.plan.verdict.exact == (what in SAME), found.plan
     assert (found.error < 1e-12) == (what in SAME)
+
+
+def told(produce: Units | Matrix, consume: Units | Matrix, width: Width) -> tuple[bool, str]:
+    return judge(width, WidthMap(produce, consume), (), tied=False)
+
+
+def touched(what: Touch, symmetry: Symmetry = "permutation", produced_by: str = "a") -> Width:
+    made = (produced_by,) if produced_by else ()
+    return Width("a", 2, symmetry, True, "any", made, touches=((what, f"Op {what}"),))
+
+
+def test_copies_of_what_is_fed_are_exact_where_it_is_a_state() -> None:
+    index = np.array([0, 1, 0])
+    units = Units(3, index), Units(3, index, np.array([0.5, 1, 0.5]))
+    assert told(*units, touched("input")) == (True, SHARED)
+    outside = touched("input", produced_by="")
+    assert told(*units, outside) == (False, "Op input sees each of the copies")
+
+
+def test_an_average_counts_new_units_beside_copies() -> None:
+    index = np.array([0, 1, 0, 1, -1])
+    units = Units(5, index), Units(5, index, np.array([0.5, 0.5, 0.5, 0.5, 0]))
+    why = "Op square mean averages over it, new units included"
+    assert told(*units, touched("square mean")) == (False, why)
+
+
+def test_mixed_units_that_are_seen_or_counted_are_not_exact() -> None:
+    wide = np.eye(2, 3)
+    square = np.array([[0.0, 1], [1, 0]])
+    more, same = ((Matrix.of(m), Matrix.of(m.T)) for m in (wide, square))
+    assert told(*more, touched("affine", "free")) == (True, LINEAR)
+    counted = touched("counted", "free")
+    assert told(*more, counted) == (False, "Op counted computes with the number of its units")
+    assert told(*same, counted) == (True, LINEAR)
+    shown = (False, "Op shown is an output in which its units would be mixed")
+    assert told(*same, touched("shown", "free")) == shown

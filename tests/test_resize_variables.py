@@ -304,6 +304,16 @@ def test_slots_hold_what_fresh_ones_do(
     assert (gates(found)[7:] == new).all()
 
 
+def test_a_median_that_is_no_number_starts_nothing() -> None:
+    found = resized(
+        grown(fill="ones"),
+        {"kernel/S": ("kernel", (0, 1))},
+        {"kernel/S": Role("slot", "kernel", "v", "Adam")},
+        {"kernel/S": np.full((7, 16), np.nan, np.float32)},
+    )["kernel/S"]
+    assert (gates(found)[:, :, NEW] == 0).all()
+
+
 @pytest.mark.parametrize(("optimizer", "slot", "power", "fresh"), SLOTS)
 def test_slots_of_copies_follow_gradients(
     optimizer: str, slot: str, power: int, fresh: float | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cProfile import Profile
 from typing import Any
 
 import pytest
@@ -599,6 +600,29 @@ def test_outputs_bind_only_what_nothing_else_is_made_of() -> None:
     m.op("Identity", h, name="features")
     m.dense(h, "out", N, 1)
     assert m.widths()["a"] == "scaling any"
+
+
+def test_widths_that_only_lead_to_each_other_are_outputs() -> None:
+    m = Model()
+    first = m.op("Tanh", m.dense(m.input(N, N), "a"))
+    inner = m.op("Tanh", m.dense(first, "b"))
+    m.op("Add", first, m.op("MatMul", inner, m.variable("back/w", N, N)))
+    widths = m.structure().widths.values()
+    shown = [w.consumed_by for w in widths if "output" in dict(w.touches)]
+    assert shown == [("b/w",)]
+
+
+def test_work_grows_with_the_number_of_outputs_and_no_faster() -> None:
+    def calls(outputs: int) -> int:
+        m = Model()
+        h = m.op("Tanh", m.dense(m.input(2, N), "h"))
+        for number in range(outputs):
+            m.dense(h, f"out_{number}")
+        profile = Profile()
+        profile.runcall(m.structure)
+        return sum(entry.callcount for entry in profile.getstats())
+
+    assert calls(160) < 5 * calls(40)
 
 
 def test_a_state_that_is_fed_can_grow() -> None:

@@ -10,11 +10,10 @@ References:
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from converter.allocation import without_collections
 from converter.dtype import STRING, VARIANT
 from converter.errors import ConverterError, PlanError
 from converter.formats import Contents
@@ -39,7 +38,7 @@ def read(index: Path, *, verify: bool = True) -> Contents:
     Raises:
         InputError: the index is missing or damaged, or holds what cannot be.
     """
-    with _without_collection():
+    with without_collections():
         entries = Index(index, verify=verify)
         values = entries.values()
         variables = tuple(map(_variable, values.values()))
@@ -59,19 +58,6 @@ def read(index: Path, *, verify: bool = True) -> Contents:
         },
         check,
     )
-
-
-@contextmanager
-def _without_collection() -> Iterator[None]:
-    # Of the hundred thousand objects that a large index becomes none is garbage, and to look for
-    # some over and over takes a third of the time.
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _variable(value: Value | Sliced) -> Variable:

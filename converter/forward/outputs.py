@@ -112,7 +112,8 @@ class _Search:
         self._after = self._after_updates()
         self._labelled: set[str] = set()
         self._before = self._before_updates()
-        sources = [source for source in sources_of(graph) if source not in set(ignored)]
+        left_out = set(ignored)
+        sources = [source for source in sources_of(graph) if source not in left_out]
         weights = [Tensor(name) for name in variables]
         self._weights = self._reached(weights)
         self._data = self._reached(sources) if sources else self._weights
@@ -244,8 +245,11 @@ class _Search:
 
     def _candidates(self) -> Iterator[Node]:
         frames = self.graph.frames
-        for name in (self._weights & self._data) - self._before - self._labelled:
-            node = self.graph.nodes[name]
+        names = (self._weights & self._data) - self._before - self._labelled
+        # Of several losses the last one counts, so the order must be that of the graph.
+        for name, node in self.graph.nodes.items():
+            if name not in names:
+                continue
             if (name not in frames or node.op in EXITS) and not is_watching(node.op):
                 yield node
 

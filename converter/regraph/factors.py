@@ -63,7 +63,7 @@ def changes(structure: Structure, sizes: Sizes) -> Iterator[Change | Rescaled]:
             node = analysis.graph.by_name[factor.node]
             number = factor.number * (after / before) ** factor.power
             found = Rescaled(name, node.name, factor.number, number)
-            origin = _origin(analysis, node, factor, before)
+            origin = _origin(analysis, node, before)
             if origin is None:
                 entry = _entry(analysis, node, before)
                 yield found if entry is None else Change(found, entry[0], after, entry[1])
@@ -88,7 +88,7 @@ def _divides(node: Node, factor: SizeFactor, value: float) -> bool:
     return node.op in DIVISIONS and math.isclose(1 / value, factor.number, rel_tol=1e-6)
 
 
-def _origin(analysis: Analysis, node: Node, factor: SizeFactor, size: int) -> Node | None:
+def _origin(analysis: Analysis, node: Node, size: int) -> Node | None:
     """Return the constant, or the op that tells a size, that a factor comes from."""
     scalars = [o for o in node.inputs if analysis.tensor(o).number is not None]
     if len(scalars) != 1:

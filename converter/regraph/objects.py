@@ -51,7 +51,7 @@ def regroup(source: Checkpoint, result: Checkpoint) -> Regrouped | None:
     found = rewrite(
         source.object_graph,
         [key for key in stored if key != OBJECT_GRAPH_KEY],
-        list(_placed(source, result, variables)),
+        list(_placed(source, variables)),
         str(source.path),
     )
     stored_variables = [v.rename(key) for v in variables for key in found.keys[v.name]]
@@ -72,7 +72,7 @@ def _is_graph(source: Checkpoint, name: str) -> bool:
     return source.stored_keys.get(name) == (OBJECT_GRAPH_KEY,) and name == OBJECT_GRAPH_KEY
 
 
-def _placed(source: Checkpoint, result: Checkpoint, variables: list[Variable]) -> Iterator[Placed]:
+def _placed(source: Checkpoint, variables: list[Variable]) -> Iterator[Placed]:
     """Yield which object each variable of the output is.
 
     It is the one of its own name, if the source has that: an average in the place of its variable

@@ -14,9 +14,6 @@ from converter.structure.tensors.variables import Binding
 if TYPE_CHECKING:
     from converter.structure.lengths import Lengths
 
-Spans = Mapping[tuple[int, int], tuple[int, int]]
-"""The start and length of each slice along an axis, by what they were."""
-
 
 class Slices:
     """The slices of all partitioned variables, before and after.

@@ -17,6 +17,7 @@ from converter.formats.wire import BYTES, Field, Source
 from converter.variable import Array
 
 MAX_ENTRIES = 1 << 28
+_VERSION = 3  # the last field of a TensorProto before those that hold values
 # What one value for all entries is written in.
 _SINGLE = {
     "float32": "float_val",
@@ -141,9 +142,6 @@ class Constant:
         proto = parse("TensorProto", self._data, self._subject)
         _set_shape(proto, shape)
         return bytes(proto.SerializeToString())
-
-
-_VERSION = 3  # the last field of a TensorProto before those that hold values
 
 
 def _single(values: Array) -> Array | None:

@@ -11,7 +11,7 @@ import numpy as np
 from converter.checkpoint import Checkpoint
 from converter.errors import InputError, PlanError
 from converter.scaling.multiply import Factor
-from converter.structure.axes.axis import Axis, Blocks, term_size
+from converter.structure.axes.axis import Axis, Blocks, Term, term_size
 from converter.structure.layers import Layer
 from converter.structure.structure import Structure
 from converter.variable import Array, Variable
@@ -132,7 +132,7 @@ def _kernel(
     return RecurrentKernel(name, taking, making, state, gates, biases)
 
 
-def _terms(axis: Axis, sizes: Mapping[str, int]) -> Iterator[tuple[int, int, tuple]]:  # type: ignore[type-arg]
+def _terms(axis: Axis, sizes: Mapping[str, int]) -> Iterator[tuple[int, int, Term]]:
     start = 0
     for term in axis.terms:
         stop = start + term_size(term, sizes)

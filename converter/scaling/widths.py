@@ -16,7 +16,7 @@ from converter.graph.written import read_graph
 from converter.permutation import axes_of
 from converter.resize.maps import places_of
 from converter.scaling.multiply import Factor
-from converter.structure.axes.axis import Axis, Use, Width
+from converter.structure.axes.axis import Axis, Touch, Use, Width
 from converter.structure.structure import Structure
 from converter.variable import Array
 
@@ -29,6 +29,7 @@ _POWERS: Mapping[Use, int] = {
     "variance": 0,
     "consume": -1,
 }
+_OUTSIDE: Mapping[Touch, str] = {"shown": "is an output", "input": "brings it in from outside"}
 
 
 class OnAxis(NamedTuple):
@@ -95,8 +96,8 @@ def refusal(structure: Structure, checkpoint: Checkpoint, width: Width) -> str |
     if width.symmetry not in ("free", "scaling"):
         return width.why
     touches = dict(width.touches)
-    for what, words in (("shown", "is an output"), ("input", "brings it in from outside")):
-        if node := touches.get(what):  # type: ignore[call-overload]  # keys are these words
+    for what, words in _OUTSIDE.items():
+        if node := touches.get(what):
             return f"{node} {words}"
     if output := shown(structure, checkpoint).get(width.name):
         return f"{output} is an output"

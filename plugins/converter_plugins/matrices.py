@@ -177,7 +177,7 @@ def _member(path: Path, key: str, shape: tuple[int, int]) -> Array:
         with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as file:
             # No more than the matrix can have: what a header claims is not believed.
             data = file.read(_most_bytes(shape) + 1)
-        return _array(data, shape)
+        return _array(data)
     except _UNREADABLE as error:
         raise InputError(f"{path}: {key} cannot be read ({error})") from None
 
@@ -185,7 +185,7 @@ def _member(path: Path, key: str, shape: tuple[int, int]) -> Array:
 def _npy(path: Path, shape: tuple[int, int]) -> Array:
     try:
         with path.open("rb") as file:
-            return _array(file.read(_most_bytes(shape) + 1), shape)
+            return _array(file.read(_most_bytes(shape) + 1))
     except _UNREADABLE as error:
         why = getattr(error, "strerror", None) or error
         raise InputError(f"{path}: it is no readable .npy file ({why})") from None
@@ -195,7 +195,7 @@ def _most_bytes(shape: tuple[int, int]) -> int:
     return _HEADER_BYTES + 16 * shape[0] * shape[1]
 
 
-def _array(data: bytes, shape: tuple[int, int]) -> Array:
+def _array(data: bytes) -> Array:
     """Return the array that the bytes of an .npy file hold, in float64."""
     file = io.BytesIO(data)
     version = npy.read_magic(file)

@@ -477,8 +477,3 @@ def _made_by(analysis: Analysis, node: Node, atom: Atom) -> UnitAxis | None:
         like = -2
     place = place_of(atom, axes, like)
     return None if place is None else UnitAxis(output, place, atom)
-
-
-def chains_by_node(chains: Iterable[Chain]) -> dict[Node, Chain]:
-    """Return the chain that each node is in."""
-    return {node: chain for chain in chains for node in chain.nodes}

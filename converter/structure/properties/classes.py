@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from converter.errors import printable
@@ -66,6 +66,12 @@ _SCALING: Mapping[Touch, str] = {
     "homogeneous": "{node} is positively homogeneous",
     "gain": "{node} scales each unit by a variable",
 }
+_REASONS: tuple[tuple[Symmetry, Mapping[Touch, str]], ...] = (
+    ("bound", _BOUND),
+    ("permutation", _PERMUTATION),
+    ("orthogonal", _ORTHOGONAL),
+    ("scaling", _SCALING),
+)
 _REDUCING: frozenset[Touch] = frozenset(
     {"sum", "paired", "self paired", "square sum", "mean", "extreme", "product"}
 )
@@ -93,17 +99,12 @@ def classify(fact: Facts) -> Classified:
     if is_fed(fact):
         touches = {what: node for what, node in touches.items() if what != "input"}
     held = any(what in touches for what in _HELD)
-    for symmetry, reasons in (
-        ("bound", _BOUND),
-        ("permutation", _PERMUTATION),
-        ("orthogonal", _ORTHOGONAL),
-        ("scaling", _SCALING),
-    ):
+    for symmetry, reasons in _REASONS:
         for what, words in reasons.items():
             if what in touches:
                 both = symmetry == "orthogonal" and "homogeneous" in touches
                 # What only rotations leave and what only positive factors leave, permutations do.
-                known = "permutation" if both else _symmetry(symmetry)
+                known = "permutation" if both else symmetry
                 return Classified(known, not held, _say(words, touches[what]))
     return Classified("free", True, "only linear ops touch it")
 
@@ -114,16 +115,6 @@ def is_fed(fact: Facts) -> bool:
     It is a state then, or passes a layer by: whoever feeds it feeds the new units too.
     """
     return "input" in fact.touches and "output" not in fact.touches and bool(fact.by_use("produce"))
-
-
-def _symmetry(name: str) -> Symmetry:
-    found: dict[str, Symmetry] = {
-        "bound": "bound",
-        "permutation": "permutation",
-        "orthogonal": "orthogonal",
-        "scaling": "scaling",
-    }
-    return found[name]
 
 
 def named(node: Node) -> str:
@@ -142,42 +133,53 @@ def mark_outputs(analysis: Analysis, facts: Mapping[Atom, Facts]) -> None:
     The state of a loop, or the outputs of a cell of which only the last is used, are outputs of
     the graph too. A width that something else is made of is an inner one all the same.
     """
-    leads = _leads_to(facts)
-    outside = _leading_out(leads)
-    escaping: dict[Atom, bool] = {}
-    for node in analysis.flow.outputs:
-        for tensor in analysis.tensors.get(node, ()):
+    outside = _leading_out(_leads_to(facts))
+    shown = [
+        (node, part)
+        for node in analysis.flow.outputs
+        for tensor in analysis.tensors.get(node, ())
+        for atom in tensor.axes or ()
+        for part in leaves(atom)
+        if part in facts
+    ]
+    inner = outside | _escaping(analysis, {part for _, part in shown} - outside)
+    for node, part in shown:
+        # It stands in an output, whether or not something else is made of it, too.
+        facts[part].touches.setdefault("shown", node)
+        if part not in inner:
+            facts[part].touches.setdefault("output", node)
+
+
+def _escaping(analysis: Analysis, atoms: Collection[Atom]) -> set[Atom]:
+    """Return of which widths something is made by summing over them that does not come back."""
+    carriers: dict[Atom, set[Node]] = {atom: set() for atom in atoms}
+    for node, tensors in analysis.tensors.items():
+        for tensor in tensors:
             for atom in tensor.axes or ():
                 for part in leaves(atom):
-                    if part not in facts:
-                        continue
-                    # It stands in an output, whether or not something else is made of it, too.
-                    facts[part].touches.setdefault("shown", node)
-                    if part in outside:
-                        continue
-                    if part not in escaping:
-                        escaping[part] = _escapes(analysis, facts[part])
-                    if not escaping[part]:
-                        facts[part].touches.setdefault("output", node)
-
-
-def _escapes(analysis: Analysis, fact: Facts) -> bool:
-    """Whether something is made of a width by summing over it that does not come back to it."""
-    carriers = {
-        node
-        for node, tensors in analysis.tensors.items()
-        if any(fact.atom in leaves(atom) for tensor in tensors for atom in tensor.axes or ())
-    }
+                    if part in carriers:
+                        carriers[part].add(node)
+    found: set[Atom] = set()
     for node, events in analysis.events.items():
-        if any(e.what in _REDUCING and fact.atom in leaves(e.atom) for e in events):
-            seen, waiting = {node}, [node]
-            while waiting and not seen & carriers - {node}:
-                for consumer in analysis.graph.consumers[waiting.pop()]:
-                    if consumer in analysis.flow.telling and consumer not in seen:
-                        seen.add(consumer)
-                        waiting.append(consumer)
-            if not (seen - {node}) & carriers and node not in carriers:
-                return True
+        summed = (part for e in events if e.what in _REDUCING for part in leaves(e.atom))
+        for part in dict.fromkeys(summed):
+            if part not in carriers or part in found or node in carriers[part]:
+                continue
+            if not _comes_to(analysis, node, carriers[part]):
+                found.add(part)
+    return found
+
+
+def _comes_to(analysis: Analysis, node: Node, goals: Collection[Node]) -> bool:
+    """Whether what is made of a node gets to one of some others."""
+    seen, waiting = {node}, [node]
+    while waiting:
+        for consumer in analysis.graph.consumers[waiting.pop()]:
+            if consumer in analysis.flow.telling and consumer not in seen:
+                if consumer in goals:
+                    return True
+                seen.add(consumer)
+                waiting.append(consumer)
     return False
 
 
@@ -196,26 +198,44 @@ def _leads_to(facts: Mapping[Atom, Facts]) -> dict[Atom, set[Atom | None]]:
     return leads
 
 
-def _leading_out(leads: Mapping[Atom, set[Atom | None]]) -> set[Atom]:
+def _leading_out(leads: Mapping[Atom, Collection[Atom | None]]) -> set[Atom]:
     """Return the widths from which one gets to others that do not lead back."""
-    reached = {atom: _reached(atom, leads) for atom in leads}
-    return {
-        atom
-        for atom, others in reached.items()
-        if any(other is None or atom not in reached[other] for other in others if other is not atom)
+    circles = _circles(leads)
+    left = {
+        circles[atom]
+        for atom, others in leads.items()
+        if any(other is None or circles[other] is not circles[atom] for other in others)
     }
+    return {atom for atom in leads if circles[atom] in left}
 
 
-def _reached(atom: Atom, leads: Mapping[Atom, set[Atom | None]]) -> set[Atom | None]:
-    found: set[Atom | None] = set()
-    waiting: list[Atom | None] = [atom]
-    while waiting:
-        current = waiting.pop()
-        for other in leads.get(current, ()) if current is not None else ():
-            if other not in found:
-                found.add(other)
-                waiting.append(other)
-    return found
+def _circles(leads: Mapping[Atom, Collection[Atom | None]]) -> dict[Atom, Atom]:
+    """Return one and the same width for all that lead to each other, by Kosaraju's algorithm."""
+    back: dict[Atom, list[Atom]] = {atom: [] for atom in leads}
+    ordered: list[Atom] = []
+    seen: set[Atom] = set()
+    for start in leads:
+        stack = [(start, False)]
+        while stack:
+            atom, is_done = stack.pop()
+            if is_done:
+                ordered.append(atom)
+            elif atom not in seen:
+                seen.add(atom)
+                stack.append((atom, True))
+                for other in leads[atom]:
+                    if other is not None:
+                        back[other].append(atom)
+                        stack.append((other, False))
+    circles: dict[Atom, Atom] = {}
+    for first in reversed(ordered):
+        waiting = [first]
+        while waiting:
+            atom = waiting.pop()
+            if atom not in circles:
+                circles[atom] = first
+                waiting += back[atom]
+    return circles
 
 
 _MAX_MET = 64

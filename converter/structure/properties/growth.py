@@ -8,6 +8,9 @@ are not nothing, whatever they are multiplied with.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 from converter.graph.node import Node, Output
 from converter.graph.ops import QUOTIENTS, ops
 from converter.structure.axes.axis import AVERAGING, SINGLING, Growth, Touch
@@ -34,12 +37,13 @@ def growth(analysis: Analysis, fact: Facts, carriers: Carriers) -> Growth:
     """Tell how a width can be grown; what hinders it is marked if it is an op with a pole."""
     if not NEVER.isdisjoint(fact.touches):
         return "none"
+    before = cache(lambda: Newcomers(analysis, fact, carriers, ANY, old=True))
     newcomers = Newcomers(analysis, fact, carriers, ANY)
     takers = carriers.takers(fact.atom)
-    if all(_gets_nothing(analysis, node, newcomers, fact, carriers) for node in takers):
+    if all(_gets_nothing(analysis, node, newcomers, before) for node in takers):
         return "any"
     newcomers = Newcomers(analysis, fact, carriers, ZERO)
-    if all(_gets_nothing(analysis, node, newcomers, fact, carriers) for node in takers):
+    if all(_gets_nothing(analysis, node, newcomers, before) for node in takers):
         return "zero"
     if newcomers.poles:
         fact.touches.setdefault("pole", next(iter(newcomers.poles)))
@@ -76,16 +80,22 @@ def mark_computed(analysis: Analysis, fact: Facts, carriers: Carriers) -> None:
 
 
 def _gets_nothing(
-    analysis: Analysis, node: Node, newcomers: Newcomers, fact: Facts, carriers: Carriers
+    analysis: Analysis, node: Node, newcomers: Newcomers, before: Callable[[], Newcomers]
 ) -> bool:
-    """Whether an op gives what it gave, with new units."""
+    """Whether an op gives what it gave, with new units.
+
+    Args:
+        analysis: of the graph.
+        node: takes units.
+        newcomers: what new units hold.
+        before: gives what the old ones hold.
+    """
     if node.op in PRODUCTS:
         taken = (_summed(analysis, node, o, newcomers) for o in node.inputs)
         summed = [r for r in taken if r is not None]
         return all(r.is_finite for r in summed) and any(r.is_zero for r in summed)
     if node.op in ("Max", "Min", "Any", "All"):
-        before = Newcomers(analysis, fact, carriers, ANY, old=True)
-        new, old = (_reduced(analysis, node, units) for units in (newcomers, before))
+        new, old = (_reduced(analysis, node, units) for units in (newcomers, before()))
         return _is_outdone(node.op, new, old)
     if node.op in _ADDS_UP:
         return _reduced(analysis, node, newcomers).is_zero

@@ -20,12 +20,12 @@ def names(
     suffixes = _suffixes(facts, products)
     found: dict[Atom, str] = {}
     taken: set[str] = set()
+    counts: dict[str, int] = {}
     for atom, fact in facts.items():
         base = name = _clean(_name(fact) + suffixes.get(atom, ""))
-        count = 0
         while name in taken:
-            count += 1
-            name = f"{base}_{count}"
+            counts[base] = counts.get(base, 0) + 1
+            name = f"{base}_{counts[base]}"
         taken.add(name)
         found[atom] = name
     return found

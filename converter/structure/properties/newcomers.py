@@ -289,14 +289,13 @@ class Newcomers:
             return Range(0.0, 1.0) if is_finite and node.op == "Softmax" else _any(taken)
         if node.op in ("Prod", "Cumprod", "SegmentMean"):
             return ZERO if all(r.is_zero for r in taken) else _any(taken)
-        others = [self._other(o) if r is None else r for o, r in operands.items()]
+        ranges = {o: self._other(o) if r is None else r for o, r in operands.items()}
         if node.op in _DIVISIONS and len(node.inputs) == 2 and node.inputs[1] in operands:
             divisor = node.inputs[1]
             if operands[divisor] is None and self._analysis.tensor(divisor).number is None:
                 # What old units are divided by is not zero.
                 return ZERO if taken and all(r.is_zero for r in taken) else _any(taken)
-        ordered = [others[list(operands).index(o)] for o in node.inputs if o in operands]
-        found = of_op(node, ordered)
+        found = of_op(node, [ranges[o] for o in node.inputs if o in ranges])
         if found is None or not found.is_finite:
             return self._pole(node, taken)
         return found

@@ -7,7 +7,7 @@ restores says it. A partitioned variable is one key and several nodes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from converter.errors import InputError
@@ -195,9 +195,3 @@ def parts(bound: Mapping[Node, Binding]) -> dict[str, list[Node]]:
         return part.offset if part else ()
 
     return {name: sorted(found, key=place) for name, found in nodes.items()}
-
-
-def unbound(checkpoint: Checkpoint, bound: Iterable[Binding]) -> list[str]:
-    """Return the variables of the checkpoint that no node is."""
-    taken = {binding.name for binding in bound}
-    return [name for name in checkpoint if name not in taken]

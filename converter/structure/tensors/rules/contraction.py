@@ -25,7 +25,6 @@ from converter.structure.tensors.flow import Kind
 from converter.structure.tensors.rules.integers import sized_axes
 
 _EQUATION = re.compile(r"([A-Za-z.]*),([A-Za-z.]*)->([A-Za-z.]*)")
-_MAX_GROUPS = 4096
 
 
 def contract(
