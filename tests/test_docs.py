@@ -171,10 +171,8 @@ def steady(output: str) -> str:
 
 def _is_run(document: str) -> bool:
     """Whether one of the commands runs a graph, for which TensorFlow is started."""
-    return any(
-        re.search(r"^\$ .*(\bprove\b|\bconvert stats\b|--test\b|--activation-scale-data\b|--recalibrate-batchnorm-data\b)", b, re.M)
-        for b in blocks(document, "console")
-    )
+    runs = r"^\$ .*(\bprove\b|\bconvert stats\b|--test\b|-scale-data\b|-batchnorm-data\b)"
+    return any(re.search(runs, block, re.M) for block in blocks(document, "console"))
 
 
 SHOWN = [document for document in DOCUMENTS if blocks(document, "console")]

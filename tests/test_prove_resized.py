@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -13,7 +15,17 @@ from converter_plugins.duplicate import Duplicate
 from converter_plugins.pad import Pad
 from converter_plugins.scale import Scale
 
-from converter import ConverterError, Strategy, convert, open_checkpoint
+from converter import (
+    ConverterError,
+    Coupled,
+    Resizer,
+    Strategy,
+    Units,
+    Width,
+    WidthMap,
+    convert,
+    open_checkpoint,
+)
 from converter.cli import cli
 from converter.graph.definition import read_definition
 from converter.initializers import GlorotUniform
@@ -217,3 +229,25 @@ def test_what_has_no_meta_is_run_at_other_sizes_too(name: str, tmp_path: Path) -
     proof = prove(source, wide, Question())
     assert proof.passed
     assert proof.notes[0].startswith("other sizes: ")
+
+
+@dataclass(frozen=True)
+class Weighted(Resizer):
+    """Multiply units, copies of them too, and divide what takes them."""
+
+    name: ClassVar[str] = "weighted"
+
+    def width_map(self, width: Width, size: int, coupled: Coupled) -> WidthMap:
+        index = np.arange(size) % width.size
+        weights = 1 + np.arange(width.size) / 4
+        shares = 1 / (weights * np.bincount(index))
+        return WidthMap(Units(size, index, weights[index]), Units(size, index, shares[index]))
+
+
+@pytest.mark.slow
+def test_weighted_units_go_through_batch_normalisations() -> None:
+    pytest.importorskip("tensorflow")
+    source = open_checkpoint(case("tf115_v2_convbn_ema").path)
+    plan = make_plan(source, [Weighted(resize={"conv1": 9, "conv2": 8})])
+    assert plan.is_exact
+    assert prove_plan(plan, None, Question()).passed

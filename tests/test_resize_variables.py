@@ -333,6 +333,20 @@ def test_slots_of_copies_follow_gradients(
     np.testing.assert_allclose(found["gamma/S"], ones_and_up("gamma/S", (4,))[index] * shares)
 
 
+def test_weights_go_through_a_normalisation() -> None:
+    weights = np.array([1, 2, 3, 4], np.float64)
+    units = Units(4, np.arange(4), weights)
+    maps = {"h": WidthMap(units, Units(4, np.arange(4), 1 / weights))}
+    roles = {"gamma/S": Role("slot", "gamma", "v", "Adam")}
+    counts = {"count": ones_and_up("count", (4,))}
+    found = resized(maps, {"gamma/S": ("gamma", (0,))}, roles, counts)
+    # By the deviation that it had, a weighted unit is normalised to as many times what it was.
+    for name, factor in {"bias": np.tile(weights, 4), "variance": 1, "gamma": 1}.items():
+        np.testing.assert_allclose(found[name], ones_and_up(name, found[name].shape) * factor)
+    # So a gain takes as many times more, and what it gives counts for as many times less.
+    np.testing.assert_allclose(found["gamma/S"], ones_and_up("gamma/S", (4,)))
+
+
 def test_values_of_copies() -> None:
     found = resized(duplicated())
     index, shares = [0, 1, 2, 3, 0], np.array([0.75, 1, 1, 1, 0.25])
@@ -448,7 +462,7 @@ def test_a_rescaled_width_scales_what_makes_it() -> None:
     roles = {f"{of}/S": Role("slot", of, "v", "Adam") for of in ("kernel", "out", "gamma")}
     followers = {f"{of}/S": (of, tuple(range(len(AXES[of])))) for of in ("kernel", "out", "gamma")}
     found = resized(maps, followers, roles, {"count": ones_and_up("count", (4,))})
-    factors: dict[str, float] = {"kernel": 3, "bias": 3, "gamma": 5, "variance": 9, "out": 1}
+    factors: dict[str, float] = {"kernel": 3, "bias": 3, "gamma": 5, "variance": 1, "out": 1}
     factors |= {"kernel/S": 1 / 9, "gamma/S": 1 / 25, "out/S": 1}
     for name, factor in factors.items():
         np.testing.assert_allclose(found[name], ones_and_up(name, found[name].shape) * factor, 1e-6)

@@ -378,6 +378,18 @@ def test_sums_of_different_multiples_are_refused() -> None:
     assert np.array_equal(values["h/b"], net.values["h/b"] / 2)
 
 
+def test_what_is_added_to_its_own_normalisation_is_no_multiple() -> None:
+    def branched(m: Net) -> None:
+        h = m.dense(m.x(4), "h", 4, N)
+        m.dense(m.op("Add", normalised(m, h), h), "out", N, 3)
+
+    net = of(branched)
+    with pytest.raises(PlanError, match="no multiple of what it was"):
+        made(net, Scale(kind={"dense": 0.5}, scale={"out/*": 2.0}, biases="power"))
+    (note, *_) = Scale(kind={"dense": 0.5}, scale={"out/*": 2.0}).notes(net.checkpoint())
+    assert note.startswith("changes the outputs")
+
+
 @pytest.mark.parametrize("biases", ["left", "scaled", "power"])
 def test_batch_statistics_follow(biases: Biases) -> None:
     net = of("batch norm")

@@ -18,6 +18,10 @@ def of_values(width_map: WidthMap, old: int, uses: Sequence[Use]) -> UnitMap:
     if "consume" in uses and "produce" not in uses:
         return _transposed(width_map.consume)
     produce = width_map.produce
+    if "variance" in uses and isinstance(produce, Units):
+        # What makes the units is weighted, and their means are: divided by the old deviation, what
+        # is normalised keeps the weight, whatever epsilon is.
+        return plain(produce)
     if "variance" in uses:
         return _scaled(_to_power(produce, 2), width_map.rescale**2)
     if "gain" in uses and "produce" not in uses:
@@ -44,7 +48,11 @@ def of_gradients(width_map: WidthMap, uses: Sequence[Use], power: int) -> UnitMa
         return _to_power(width_map.produce, power)
     follows = "produce" not in uses and not _FOLLOWS.isdisjoint(uses)
     scale = width_map.gain if follows else width_map.rescale
-    return _scaled(_to_power(_transposed(width_map.consume), power), scale**-power)
+    taken = _transposed(width_map.consume)
+    if "gain" in uses and isinstance(taken, Units):
+        # What a gain multiplies is weighted, and so is the gradient that it has.
+        taken = _weighted_by(taken, width_map.produce)
+    return _scaled(_to_power(taken, power), scale**-power)
 
 
 def of_both(width_map: WidthMap, old: int, uses: Sequence[Use]) -> UnitMap:
@@ -95,6 +103,12 @@ def _scaled(unit_map: UnitMap, factor: float) -> UnitMap:
     if not isinstance(unit_map, Units):
         return unit_map.map(lambda values: factor * values)
     return unit_map.weighted(lambda: factor * _weight(unit_map))
+
+
+def _weighted_by(units: Units, other: UnitMap) -> Units:
+    if not isinstance(other, Units) or not other.is_weighted:
+        return units
+    return units.weighted(lambda: _weight(units) * _weight(other))
 
 
 def _to_power(unit_map: UnitMap, power: int) -> UnitMap:

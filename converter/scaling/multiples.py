@@ -25,6 +25,7 @@ from converter.graph.ops import (
     STACKS,
     ops,
 )
+from converter.scaling.normed import adding_itself
 from converter.structure.layers import Layer
 from converter.structure.layers.chains import Chain
 from converter.structure.layers.read import chains_of, kernels_of, tensor_of
@@ -165,7 +166,8 @@ class _Following:
         normalised = {n for n, p in chain.parts if p.use in ("mean", "variance")}
         for step in chain.steps:
             if step.what in ("normalise", "centre") or normalised & set(step.nodes):
-                return 1.0
+                node = adding_itself(chain)
+                return 1.0 if node is None else NoMultiple(f"{named(node)} gives no multiple")
             adds = step.what == "constant" and any(node.op in _SUMS for node in step.nodes)
             if adds or (step.what == "activate" and not step.is_homogeneous):
                 return NoMultiple(f"{step.op} {step.nodes[0].name} gives no multiple")

@@ -149,7 +149,7 @@ class _Finder:
         before = self._before(chain)
         if isinstance(before, str):
             return before
-        if node := _adding_itself(chain):
+        if node := adding_itself(chain):
             return f"{named(node)} adds what it takes to what it gives"
         kernels, biases, is_behind = before
         bias = biases[0] if biases else None
@@ -251,7 +251,7 @@ def _of_op(step: Step) -> Node:
     return next((node for node in step.nodes if node.op == step.op), step.nodes[0])
 
 
-def _adding_itself(chain: Chain) -> Node | None:
+def adding_itself(chain: Chain) -> Node | None:
     """Return the node that adds something to itself on a second way around the normalisation.
 
     Its moments are made of it, too, and are no such way.
