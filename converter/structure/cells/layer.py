@@ -73,14 +73,14 @@ class Names:
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
+        self._counts: dict[str, int] = {}
 
     def new(self, wanted: str) -> str:
         base = _ODD.sub("_", wanted)
         base = name = base if is_name(base) else f"_{base}"
-        count = 0
         while name in self._taken:
-            count += 1
-            name = f"{base}_{count}"
+            self._counts[base] = self._counts.get(base, 0) + 1
+            name = f"{base}_{self._counts[base]}"
         self._taken.add(name)
         return name
 
