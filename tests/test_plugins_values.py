@@ -317,7 +317,8 @@ class TestScale:
         assert result["b"].tolist() == [60]
         assert result["c"].tolist() == [0, 0]
         assert list(strategy.notes(checkpoint(arrays))) == [
-            "1 statistics of 1 variables, such as w, are below the floor 0.25, and count as it"
+            "changes the outputs, as nothing follows what is chosen by its name",
+            "1 statistics of 1 variables, such as w, are below the floor 0.25, and count as it",
         ]
 
     @pytest.mark.parametrize(

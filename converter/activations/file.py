@@ -175,6 +175,17 @@ def _prefix(key: Key) -> str:
 # --- reading ---
 
 
+def is_measured(path: str | os.PathLike[str]) -> bool:
+    """Whether `convert stats` wrote a file, as its metadata say.
+
+    Raises:
+        InputError: it is unreadable or damaged, or no such file.
+    """
+    if Path(path).suffix == ".npz":
+        return False
+    return open_checkpoint(path).metadata.get("format") == _FORMAT
+
+
 def read_measured(path: str | os.PathLike[str]) -> Measured:
     """Read a file of statistics.
 

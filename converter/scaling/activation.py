@@ -276,14 +276,28 @@ class Sequential:
         every = list(range(len(self._chosen)))
         with Running(self._checkpoint, data, [p for c in self._chosen for p in c.probes]) as run:
             self._see(run, every)
-            for number in range(_MAX_ROUNDS):
+            self._rounds(run, every)
+            # What is left as it was moves what stands behind it.
+            for _ in range(_MAX_ROUNDS):
                 off = self._off()
                 if not off:
                     break
-                for level in self._levels(off if number else every):
-                    self._settle(run, level)
+                for index in off:
+                    self.searches[index].give_up()
+                self._assign(run, off)
                 self._see(run, every)
+                self._rounds(run, self._off())
             return run.notes
+
+    def _rounds(self, run: Running, first: Sequence[int]) -> None:
+        """Settle layers by their depth, until all are there or rounds are used up."""
+        for number in range(_MAX_ROUNDS):
+            off = self._off()
+            if not off:
+                break
+            for level in self._levels(off if number else first):
+                self._settle(run, level)
+            self._see(run, range(len(self._chosen)))
 
     def _off(self) -> list[int]:
         return [index for index, search in enumerate(self.searches) if search.is_off]

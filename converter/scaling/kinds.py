@@ -56,12 +56,12 @@ def scaled_kinds(
             a multiple of, so that all of it is one.
 
     Raises:
-        PlanError: there is no layer of a kind; a variable is in layers of two; or `power` is asked
-            for and a layer gives no multiple.
+        PlanError: there is no layer of any of the kinds; a variable is in layers of two; or `power`
+            is asked for and a layer gives no multiple.
     """
-    for kind in kinds:
-        if not any(layer.kind == kind for layer in layers):
-            raise PlanError(f"no layer is {kind}; they are {_kinds_of(layers)}")
+    missing = [kind for kind in kinds if all(layer.kind != kind for layer in layers)]
+    if len(missing) == len(kinds):
+        raise PlanError(f"no layer is {' or '.join(missing)}; {_kinds_of(layers)}")
     own = [kinds.get(layer.kind, 1.0) for layer in layers]
     outputs: Mapping[str, float | NoMultiple] = {}
     if biases == "power":
@@ -98,12 +98,17 @@ def scaled_kinds(
         )
     )
     normalised = {m for layer, m in zip(layers, linear, strict=True) if layer.normalisation}
-    notes = (*_told(is_kept, outputs), *_of_statistics(normalised - {1.0}))
+    notes = (
+        *_told(is_kept, outputs),
+        *(f"no layer is {kind}; {_kinds_of(layers)}" for kind in missing),
+        *_of_statistics(normalised - {1.0}),
+    )
     return Scaled(factors, {n: v for n, v in replaced.items() if n in factors}, is_kept, notes)
 
 
 def _kinds_of(layers: Sequence[Layer]) -> str:
-    return ", ".join(dict.fromkeys(layer.kind for layer in layers)) or "none that is known"
+    known = dict.fromkeys(layer.kind for layer in layers if layer.kind in KINDS)
+    return f"they are {', '.join(known)}" if known else "it has none"
 
 
 def _behind(layers: Sequence[Layer], index: int) -> int | None:

@@ -146,5 +146,6 @@ def _check_gates(kernels: Sequence[RecurrentKernel], wanted: Mapping[str, float]
     for label in wanted:
         if label not in known:
             raise UsageError(
-                f"no recurrent kernel has a gate {label!r}; they are {', '.join(known) or 'none'}"
+                f"no recurrent kernel has a gate {label!r}; "
+                + (f"they are {', '.join(known)}" if known else "there are none")
             )

@@ -11,7 +11,7 @@ import numpy as np
 from converter.activations.moments import Moments
 from converter.activations.probes import Probe, find_probes
 from converter.checkpoint import Checkpoint
-from converter.errors import PlanError
+from converter.errors import ConverterError, PlanError
 from converter.patterns import matching
 from converter.rounding import round_to
 from converter.scaling.activation import Left
@@ -21,6 +21,7 @@ from converter.structure.layers import Layer, layers
 from converter.variable import Array, Region, Variable
 
 _FEW = 3
+_LEAST = 2
 
 
 class _Stored(NamedTuple):
@@ -149,9 +150,13 @@ class Recalibrated:
         return Variable.from_array(name, values.reshape(self._checkpoint[name].shape))
 
     def _of(self, norm: _Stored, moments: Moments) -> _Found:
+        if moments.count < _LEAST:
+            raise ConverterError(
+                f"{self._named.called(norm.variance)}: the data give {moments.count} observation "
+                f"of each unit, and a variance needs {_LEAST} or more; give more rows"
+            )
         variance = moments.squares / moments.count
-        is_estimate = norm.is_unbiased and moments.count > 1
-        stored = moments.squares / (moments.count - 1) if is_estimate else variance
+        stored = moments.squares / (moments.count - 1) if norm.is_unbiased else variance
         return _Found(moments.mean, variance, stored, self._told(norm, moments, stored))
 
     def _told(self, norm: _Stored, moments: Moments, stored: Array) -> str:
@@ -167,7 +172,12 @@ class Recalibrated:
             f"moved by up to {moved:.4g} deviations, variances are {ratios.min(initial=np.inf):.4g}"
             f"..{ratios.max(initial=0.0):.4g} of what they were, of {moments.count:,} observations"
         )
-        return f"{told}; {dead} of {len(mean)} units never change" if dead else told
+        if dead:
+            told += (
+                f"; {dead} of {len(mean)} units never change: their variance is 0, and what "
+                "differs is divided by the root of the epsilon alone; give more data"
+            )
+        return told
 
 
 def _holding(variable: Variable, values: Callable[[], Array | None]) -> Variable:

@@ -34,7 +34,8 @@ class Search:
         after: as it was measured last.
         dead: which are below the floor.
         is_done: which need no other factor.
-        is_stuck: which no factor brings to the target.
+        is_stuck: which no factor brings to the target; they stay as they were.
+        nearest: of these, what was nearest to the target of all that was measured.
     """
 
     def __init__(self, target: float, floor: float, *, is_proportional: bool) -> None:
@@ -46,6 +47,7 @@ class Search:
         self.dead: Array = np.asarray(False)
         self.is_done: Array = np.asarray(False)
         self.is_stuck: Array = np.asarray(False)
+        self.nearest: Array = np.asarray(np.nan)
         self._x: Array = np.asarray(0.0)
         self.again()
 
@@ -75,6 +77,7 @@ class Search:
             self.dead = values < self._floor
             self._x = np.zeros(values.shape)
             self.is_done = self.is_stuck = np.zeros(values.shape, bool)
+            self.nearest = values
             self.again()
         self.after = values
 
@@ -89,6 +92,7 @@ class Search:
         is_nearer = np.abs(y) < self._nearest
         self._best = np.where(is_nearer, x, self._best)
         self._nearest = np.where(is_nearer, np.abs(y), self._nearest)
+        self.nearest = np.where(is_nearer & ~self.is_stuck, values, self.nearest)
         self._low = np.where(y < 0, np.maximum(self._low, x), self._low)
         self._high = np.where(y > 0, np.minimum(self._high, x), self._high)
         is_there = np.abs(y) < _SETTLED
@@ -106,7 +110,8 @@ class Search:
         if is_out.any():
             following = np.where(is_out, (self._low + self._high) / 2, following)
         self._last = x, y
-        self._x = np.where(is_free & ~stuck, following, np.where(stuck, self._best, x))
+        # Where nothing moves any more, a factor is as large or small as the steps happened to be.
+        self._x = np.where(is_free & ~stuck, following, np.where(stuck, 0.0, x))
         self.is_done = self.is_done | is_there | stuck
         if self._is_proportional:
             self.is_done = np.ones_like(self.is_done)
@@ -114,6 +119,13 @@ class Search:
     def settle(self) -> None:
         """Take the nearest that was found, where nothing better was."""
         self._x = np.where(self.is_done, self._x, self._best)
+
+    def give_up(self) -> None:
+        """Leave what is further off than promised as it was at first."""
+        off = np.abs(self.after / self._target - 1) > PROMISED
+        self.is_stuck = self.is_stuck | (off & ~self.dead)
+        self._x = np.where(self.is_stuck, 0.0, self._x)
+        self.is_done = self.is_done | self.is_stuck
 
     def _slope(self, x: Array, y: Array) -> Array:
         if self._last is None:

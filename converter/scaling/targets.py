@@ -50,6 +50,7 @@ class Outcome(NamedTuple):
         after: in the end; None where it was not measured again.
         factors: by which what it gives is multiplied.
         dead: which are below the floor.
+        nearest: what was nearest to the target of all that was measured; None without a search.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Outcome(NamedTuple):
     after: Array | None
     factors: Array
     dead: Array
+    nearest: Array | None = None
 
 
 @dataclass
@@ -175,7 +177,7 @@ class Targeted:
                 tuple(
                     Outcome(c.name, np.asarray(np.nan), None, np.ones(()), s.dead)
                     if s.before is None
-                    else Outcome(c.name, s.before, s.after, s.factors, s.dead)
+                    else Outcome(c.name, s.before, s.after, s.factors, s.dead, s.nearest)
                     for c, s in pairs
                 ),
                 notes,
@@ -294,10 +296,12 @@ def _told(outcome: Outcome, wanted: Wanted) -> str:
         )
     if outcome.after is None:
         return told
-    off = int(np.count_nonzero(~is_at(outcome.after, wanted.target) & lives))
-    if off:
-        of = f" of {off} units" if outcome.dead.ndim else ""
+    is_off = ~is_at(outcome.after, wanted.target) & lives
+    if is_off.any():
+        of = f" of {np.count_nonzero(is_off)} units" if outcome.dead.ndim else ""
         told += f"; no factor{of} was found that brings it to {wanted.target:g}"
+        if outcome.nearest is not None:
+            told += f" (the nearest was {_range(outcome.nearest[is_off])}); left as it was"
     return told
 
 

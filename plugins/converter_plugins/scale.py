@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from converter import Checkpoint, Variable
+    from converter.scaling.divided import Divided
     from converter.scaling.kinds import Scaled
     from converter.scaling.multiply import Factor
 
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
 class Scale(Strategy):
     """Multiply float variables by a factor, or by the inverse of an activation statistic.
 
-    With statistics, a variable of shape (..., units) becomes value / max(mean_abs, floor), where
-    `VARIABLE/mean_abs` is one number, or one for each unit. Where several factors are about a
-    variable, all of them apply. Dtypes are kept.
+    With a file that `convert stats` wrote, each layer is divided once by what each of its units
+    gave; dead units stay. With statistics made by hand, a variable of shape (..., units) becomes
+    value / max(mean_abs, floor), where `VARIABLE/mean_abs` is one number, or one for each unit.
+    Where several factors are about a variable, all of them apply. Dtypes are kept.
 
     A glob chooses variables, and nothing else follows. A kind chooses the kernels of such layers:
     the statistics of batch normalisations behind them follow, biases as it is asked for, averages
@@ -74,7 +76,11 @@ class Scale(Strategy):
         help="divide by the statistics of this file (.npz, safetensors; VARIABLE/mean_abs)",
         metavar="FILE",
     )
-    floor: float = option(1e-6, help="what smaller statistics count as, so that none divides by 0")
+    floor: float = option(
+        1e-6,
+        help="units of `convert stats` that give less are dead, and stay; what smaller statistics "
+        "made by hand count as",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -131,11 +137,25 @@ class Scale(Strategy):
                 follows=structure_of(checkpoint).follows,
             )
             found = (scaled.replaced.get(variable.name, variable) for variable in found)
-        return (times(variable, factors.get(variable.name, ())) for variable in found)
+        found = (times(variable, factors.get(variable.name, ())) for variable in found)
+        if (divided := self._divided(checkpoint)) is None:
+            return found
+        from converter.structure.infer import structure_of
+
+        follows = structure_of(checkpoint).follows
+        return multiply(checkpoint.derive(found), divided.factors, is_kept=False, follows=follows)
 
     def notes(self, checkpoint: Checkpoint) -> Iterable[str]:
-        if self._by_layers:
-            yield from self._scaled(checkpoint).notes
+        divided = self._divided(checkpoint)
+        told = list(self._scaled(checkpoint).notes) if self._by_layers else []
+        named = self._named(checkpoint)
+        if divided is not None or named:
+            told = [note for note in told if not note.startswith(_OF_OUTPUTS)]
+        if divided is not None:
+            yield from divided.notes
+        elif named:
+            yield self._told(checkpoint, named)
+        yield from told
         floored = {
             name: number
             for name, mean_abs in self._mean_abs(checkpoint).items()
@@ -146,6 +166,13 @@ class Scale(Strategy):
                 f"{sum(floored.values())} statistics of {len(floored)} variables, such as "
                 f"{next(iter(floored))}, are below the floor {self.floor:g}, and count as it"
             )
+
+    def _told(self, checkpoint: Checkpoint, named: Iterable[str]) -> str:
+        """Say what becomes of the outputs where variables are multiplied by their names."""
+        roles = checkpoint.roles()
+        if not self._by_layers and all(roles[name].of is not None for name in named):
+            return "keeps the outputs: only slots and averages are multiplied"
+        return "changes the outputs, as nothing follows what is chosen by its name"
 
     def _named(self, checkpoint: Checkpoint) -> dict[str, list[Factor]]:
         """Return the factors of variables that globs and statistics name."""
@@ -174,13 +201,60 @@ class Scale(Strategy):
         return checkpoint.once((Scale, id(self)), find)
 
     def _mean_abs(self, checkpoint: Checkpoint) -> Mapping[str, np.ndarray[Any, Any]]:
-        if self.statistics is None:
+        if self.statistics is None or self._is_measured(self.statistics, checkpoint):
             return {}
         from converter_plugins.statistics import read_mean_abs
 
-        return read_mean_abs(self.statistics, checkpoint)
+        found = read_mean_abs(self.statistics, checkpoint)
+        _check_moments(found, checkpoint, self.statistics)
+        return found
+
+    def _divided(self, checkpoint: Checkpoint) -> Divided | None:
+        """Return what becomes of measured layers; None where nothing was measured."""
+        path = self.statistics
+        if path is None or not self._is_measured(path, checkpoint):
+            return None
+
+        def find() -> Divided:
+            from converter.scaling.divided import divided
+
+            return divided(checkpoint, path, self.floor)
+
+        return checkpoint.once((Scale, "divided", path, self.floor), find)
+
+    def _is_measured(self, path: Path, checkpoint: Checkpoint) -> bool:
+        """Whether `convert stats` wrote a file."""
+        from converter.activations.file import is_measured
+
+        return checkpoint.once((is_measured, path), lambda: is_measured(path))
 
 
+def _check_moments(found: Iterable[str], checkpoint: Checkpoint, path: Path) -> None:
+    """Refuse the moments of a batch normalisation beside the kernel that they follow.
+
+    Raises:
+        PlanError: both have statistics.
+    """
+    from converter.structure.infer import structure_of
+
+    if structure_of(checkpoint).findings is None:
+        return
+    from converter.structure.layers import layers
+
+    names = set(found)
+    for layer in layers(checkpoint):
+        norm, kernel = layer.normalisation, next(iter(names & set(layer.kernels)), None)
+        moment = next(iter(names & {norm.mean, norm.variance}), None) if norm else None
+        if kernel is not None and moment is not None:
+            raise PlanError(
+                f"{moment}: it holds moments of what {kernel} makes, and {path} would divide both, "
+                f"each by a statistic of its own; leave one of them out, or measure the layer "
+                f"(convert stats)"
+            )
+
+
+# What a note of `converter.scaling` on outputs begins with.
+_OF_OUTPUTS = ("keeps the output", "changes the output", "multiplies outputs")
 _KINDS = ("convolution", "dense", "recurrent", "embedding")
 _PARTS = ("input_to_hidden", "hidden_to_hidden", "spectral_radius", "gate")
 
