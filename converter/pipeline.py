@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.dtype import STRING
-from converter.errors import ConverterError, InputError
+from converter.errors import ConverterError, InputError, UsageError
 from converter.formats import Contents
 from converter.formats.stream import Output, crc32c, crc32c_of_range
 from converter.plan import Plan, make_plan
@@ -90,6 +90,11 @@ def convert(
         PlanError: the plan is refused.
         ConverterError: the work broke off, or the output is not what was meant.
     """
+    if isinstance(source, Checkpoint):
+        raise UsageError(
+            f"{source.path}: convert takes the path of a checkpoint, and this is an open one; give "
+            "its path, or save the model first (model.save, model.export)"
+        )
     checkpoint = open_checkpoint(source, verify=verify_source)
     target = parse_target(output, name=checkpoint.name, to=to, shard_size=shard_size)
     plan = make_plan(checkpoint, strategies, target, sidecar=sidecar)

@@ -69,14 +69,27 @@ class Measured(Mapping[Key, Moments]):
         return f"<Measured {len(self)} sides of variables in {self.batches} batches>"
 
 
-def merged(a: Measured, b: Measured) -> Measured:
-    """Return the statistics of two runs as if they had been one.
+def merged(*parts: Measured) -> Measured:
+    """Return the statistics of several runs as if they had been one.
 
-    What only one of them has measured is taken as it is.
+    What only some of them have measured is taken as it is.
 
     Raises:
-        UsageError: a variable has another number of units, or only one has its covariance.
+        UsageError: a variable has another number of units, or only some have its covariance; or
+            these are no statistics.
     """
+    for part in parts:
+        if not isinstance(part, Measured):
+            raise UsageError(
+                f"merged: a {type(part).__name__} is no statistics; give what measure or "
+                "read_measured returned, as merged(a, b)"
+            )
+    if not parts:
+        raise UsageError("merged: there are no statistics; give them as merged(a, b)")
+    return functools.reduce(_both, parts)
+
+
+def _both(a: Measured, b: Measured) -> Measured:
     found: dict[Key, Moments] = {}
     for key in dict.fromkeys((*a, *b)):
         parts = [side[key] for side in (a, b) if key in side]

@@ -6,7 +6,8 @@ that memory does not grow with the data.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -17,7 +18,7 @@ import numpy as np
 from converter.activations.file import Key, Measured
 from converter.activations.moments import Moments, NotFiniteError
 from converter.activations.probes import LOOKED_UP, Found, Probe, find_probes
-from converter.activations.run import Batch, Question, Run, Taken
+from converter.activations.run import Batch, Question, Run, Taken, open_inputs
 from converter.checkpoint import Checkpoint
 from converter.errors import ConverterError, UsageError
 from converter.patterns import matching
@@ -31,7 +32,7 @@ _FEW = 3
 
 def measure(
     checkpoint: Checkpoint,
-    batches: Iterable[Batch],
+    batches: Iterable[Batch | Array],
     *,
     probes: Sequence[Probe] | None = None,
     variables: Sequence[str] = (),
@@ -42,7 +43,8 @@ def measure(
 
     Args:
         checkpoint: with a graph.
-        batches: what the model is run on, one after the other; all with the same names.
+        batches: what the model is run on, one after the other; all with the same names. Of a model
+            with one input, its array will do.
         probes: what is measured; None for what the structure of the graph tells.
         variables: globs of the variables that are wanted; none for all.
         covariance: globs of the variables whose covariance is wanted.
@@ -56,6 +58,13 @@ def measure(
         ConverterError: an activation is NaN or infinite.
     """
     question = question or Question()
+    if isinstance(batches, Mapping | np.ndarray | str | os.PathLike) or not isinstance(
+        batches, Iterable
+    ):
+        raise UsageError(
+            f"{question.where}: a {type(batches).__name__} is no series of batches; give several, "
+            "or one in a list: [{'input': array}]"
+        )
     unmeasured: list[str] = []
     if probes is None:
         found = find_probes(checkpoint)
@@ -71,7 +80,7 @@ def measure(
         )
     covariant = _named(covariance, probes)
     pools = pools_of(probes, covariant)
-    iterator = iter(batches)
+    iterator = _by_name(checkpoint, batches, question)
     first = next(iterator, None)
     if first is None:
         raise UsageError(f"{question.where}: it holds no data")
@@ -79,6 +88,48 @@ def measure(
         count = gather(run, pools, chain((first,), iterator))
         notes = [*run.forward.notes, *unmeasured]
         return _measured(checkpoint, pools, run.reached, covariant, count, notes)
+
+
+def _by_name(
+    checkpoint: Checkpoint, batches: Iterable[Batch | Array], question: Question
+) -> Iterator[Batch]:
+    """Yield batches as arrays by the names of inputs.
+
+    Raises:
+        UsageError: a batch is neither that nor the array of the only input.
+    """
+    only: str | None = None
+    for batch in batches:
+        if isinstance(batch, Mapping):
+            yield {str(name): _array(value, str(name), question) for name, value in batch.items()}
+            continue
+        if not isinstance(batch, np.ndarray):
+            raise UsageError(
+                f"{question.where}: a batch is a {type(batch).__name__}; it must be a dictionary "
+                "from inputs to arrays"
+            )
+        if only is None:
+            inputs = [str(found.tensor) for found in open_inputs(checkpoint, question)]
+            if len(inputs) != 1:
+                raise UsageError(
+                    f"{question.where}: a batch is one array, and the model takes "
+                    f"{', '.join(inputs) or 'nothing'}; give a dictionary from inputs to arrays"
+                )
+            (only,) = inputs
+        yield {only: _array(batch, only, question)}
+
+
+def _array(value: object, name: str, question: Question) -> Array:
+    try:
+        found = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError):
+        found = np.asarray(None)
+    is_text = found.dtype.kind == "O" and found.size and isinstance(found.flat[0], str | bytes)
+    if found.dtype.kind == "O" and not is_text:
+        raise UsageError(
+            f"{question.where}: {name}: a {type(value).__name__} is no array of numbers; give one"
+        )
+    return found
 
 
 @dataclass(slots=True, eq=False)
