@@ -461,6 +461,8 @@ def test_a_keras_model_that_does_not_know_its_inputs(tf: Any) -> None:
     checkpoint = open_keras(model, [spec])
     found = measure(checkpoint, [{"x": SEQUENCES[:, 0]}])
     check(found["late/head/kernel", "produced"], model(SEQUENCES[:, 0]).numpy())
+    bare = measure(checkpoint, [SEQUENCES[:, 0]])["late/head/kernel", "produced"]
+    assert (bare.mean_abs == found["late/head/kernel", "produced"].mean_abs).all()
 
 
 def test_memory_does_not_grow_with_the_data() -> None:

@@ -11,7 +11,7 @@ from converter_plugins.recalibrate_batchnorm import RecalibrateBatchnorm
 from converter_plugins.scale import Scale
 from measured_cases import case
 
-from converter import convert, open_checkpoint
+from converter import ConverterError, convert, open_checkpoint
 from converter.activations.measure import measure
 from converter.activations.run import Question
 
@@ -83,6 +83,31 @@ def test_recalibrated_as_training_does_on_one_batch(is_fused: bool, tmp_path: Pa
     found = open_checkpoint(result.output)
     assert (found["l0/moving_mean"].read() == 0).all()
     assert (found["l1/moving_mean"].read() != 0).all()
+
+
+@pytest.mark.slow
+def test_a_variance_needs_two_observations(tmp_path: Path) -> None:
+    tf = pytest.importorskip("tensorflow").compat.v1
+    with tf.Graph().as_default(), tf.Session() as session:
+        taken = tf.placeholder(tf.float32, [None, 3], "x")
+        made = [
+            tf.get_variable(name, [3], initializer=tf.ones_initializer())
+            for name in ("n/moving_mean", "n/moving_variance", "n/beta", "n/gamma")
+        ]
+        tf.identity(tf.nn.batch_normalization(taken, *made, 1e-3), "out")
+        session.run(tf.global_variables_initializer())
+        tf.train.Saver().save(session, str(tmp_path / "model"))
+    rows = np.array([[1, 2, 5], [1, 4, 9]], "f4")
+    strategy = RecalibrateBatchnorm(data=(tmp_path / "x.npz",))
+    np.savez(tmp_path / "x.npz", x=rows[:1])
+    with pytest.raises(ConverterError, match="n/moving_variance: the data give 1 observation of e"):
+        convert(tmp_path / "model", tmp_path / "out.safetensors", [strategy])
+    assert not (tmp_path / "out.safetensors").exists()
+    np.savez(tmp_path / "x.npz", x=rows)
+    result = convert(tmp_path / "model", tmp_path / "out.safetensors", [strategy])
+    found = open_checkpoint(result.output)["n/moving_variance"].read()
+    assert found.tolist() == [0, 1, 4]
+    assert "; 1 of 3 units never change: their variance is 0, and what " in result.found[-1]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from converter import (
     Moments,
     PlanError,
     UsageError,
+    convert,
     measure,
     merged,
     open_checkpoint,
@@ -33,7 +35,7 @@ def gives(mean_abs: Array) -> Moments:
 
 
 def written(
-    path: Path, units: dict[str, Array], tensors: dict[str, tuple[str, ...]] | None = None
+    path: Path, units: dict[str, Array], tensors: Mapping[str, tuple[str, ...]] | None = None
 ) -> Path:
     measured = Measured(
         {(name, "produced"): gives(values) for name, values in units.items()},
@@ -86,7 +88,7 @@ def test_units_that_are_not_last_are_divided_where_they_are(tmp_path: Path) -> N
     name = "cls/seq_relationship/output_weights"
     path = written(tmp_path / "s.safetensors", {name: np.array([2.0, 8.0])})
     found = divided(Scale(statistics=path), checkpoint)
-    assert set(found) == {name, "cls/seq_relationship/output_bias"} or set(found) == {name}
+    assert name in found
     assert found[name][:, 0] == pytest.approx([2, 8], rel=1e-6)
 
 
@@ -161,16 +163,18 @@ def test_one_kind_of_several_may_be_missing() -> None:
         ([3.0], "a batch is a float; it must be a dictionary"),
         ([{"images": object()}], "images: a object is no array of numbers"),
         ([{"images": [[1], [2, 3]]}], "images: a list is no array of numbers"),
-        (
-            [{"images": 3.0}],
-            r"images:0?: ?\[\] is given, and the graph takes|images: \[\] is given",
-        ),
+        ([{"images": 3.0}], r"images: \[\] is given, and the graph takes"),
     ],
 )
 def test_what_is_no_batch_is_one_line(batches: object, said: str) -> None:
     pytest.importorskip("tensorflow")
     with pytest.raises(UsageError, match=said):
         measure(open_checkpoint(BATCH_NORMED), batches)  # type: ignore[arg-type]
+
+
+def test_an_open_checkpoint_is_no_path(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="convert takes the path of a checkpoint"):
+        convert(open_checkpoint(BATCH_NORMED), tmp_path / "out")  # type: ignore[arg-type]
 
 
 def test_what_is_no_statistics_cannot_be_merged() -> None:
