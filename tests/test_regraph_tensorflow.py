@@ -14,6 +14,7 @@ from converter import open_checkpoint
 from converter.formats.messages import message
 from converter.regraph import regraph
 from converter.regraph.tensors import Constant
+from converter.structure.axes.axis import Width
 from converter.structure.infer import infer
 
 pytestmark = pytest.mark.slow
@@ -37,7 +38,8 @@ def tf() -> Any:
 def resized(case: Case, directory: Path, tf: Any, *, only_exact: bool) -> float:
     """Grow widths by half with zeros; return how far the outputs are from those of the source.
 
-    What they are after ten training steps has to be the same too, if new units stay dead.
+    What they are after ten training steps has to be the same too, if new units stay dead. New
+    outputs don't, as the loss counts them: those widths are not among the exact ones here.
     """
     io = case.record["io"]
     arrays = np.load(case.directory / io["file"])
@@ -48,7 +50,7 @@ def resized(case: Case, directory: Path, tf: Any, *, only_exact: bool) -> float:
     sizes = {
         width.name: max(width.size + 1, width.size * 3 // 2)
         for width in structure.widths.values()
-        if width.resizable and (width.exact or not only_exact)
+        if width.resizable and not (only_exact and (not width.exact or _is_output(width)))
     }
     found = regraph(checkpoint, structure, sizes)
     assert found.notes == ()
@@ -68,6 +70,10 @@ def resized(case: Case, directory: Path, tf: Any, *, only_exact: bool) -> float:
         if only_exact and case.name not in LEARNING:
             assert _error(trained_a, resizing.cut(trained_b, axes)) < 100 * TOLERANCE, tensor
     return max(errors)
+
+
+def _is_output(width: Width) -> bool:
+    return not {"output", "softmax", "cross entropy"}.isdisjoint(dict(width.touches))
 
 
 def _error(a: Any, b: Any) -> float:
