@@ -163,7 +163,9 @@ def run_here(commands: list[str], place: Path) -> Iterator[tuple[str, int]]:
 
 def steady(output: str) -> str:
     """Replace rates, durations and our version, and leave out progress: a slow machine's own."""
-    output = re.sub(r"(?m)^(\[\d+/\d+\] \d+ running, .*|.* \(\d+ %\), .* s left)\n", "", output)
+    output = re.sub(
+        r"(?m)^(\[\d+/\d+\] \d+ running, .*|.*: .* of .* \(\d+ %\)(, .* s left)?)\n", "", output
+    )
     output = re.sub(r"\d+(\.\d+)? [kMGT]?B/s", "RATE", output)
     output = re.sub(r"ckpt-converter \d+\.\d+\.\d+", "ckpt-converter VERSION", output)
     return re.sub(r"in \d+\.\d s", "in TIME", output)

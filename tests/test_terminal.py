@@ -16,6 +16,8 @@ import pytest
 from command_line import run
 from conftest import case
 
+from converter.cli.text import Progress
+
 
 def _start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
@@ -32,6 +34,20 @@ def _wait_for(condition: Iterable[object], seconds: float = 20) -> None:
     while not any(condition):
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.02)
+
+
+def test_progress_tells_no_time_before_a_hundredth_is_done(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = iter([0.0, 6.0, 20.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    progress = Progress("m")
+    progress(24, 14_700)
+    progress(200, 14_700)
+    assert capsys.readouterr().err.splitlines() == [
+        "m: 24 B of 14.7 kB (0 %)",
+        "m: 200 B of 14.7 kB (1 %), 10 B/s, 1450 s left",
+    ]
 
 
 @pytest.mark.slow
@@ -63,7 +79,7 @@ def test_progress_is_plain_lines_off_a_terminal(times: Path, tmp_path: Path, lst
     assert lines
     for line in lines:
         assert re.fullmatch(
-            r"model\.ckpt-300: [\d.]+ k?B of 167 kB \(\d+ %\), [\d.]+ k?B/s, \d+ s left", line
+            r"model\.ckpt-300: [\d.]+ k?B of 167 kB \(\d+ %\)(, [\d.]+ k?B/s, \d+ s left)?", line
         )
     assert "\x1b" not in stdout + stderr
     assert "\r" not in stdout + stderr

@@ -85,11 +85,11 @@ class Progress:
             return
         self._next = now + (0.2 if self._terminal else 10)
         rate = done / (now - self._began)
-        left = (total - done) / rate if rate else 0
-        line = (
-            f"{self._what}: {self._write(done)} of {self._write(total)} "
-            f"({100 * done // max(total, 1)} %), {self._write(rate)}/s, {left:.0f} s left"
-        )
+        line = f"{self._what}: {self._write(done)} of {self._write(total)}"
+        line += f" ({100 * done // max(total, 1)} %)"
+        # What takes its time before it gives anything tells no rate.
+        if 100 * done >= total and done:
+            line += f", {self._write(rate)}/s, {(total - done) / rate:.0f} s left"
         self._drawn = True
         if self._terminal:
             click.echo(f"\r\x1b[K{line}", nl=False, err=True)

@@ -13,6 +13,7 @@ from converter.rounding import round_to
 from converter.scaling.multiples import NoMultiple, multiples
 from converter.scaling.multiply import Factor, one_number
 from converter.scaling.widths import outputs_of
+from converter.structure.called import called_in_graph, called_now
 from converter.structure.layers import Layer, Normalisation
 from converter.structure.structure import Structure
 from converter.variable import Array, Region, Variable
@@ -65,7 +66,9 @@ def scaled_kinds(
     own = [kinds.get(layer.kind, 1.0) for layer in layers]
     outputs: Mapping[str, float | NoMultiple] = {}
     if biases == "power":
-        linear, outputs = multiples(structure, layers, own, outputs_of(structure, checkpoint))
+        linear, outputs = multiples(
+            structure, layers, own, outputs_of(structure, checkpoint), called_now(checkpoint)
+        )
     else:
         before = [_behind(layers, index) for index in range(len(layers))]
         linear = tuple(own[index if b is None else b] for index, b in enumerate(before))
@@ -80,8 +83,11 @@ def scaled_kinds(
         if norm is not None and norm.over == "batch":
             numbers |= _statistics(norm, made)
             if biases == "left" and norm.mean is not None and layer.kernels and layer.biases:
-                offset = [checkpoint[name] for name in layer.biases]
-                replaced[norm.mean] = _moved(checkpoint[norm.mean], offset, made)
+                if lacking := next((n for n in layer.biases if n not in checkpoint), None):
+                    raise _changed(lacking)
+                if norm.mean in checkpoint:
+                    offset = [checkpoint[name] for name in layer.biases]
+                    replaced[norm.mean] = _moved(checkpoint[norm.mean], offset, made)
         for name, factor in numbers.items():
             if found.setdefault(name, factor) != factor:
                 raise PlanError(
@@ -90,6 +96,10 @@ def scaled_kinds(
                 )
             by[name] = layer.kind
     factors = {name: [one_number(number)] for name, number in found.items() if number != 1}
+    held = {old for olds in called_in_graph(checkpoint).values() for old in olds}
+    for name in factors:
+        if name in held and name not in checkpoint:
+            raise _changed(name)
     is_kept = (
         all(number == 1 for number in outputs.values())
         if biases == "power"
@@ -104,6 +114,13 @@ def scaled_kinds(
         *_of_statistics(normalised - {1.0}),
     )
     return Scaled(factors, {n: v for n, v in replaced.items() if n in factors}, is_kept, notes)
+
+
+def _changed(name: str) -> PlanError:
+    return PlanError(
+        f"{name}: its layer is to be multiplied, and it is not here as it is in the graph; scale "
+        "before what leaves it out, cuts it or puts it together with others"
+    )
 
 
 def _kinds_of(layers: Sequence[Layer]) -> str:

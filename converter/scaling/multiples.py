@@ -79,6 +79,7 @@ def multiples(
     layers: Sequence[Layer],
     own: Sequence[float],
     outputs: Sequence[Tensor],
+    now: Mapping[str, str],
 ) -> Multiples:
     """Follow factors of kernels through a graph.
 
@@ -88,20 +89,27 @@ def multiples(
         own: the factor of the kernels of each layer, positive. Biases are taken to be multiplied by
             what is made where they are added, and moments of batches likewise.
         outputs: of the model; none for what nothing follows in the graph.
+        now: what layers call the variables of the graph, by their names in it.
 
     Raises:
         PlanError: something that a variable takes is no multiple of what it was.
     """
-    return _Following(structure, layers, own).find(outputs)
+    return _Following(structure, layers, own, now).find(outputs)
 
 
 class _Following:
-    def __init__(self, structure: Structure, layers: Sequence[Layer], own: Sequence[float]) -> None:
+    def __init__(
+        self,
+        structure: Structure,
+        layers: Sequence[Layer],
+        own: Sequence[float],
+        now: Mapping[str, str],
+    ) -> None:
         self._analysis = structure.graph.findings.analysis
         self._own = own
         self._chains = chains_of(structure)
         self._by_node = {node: chain for chain in self._chains for node in chain.nodes}
-        self._layer_of = {id(c): _layer_of(c, layers) for c in self._chains}
+        self._layer_of = {id(c): _layer_of(c, layers, now) for c in self._chains}
         self._names = [(*layer.kernels, *layer.biases) for layer in layers]
         self._known: dict[Node, _Multiple] = {}
         self._later: list[tuple[Node, Output]] = []
@@ -216,11 +224,12 @@ class _Following:
         return any(self._analysis.tensor(output).number != 0 for output in others)
 
 
-def _layer_of(chain: Chain, layers: Sequence[Layer]) -> int | None:
+def _layer_of(chain: Chain, layers: Sequence[Layer], now: Mapping[str, str]) -> int | None:
     """Return the number of the layer that a chain is a place of; None where it is of none."""
     linear = None if chain.linear is None else tensor_of(chain.linear.output)
+    kernels = tuple(now.get(name, name) for name in kernels_of(chain))
     for index, layer in enumerate(layers):
-        if layer.kernels != kernels_of(chain):
+        if layer.kernels != kernels:
             continue
         places = {None if p.linear is None else p.linear.tensor for p in layer.places}
         if linear in places:

@@ -15,6 +15,7 @@ from converter.scaling.equal import Normed
 from converter.scaling.fold import Foldable, does_nothing, scale_of
 from converter.scaling.multiply import along
 from converter.structure.axes.axis import Use
+from converter.structure.called import called_now
 from converter.structure.layers.chains import DEPTHWISE, Chain
 from converter.structure.layers.layer import Normalisation
 from converter.structure.layers.read import chains_of, normalisation_of
@@ -84,7 +85,7 @@ class _Finder:
     def find(self) -> tuple[dict[str, Foldable], tuple[Left, ...]]:
         self._analysis = self._structure.graph.findings.analysis
         self._chains = chains_of(self._structure)
-        self._now = {s: name for name, v in self._checkpoint.items() for s in v.sources or (name,)}
+        self._now = called_now(self._checkpoint)
         found: dict[str, Foldable | str] = {}
         for chain in self._chains:
             norm = normalisation_of(self._analysis, chain)

@@ -19,6 +19,7 @@ from converter.activations.run import Batch, Question, Run, open_inputs
 from converter.checkpoint import Checkpoint
 from converter.closing import Closing
 from converter.errors import PlanError, UsageError
+from converter.structure.called import called_in_graph, opened
 from converter.variable import Variable
 
 
@@ -65,12 +66,11 @@ class Named(Mapping[str, Variable]):
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        source = checkpoint
-        while source.origin is not None:
-            source = source.origin.checkpoint
+        source = opened(checkpoint)
+        self._given = checkpoint
         self._now: dict[str, str] = {}
-        for name, variable in checkpoint.items():
-            olds = [old for old in variable.sources if old in source] or [name]
+        for name, olds in called_in_graph(checkpoint).items():
+            variable = checkpoint[name]
             if len(olds) > 1:
                 raise _elsewhere(f"{name}: it is made of {len(olds)} variables")
             (old,) = olds
@@ -99,10 +99,13 @@ class Named(Mapping[str, Variable]):
         return self._now.get(name, name)
 
     def renamed(self, variables: Iterable[Variable]) -> Iterator[Variable]:
-        """Give variables under the names that they have now."""
+        """Give variables under the names that they have now; what did not change is what it was."""
         for variable in variables:
             now = self.called(variable.name)
-            yield variable if now == variable.name else variable.rename(now)
+            if variable is self.checkpoint.get(variable.name):
+                yield self._given[now]
+            else:
+                yield variable if now == variable.name else variable.rename(now)
 
 
 def _elsewhere(what: str) -> PlanError:

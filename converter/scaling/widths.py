@@ -17,6 +17,7 @@ from converter.permutation import axes_of
 from converter.resize.maps import places_of
 from converter.scaling.multiply import Factor
 from converter.structure.axes.axis import Axis, Touch, Use, Width
+from converter.structure.called import opened
 from converter.structure.structure import Structure
 from converter.variable import Array
 
@@ -77,9 +78,8 @@ def outputs_of(structure: Structure, checkpoint: Checkpoint) -> tuple[Tensor, ..
 
 
 def _outputs(structure: Structure, checkpoint: Checkpoint) -> tuple[Tensor, ...]:
-    while checkpoint.origin is not None:
-        # The graph has the names that the variables had.
-        checkpoint = checkpoint.origin.checkpoint
+    # The graph has the names that the variables had.
+    checkpoint = opened(checkpoint)
     graph = None if structure.findings is None else read_graph(checkpoint)
     if graph is None:
         return ()

@@ -25,6 +25,7 @@ from converter.graph.ops import (
     ops,
 )
 from converter.structure.axes.axis import Axis
+from converter.structure.called import called_now
 from converter.structure.tensors.flow import Kind
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def bias_of(structure: Structure, checkpoint: Checkpoint, name: str, axis: int) 
     found: set[_Added] | None = None
     if structure.findings is not None:
         # The graph knows variables by the names that they had.
-        called = _called(structure, checkpoint)
+        called = called_now(checkpoint)
         was = next((old for old, new in called.items() if new == name), name)
         behind = _behind(structure.findings, was, lambda other: fits(called.get(other)))
         found = None if behind is None else {(called[other], sign) for other, sign in behind}
@@ -100,17 +101,6 @@ def bias_of(structure: Structure, checkpoint: Checkpoint, name: str, axis: int) 
         return None
     axes = _common(structure.axes[name], structure.axes[bias], axis)
     return None if axes is None else Bias(bias, axes, sign)
-
-
-def _called(structure: Structure, checkpoint: Checkpoint) -> dict[str, str]:
-    """Return what the variables are called now, by the names that the graph knows them by."""
-    if structure.root is None:
-        return {name: name for name in checkpoint}
-    made: dict[str, list[str]] = {}
-    for name, variable in checkpoint.items():
-        for source in variable.sources:
-            made.setdefault(source, []).append(name)
-    return {source: names[0] for source, names in made.items() if len(names) == 1}
 
 
 def _common(kernel: Sequence[Axis], bias: Sequence[Axis], consumed: int) -> tuple[int, ...] | None:

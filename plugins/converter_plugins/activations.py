@@ -11,6 +11,7 @@ import numpy as np
 
 from converter import Array, Checkpoint, InputError, PlanError, UsageError, open_checkpoint
 from converter.patterns import nearest
+from converter.structure.called import called_in_graph
 
 if TYPE_CHECKING:
     from converter import Consumer, Coupled
@@ -37,7 +38,8 @@ def _opened(checkpoint: Checkpoint, path: Path) -> Activations:
     names = dict.fromkeys(
         key.rpartition("/")[0].removesuffix(_CONSUMED) for key in entries if "/" in key
     )
-    here = {source for v in checkpoint.values() for source in (v.name, *v.sources)}
+    called = called_in_graph(checkpoint)
+    here = {old for name, olds in called.items() for old in (name, *olds)}
     if here.isdisjoint(names):
         first = next(iter(names), None)
         raise UsageError(
@@ -154,5 +156,5 @@ class Activations:
         """Return what the file calls a variable, which may have been renamed since."""
         if f"{variable}{_CONSUMED}/mean" in self.entries or variable not in self.checkpoint:
             return variable
-        sources = self.checkpoint[variable].sources
-        return sources[0] if len(sources) == 1 else variable
+        olds = called_in_graph(self.checkpoint)[variable]
+        return olds[0] if len(olds) == 1 else variable

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from converter.graph.node import Node, Output, Tensor
 from converter.graph.ops import BATCH_NORMS, BOOLS, CONTRACTIONS, JOINS, ops
 from converter.structure.axes.axis import Axis, Blocks
+from converter.structure.called import called_now
 from converter.structure.infer import structure_of
 from converter.structure.layers.chains import (
     CELLS,
@@ -46,13 +48,42 @@ _MAX_PASSED = 8
 def layers(checkpoint: Checkpoint) -> tuple[Layer, ...]:
     """Return the layers of a checkpoint in the order of the data.
 
-    It is told once for a checkpoint.
+    It is told once for a checkpoint. Variables have the names that they have now; those that are no
+    more what the graph has keep the names that they have in it.
 
     Raises:
         InputError: it has no graph, or that is damaged, or it is that of another checkpoint.
         ConverterError: the structure cannot be told.
     """
-    return checkpoint.once((Layer, None), lambda: _read(structure_of(checkpoint)))
+    return checkpoint.once(
+        (Layer, None),
+        lambda: tuple(
+            _renamed(layer, called_now(checkpoint)) for layer in _read(structure_of(checkpoint))
+        ),
+    )
+
+
+def _renamed(layer: Layer, now: Mapping[str, str]) -> Layer:
+    def called(name: str | None) -> str | None:
+        return None if name is None else now.get(name, name)
+
+    norm = layer.normalisation
+    return replace(
+        layer,
+        kernels=tuple(now.get(name, name) for name in layer.kernels),
+        biases=tuple(now.get(name, name) for name in layer.biases),
+        normalisation=norm
+        and replace(
+            norm,
+            gamma=called(norm.gamma),
+            beta=called(norm.beta),
+            mean=called(norm.mean),
+            variance=called(norm.variance),
+        ),
+        state=tuple(
+            rows._replace(kernel=now.get(rows.kernel, rows.kernel)) for rows in layer.state
+        ),
+    )
 
 
 def chains_of(structure: Structure) -> list[Chain]:

@@ -15,6 +15,7 @@ from converter.graph.node import Node, Output, tensor, text_of
 from converter.graph.ops import ASSIGNS, READS, RESTORED, RESTORES, SAVES, UNSLICED, VARIABLES
 from converter.graph.ordered import OrderedGraph
 from converter.graph.slices import Slice, read_slice
+from converter.structure.called import called_in_graph
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
@@ -48,10 +49,9 @@ def as_opened(checkpoint: Checkpoint) -> tuple[Checkpoint, dict[str, str]]:
         The variables under the old names, and the names that they have now by these.
     """
     now: dict[str, str] = {}
-    for name, variable in checkpoint.items():
-        now.setdefault(variable.sources[0] if len(variable.sources) == 1 else name, name)
+    for name, olds in called_in_graph(checkpoint).items():
+        now.setdefault(olds[0] if len(olds) == 1 else name, name)
     for name in checkpoint:
-        # An average that stands for its variable.
         now.setdefault(name, name)
     return checkpoint.derive(checkpoint[name].rename(was) for was, name in now.items()), now
 
