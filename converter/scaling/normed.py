@@ -52,7 +52,10 @@ def foldable(
     Raises:
         InputError: there is no graph.
     """
-    return checkpoint.once((Foldable, id(structure)), _Finder(checkpoint, structure).find)
+    # With the structure, so that no other one can have its id while the checkpoint knows it.
+    return checkpoint.once(
+        (Foldable, id(structure)), lambda: (structure, _Finder(checkpoint, structure).find())
+    )[1]
 
 
 def normed(checkpoint: Checkpoint, structure: Structure) -> list[Normed]:

@@ -74,7 +74,10 @@ def shown(structure: Structure, checkpoint: Checkpoint) -> dict[str, str]:
 
 def outputs_of(structure: Structure, checkpoint: Checkpoint) -> tuple[Tensor, ...]:
     """Return the outputs of a model in inference; none where no graph tells them."""
-    return checkpoint.once((Tensor, id(structure)), lambda: _outputs(structure, checkpoint))
+    # With the structure, so that no other one can have its id while the checkpoint knows it.
+    return checkpoint.once(
+        (Tensor, id(structure)), lambda: (structure, _outputs(structure, checkpoint))
+    )[1]
 
 
 def _outputs(structure: Structure, checkpoint: Checkpoint) -> tuple[Tensor, ...]:

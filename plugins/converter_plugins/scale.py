@@ -192,13 +192,14 @@ class Scale(Strategy):
     def _scaled(self, checkpoint: Checkpoint) -> Scaled:
         """Return what becomes of the layers that are chosen."""
 
-        def find() -> Scaled:
+        def find() -> tuple[Scale, Scaled]:
             from converter.scaling.layers import scaled_layers
 
-            return scaled_layers(checkpoint, self)
+            return self, scaled_layers(checkpoint, self)
 
-        # A plan asks for the variables and the notes; the key holds the strategy by its options.
-        return checkpoint.once((Scale, id(self)), find)
+        # A plan asks for the variables and for the notes. What is kept holds the strategy, so that
+        # no other one can have its id while the checkpoint knows it.
+        return checkpoint.once((Scale, id(self)), find)[1]
 
     def _mean_abs(self, checkpoint: Checkpoint) -> Mapping[str, np.ndarray[Any, Any]]:
         if self.statistics is None or self._is_measured(self.statistics, checkpoint):
