@@ -275,7 +275,7 @@ def test_graph_goes_along_while_it_fits(
     if is_carried:
         meta = (tmp_path / "out" / f"{source.name}.meta").read_bytes()
         assert meta == source.with_name(f"{source.name}.meta").read_bytes()
-        assert result.plan.notes == ()
+        assert not any(".meta" in note for note in result.plan.notes)
     else:
         (note,) = result.plan.notes
         assert note.startswith(f"{source.name}.meta is left out")
