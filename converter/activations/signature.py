@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from converter.errors import UsageError, did_you_mean
 from converter.graph.node import tensor, texts
@@ -51,9 +52,9 @@ def _signatures(graph: Graph) -> dict[str, Signature]:
     return found
 
 
-def _tensors(graph: Graph, entries: object) -> dict[str, str]:
+def _tensors(graph: Graph, entries: Any) -> dict[str, str]:
     found = {}
-    for entry in entries:  # type: ignore[attr-defined]  # the messages are untyped
+    for entry in entries:
         name, source = texts([entry.key, entry.value.name])
         if ":" in source and tensor(source).node in graph.nodes and "__saved_model" not in name:
             found[name] = str(tensor(source))

@@ -42,6 +42,8 @@ class Taken(NamedTuple):
 class View(ABC):
     """What a variable is made of."""
 
+    # Fields in some views, computed in others. Properties here would be taken for the defaults of
+    # those fields, so views that compute them override attributes: hence what mypy is told.
     shape: Shape
     sources: tuple[str, ...]
 
