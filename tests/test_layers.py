@@ -163,6 +163,34 @@ def test_multiplier_of_a_depthwise_convolution() -> None:
     }
 
 
+def test_dilated_convolution_of_parts_of_space() -> None:
+    m = Net()
+    blocks, pads = m.constant(np.array([2, 2], "i4")), m.constant(np.zeros((2, 2), "i4"))
+    cut = m.op("SpaceToBatchND", m.images(), blocks, pads)
+    joined = m.op("BatchToSpaceND", m.convolve(cut, "c"), blocks, pads)
+    m.op("Relu", m.op("BiasAdd", joined, m.variable("c/b", N)), name="out")
+    (layer,) = m.layers()
+    assert (layer.kernels, layer.biases, layer.activation) == (("c/w",), ("c/b",), ("Relu", True))
+    assert told(m.found()) == {
+        "c/w consumed": "x[-1] of 4",
+        "c/w produced": "out[-1] of 4",
+        "c/b produced": "out[-1] of 4",
+    }
+
+
+def test_averages_that_were_saved_as_the_model() -> None:
+    m = Net()
+    average = "ExponentialMovingAverage"
+    product = m.op("MatMul", m.input(-1, N), m.variable(f"w/{average}", N, 3))
+    m.op("BiasAdd", product, m.variable(f"b/{average}", 3), name="out")
+    assert m.checkpoint().roles()[f"w/{average}"].kind == "average"
+    assert told(m.found()) == {
+        f"w/{average} consumed": "x[-1] of 4",
+        f"w/{average} produced": "out[-1] of 3",
+        f"b/{average} produced": "out[-1] of 3",
+    }
+
+
 def test_transposed_convolution() -> None:
     m = Net()
     kernel = m.variable("t/w", 3, 3, 6, N)
@@ -321,6 +349,14 @@ def swish(m: Net, x: str) -> str:
     return m.op("Mul", x, m.op("Sigmoid", x), name="act")
 
 
+def swish_with_its_gradient(m: Net, x: str) -> str:
+    """As `tf.nn.swish` of TensorFlow 1.15 and after it writes it."""
+    both = m.op("Mul", x, m.op("Sigmoid", x))
+    node = m.op("IdentityN", both, x, name="act")
+    m.definition.node[-1].attr.add(key=b"T").value.list.type.extend([1, 1])
+    return node
+
+
 def leaky(m: Net, x: str) -> str:
     return m.op("Maximum", x, m.op("Mul", x, m.constant(np.float32(0.2))), name="act")
 
@@ -340,6 +376,7 @@ def prelu(m: Net, x: str) -> str:
     [
         (gelu, "Erf", False),
         (swish, "Sigmoid", False),
+        (swish_with_its_gradient, "Sigmoid", False),
         (leaky, "Maximum", True),
         (clipped, "Minimum", False),
         (prelu, "Abs", True),
@@ -648,12 +685,12 @@ def test_functions_of_an_exported_module() -> None:
 # Every other variable of these is measured on each side that it has.
 UNMEASURED = {
     "tf115_v2_keras_rnn": {
-        ("first/kernel", "produced"): "first/MatMul (MatMul) takes 12 of 48",
-        ("first/recurrent_kernel", "produced"): "first/MatMul_4 (MatMul) takes 12 of 48",
-        ("first/bias", "produced"): "first/BiasAdd (BiasAdd) takes 12 of 48",
-        ("second/kernel", "produced"): "second/MatMul (MatMul) takes 9 of 27",
-        ("second/recurrent_kernel", "produced"): "second/MatMul_3 (MatMul) takes 9 of 27",
-        ("second/bias", "produced"): "second/BiasAdd (BiasAdd) takes one of several in it",
+        ("first/kernel", "produced"): "first/while/MatMul (MatMul) takes 12 of 48",
+        ("first/recurrent_kernel", "produced"): "first/while/MatMul_4 (MatMul) takes 12 of 48",
+        ("first/bias", "produced"): "first/while/BiasAdd (BiasAdd) takes 12 of 48",
+        ("second/kernel", "produced"): "second/while/MatMul (MatMul) takes 9 of 27",
+        ("second/recurrent_kernel", "produced"): "second/while/MatMul_3 (MatMul) takes 9 of 27",
+        ("second/bias", "produced"): "second/while/BiasAdd (BiasAdd) takes one of several in it",
     },
 }
 ALL_MEASURED = [
