@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from copy import copy
 from dataclasses import replace
 
-from converter.graph.node import Node, Output
+from converter.graph.node import Node
 from converter.graph.ops import ENTERS, SHAPE_ONLY
 from converter.structure.layers.masks import in_loops
 from converter.structure.tensors.analysis import Analysis
@@ -62,16 +62,14 @@ def _all_behind(analysis: Analysis, begin: Node, inside: Collection[str]) -> set
 
 
 def _add_what_is_before(analysis: Analysis, tried: set[Node]) -> None:
+    """Add what nothing else is made of."""
     waiting = _sources(tried)
     while waiting:
         node = waiting.pop()
+        if node in tried or node not in analysis.flow.telling:
+            continue
         after = _takers(analysis, node)
-        if (
-            node not in tried
-            and node in analysis.flow.telling
-            and after
-            and tried.issuperset(after)
-        ):
+        if after and tried.issuperset(after):
             tried.add(node)
             waiting += _sources([node])
 
