@@ -80,8 +80,8 @@ class Flow:
             number takes that nothing follows, and that nobody trains by, is.
         looked_at: those of them that come before an output, and not before a loss alone.
         outputs: the nodes whose tensors are looked at from outside.
-        averaged: what a batch normalisation averages while it is trained, by the merge or the select
-            that chooses it.
+        averaged: what a batch normalisation averages in training, by the merge or the select that
+            chooses it.
         updates: what writes a value that was computed into a variable: moving averages, states.
     """
 
