@@ -121,6 +121,20 @@ def test_slots_and_averages_follow_the_units() -> None:
     assert np.allclose(values["out/w/Momentum"], factor[0][:, None])
 
 
+def test_averages_that_were_saved_as_the_model() -> None:
+    average = "ExponentialMovingAverage"
+
+    def saved(m: Net) -> None:
+        h = m.op("MatMul", m.x(4), m.variable(f"h/{average}", 4, N))
+        m.op("MatMul", m.op("Relu", h), m.variable(f"out/{average}", N, 3))
+
+    net = of(saved)
+    values = made(net, Equalize())
+    made_, taken = np.abs(values[f"h/{average}"]), np.abs(values[f"out/{average}"])
+    assert np.allclose(made_.max(axis=0), taken.max(axis=1))
+    assert error(net, values) < EXACT
+
+
 def chain(net: Net) -> None:
     x = net.x(4)
     for name, rows, columns in (("a", 4, 5), ("b", 5, 7), ("c", 7, 3)):
