@@ -196,17 +196,26 @@ class Run(Closing):
             taken.append(Taken(probe, found[source.tensor], probe.axis, mask))
         return taken
 
-    def empty(self, wanted: Collection[Probe] | None = None) -> list[Taken]:
-        """Empty the queues, and return what all batches since then gave for the other probes.
+    def held(self) -> Mapping[str, int]:
+        """Return how many tensors are in each queue: what the batches so far gave."""
+        return self._session.held() if self._queued else {}
+
+    def empty(
+        self, held: Mapping[str, int], wanted: Collection[Probe] | None = None
+    ) -> list[Taken]:
+        """Take what is in the queues of the other probes; another thread may run a batch meanwhile.
 
         Args:
+            held: how many tensors are taken of each queue.
             wanted: the probes that are taken of these; None for all.
 
         Raises:
             RunError: what is in a queue is not as the queue says.
         """
-        chosen = _of(wanted, self._queued)
-        return [Taken(s.probe, self._session.empty(s.queue), -1) for s in chosen]
+        return [
+            Taken(s.probe, self._session.dequeue(s.queue, held[s.queue]), -1)
+            for s in _of(wanted, self._queued)
+        ]
 
     def _given(self, batch: Batch) -> dict[Tensor, Array]:
         named = {self._aliases.get(name, name): value for name, value in batch.items()}
