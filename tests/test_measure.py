@@ -496,11 +496,12 @@ def test_a_keras_model_whose_steps_are_masked() -> None:
     model = keras.Model(inputs, keras.layers.Dense(2)(both))
     found = measure(open_keras(model), [{"ids": ids}])
     table = model.get_layer("table").embeddings.numpy()
-    for way in ("forward", "backward"):
-        cell = f"both/{way}_simple_rnn/simple_rnn_cell"
-        check(found[f"{cell}/kernel", "consumed"], table[ids[ids > 0]])
-        assert found[f"{cell}/recurrent_kernel", "consumed"].count == (ids > 0).sum()
-        assert found[f"{cell}/bias", "produced"].count == (ids > 0).sum()
+    layer = model.get_layer("both")
+    for one in (layer.forward_layer, layer.backward_layer):
+        kernel, recurrent, bias = (variable.path for variable in one.weights)
+        check(found[kernel, "consumed"], table[ids[ids > 0]])
+        assert found[recurrent, "consumed"].count == (ids > 0).sum()
+        assert found[bias, "produced"].count == (ids > 0).sum()
 
 
 def test_memory_does_not_grow_with_the_data() -> None:
