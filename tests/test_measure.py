@@ -446,6 +446,23 @@ def test_it_equals_what_is_fetched(name: str) -> None:
         assert found.tensors[p.for_[0]] == (str(p.tensor),)
 
 
+def test_what_an_iterator_would_give_is_measured_where_it_is_consumed(
+    tf: Any, tmp_path: Path
+) -> None:
+    x = np.random.default_rng(0).standard_normal((5, 4)).astype("f4")
+
+    def build() -> None:
+        taken = tf.data.make_one_shot_iterator(tf.data.Dataset.from_tensors(x)).get_next("taken")
+        tf.matmul(taken, tf.get_variable("w", [4, 3]), name="out")
+
+    with tf.Graph().as_default(), tf.Session() as session:
+        build()
+        session.run(tf.global_variables_initializer())
+        tf.train.Saver().save(session, str(tmp_path / "model"))
+    found = measure(open_checkpoint(tmp_path), [{"taken": x}])
+    check(found["w", "consumed"], x)
+
+
 def test_a_keras_model() -> None:
     keras = pytest.importorskip("keras")
     inputs = keras.Input((7, 3), name="steps")
