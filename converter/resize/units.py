@@ -222,6 +222,28 @@ class Repair(Protocol):
         """
 
 
+class Fold(Protocol):
+    """Says what becomes of all that stands behind the normalisations of a width.
+
+    A gain and a shift are of single units. Where these are mixed, what consumes them takes the gain
+    and the shift on that stood before it: it is mixed by a matrix of its own.
+    """
+
+    def number(self, variable: str) -> float | None:
+        """Return what a gain or a shift holds for each unit; None of any other variable."""
+
+    def matrices(self, variable: str, of: str) -> tuple[Matrix, Matrix] | None:
+        """Return what a variable is mixed by that consumes the units; None for any other.
+
+        Args:
+            variable: its name, or that of a slot or an average of it.
+            of: its name.
+
+        Returns:
+            As `produce` and `consume` of a `WidthMap`: by the first, gradients of it are turned.
+        """
+
+
 @dataclass(frozen=True, eq=False)
 class WidthMap:
     """What becomes of a width of n units that is to have N.
@@ -241,6 +263,8 @@ class WidthMap:
         is_centred: whether the mean over the old units is taken off what makes a normalised width.
         noise: of copies: how far from the original they are, in its standard deviations.
         repair: mends what consumes the units that are removed; None where nothing does.
+        fold: moves the gains and the shifts of a normalised width into what consumes it; None where
+            they stay.
     """
 
     produce: UnitMap
@@ -252,6 +276,7 @@ class WidthMap:
     noise: float = 0.0
     is_centred: bool = False
     repair: Repair | None = None
+    fold: Fold | None = None
 
     @property
     def size(self) -> int:

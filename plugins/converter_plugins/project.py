@@ -78,10 +78,16 @@ class Project(Resizer):
             if given.consume is not None:
                 return WidthMap(produce, Matrix.of(given.consume))
             return WidthMap(produce, matrices.undoing(produce))
+        activations = None
         if self.statistics is not None:
             from converter_plugins.activations import activations_of
 
             activations = activations_of(coupled, self.statistics)
+        if self.by == "pca" and _is_normalised(width) and not self.lossy:
+            from converter_plugins.turned import turned
+
+            return turned(coupled, size, activations)
+        if activations is not None:
             consumers = activations.consumers(coupled, ("mean", "covariance"))
             produce = Matrix(shape, partial(matrices.components, activations, consumers, size))
             return WidthMap(produce, produce.T)
@@ -105,12 +111,20 @@ class Project(Resizer):
             return f"its matrix would have more than {_LARGEST:,} entries; choose pad or select"
         if self.by == "pca" and self.matrix is None and size > width.size:
             return "principal components are fewer than the units; choose another matrix to grow it"
+        if self.by == "pca" and self.matrix is None and _is_normalised(width):
+            return None
         if width.symmetry not in ("free", "orthogonal") and not self.lossy:
             return (
                 f"mixed units ruin it: {width.why}; choose another strategy, or lose what it does "
                 f"(--project-lossy)"
             )
         return None
+
+
+def _is_normalised(width: Width) -> bool:
+    from converter.structure.axes.axis import AVERAGING
+
+    return not AVERAGING.isdisjoint(dict(width.touches))
 
 
 @hookimpl

@@ -181,16 +181,33 @@ class Axis:
         return Axis(tuple(tuple(renamed(f) for f in term) for term in self.terms))
 
 
+class Behind(NamedTuple):
+    """A variable that consumes what a normalisation gives.
+
+    Attributes:
+        variable: its name.
+        gain: the variable that the normalisation multiplies with, unit by unit; None for none.
+        shift: the variable that it adds; None for none.
+    """
+
+    variable: str
+    gain: str | None
+    shift: str | None
+
+
 class Normalised(NamedTuple):
-    """How a width that is normalised can grow so that all that is behind gets what it got.
+    """How a width that is normalised can change so that all that is behind gets what it got.
 
     Attributes:
         is_centred: whether what makes the width has to be centred, as a mean is taken off.
         before: the variables that make it in front of the normalisation.
+        behind: those that consume it, where nothing but gains and shifts stands between them and
+            their normalisation: then it can be turned, too. Else empty.
     """
 
     is_centred: bool
     before: tuple[str, ...]
+    behind: tuple[Behind, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ from converter.graph.ops import (
 )
 from converter.structure.axes.axis import AVERAGING, SINGLING, Normalised, Touch
 from converter.structure.properties.facts import Facts, Place
+from converter.structure.properties.turning import behind
 from converter.structure.tensors.analysis import Analysis
 from converter.structure.tensors.atoms import Atom, find, leaves
 from converter.structure.tensors.flow import Kind
@@ -110,7 +111,8 @@ def normalised(analysis: Analysis, fact: Facts) -> Normalised | None:
             following.run()
         except (_UnclearError, IndexError):
             continue
-        return Normalised(is_centred, tuple(following.before))
+        before = tuple(following.before)
+        return Normalised(is_centred, before, behind(analysis, fact, before))
     return None
 
 
