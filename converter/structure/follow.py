@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from converter.structure.axes.axis import Axis, Behind, Normalised, Width
+from converter.structure.axes.axis import Axis, Behind, Turnable, Width
 from converter.structure.axes.scopes import scope_of
 from converter.structure.structure import Structure
 
@@ -59,7 +59,9 @@ def follow(structure: Structure, origin: Origin, derived: Checkpoint) -> Structu
                 produced_by=renamed(width.produced_by),
                 consumed_by=renamed(width.consumed_by),
                 followed_by=renamed(width.followed_by),
-                normalised=width.normalised and _renamed(width.normalised, names),
+                normalised=width.normalised
+                and width.normalised._replace(before=renamed(width.normalised.before)),
+                turnable=width.turnable and _renamed(width.turnable, names),
             )
             for name, width in widths.items()
         },
@@ -75,21 +77,20 @@ def follow(structure: Structure, origin: Origin, derived: Checkpoint) -> Structu
     )
 
 
-def _renamed(normalised: Normalised, names: Mapping[str, str]) -> Normalised:
-    """Return what is known of a normalised width by the new names of its variables."""
-    behind = tuple(
-        Behind(
-            names[one.variable],
-            one.gain and names[one.gain],
-            one.shift and names[one.shift],
-        )
-        for one in normalised.behind
-        if all(name is None or name in names for name in one)
-    )
-    return Normalised(
-        normalised.is_centred,
-        tuple(names[name] for name in normalised.before if name in names),
-        behind if len(behind) == len(normalised.behind) else (),
+def _renamed(turnable: Turnable, names: Mapping[str, str]) -> Turnable | None:
+    """Return what is known of a width by the new names of its variables; None without these."""
+    if not all(name is None or name in names for one in turnable.behind for name in one):
+        return None
+    return Turnable(
+        turnable.is_centred,
+        tuple(
+            Behind(
+                names[one.variable],
+                one.gain and names[one.gain],
+                one.shift and names[one.shift],
+            )
+            for one in turnable.behind
+        ),
     )
 
 

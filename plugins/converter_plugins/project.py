@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from converter import PlanError, Resizer, UsageError, hookimpl, option
 
 if TYPE_CHECKING:
-    from converter import Array, Coupled, Strategy, Width, WidthMap
+    from converter import Array, Checkpoint, Coupled, Strategy, Width, WidthMap
 
 _LARGEST = 1 << 27
 
@@ -105,6 +105,19 @@ class Project(Resizer):
         }
         produce = Matrix(shape, make[self.by])
         return WidthMap(produce, produce.T)
+
+    def notes(self, checkpoint: Checkpoint) -> Iterable[str]:
+        from converter_plugins.turned import Turned
+
+        yield from super().notes(checkpoint)
+        folds = [width_map.fold for width_map in self.resizes(checkpoint).maps.values()]
+        for fold in folds:
+            if isinstance(fold, Turned) and (names := fold.untold()):
+                more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+                yield (
+                    f"{names[0]}{more}: the statistics say nothing of what it consumes, so nothing "
+                    f"makes up for the directions that go"
+                )
 
     def refusal(self, width: Width, size: int) -> str | None:
         if width.size * size > _LARGEST:

@@ -17,24 +17,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from converter import Array, Coupled, Matrix, PlanError, WidthMap
+from converter.names.fresh import COPIES
 from converter_plugins.matrices import largest
+from converter_plugins.repairs import damped, solved
 
 if TYPE_CHECKING:
     from converter import Consumer
-    from converter.structure.axes.axis import Behind, Normalised
+    from converter.structure.axes.axis import Turnable
     from converter_plugins.activations import Activations
 
 # Below that share of the largest one, a gain lets nothing be told of what it multiplies.
 _LEAST = 1e-6
 _RIDGE = 1e-6
-_Norm = tuple[str | None, str | None]
+
+
+class _Norm(NamedTuple):
+    """The variables of a normalisation: its gain and its shift, each or neither."""
+
+    gain: str | None
+    shift: str | None
 
 
 def turned(coupled: Coupled, size: int, activations: Activations | None) -> WidthMap:
@@ -49,8 +57,7 @@ def turned(coupled: Coupled, size: int, activations: Activations | None) -> Widt
         PlanError: it cannot be turned, or the statistics say nothing of what consumes it.
     """
     width = coupled.structure.widths[coupled.width]
-    normalised = width.normalised
-    if normalised is None or not normalised.behind:
+    if width.turnable is None:
         raise PlanError(f"{width.name}: {_why_not(coupled)}; choose select, or truncate")
     if factors := coupled.structure.factors.get(width.name, ()):
         raise PlanError(
@@ -58,7 +65,7 @@ def turned(coupled: Coupled, size: int, activations: Activations | None) -> Widt
             f"with the number of its units, and nothing makes up for that; choose select"
         )
     known = [] if activations is None else activations.consumers(coupled, ("mean", "covariance"))
-    fold = Turned(coupled, normalised, size, activations, tuple(known))
+    fold = Turned(coupled, width.turnable, size, activations, tuple(known))
     produce = Matrix((width.size, size), lambda: fold.directions @ fold.frame.T)
     return WidthMap(produce, produce.T, rescale=fold.ratio, fold=fold)
 
@@ -80,6 +87,17 @@ def _why_not(coupled: Coupled) -> str:
     )
 
 
+class _Moments(NamedTuple):
+    """Of what a normalisation gives: the mean (n,), and the mean products (n, n)."""
+
+    mean: Array
+    squares: Array
+
+    def products(self, *, is_centred: bool) -> Array:
+        """Return the mean products, or the covariance."""
+        return self.squares - np.outer(self.mean, self.mean) if is_centred else self.squares
+
+
 class _Told(NamedTuple):
     """What is told of what a normalisation gives, from the directions that stay.
 
@@ -96,20 +114,28 @@ class _Told(NamedTuple):
     share: float
 
 
+class _Cached(NamedTuple):
+    """Functions of a `Turned` that remember what they gave last."""
+
+    told: Callable[[_Norm], _Told]
+    of_values: Callable[[_Norm, _Norm], Array]
+    of_gradients: Callable[[_Norm], Array]
+
+
 @dataclass(frozen=True, eq=False)
 class Turned:
     """A normalised width that is turned, and the `Fold` of what stands behind.
 
     Attributes:
         coupled: the width.
-        normalised: what makes it and what consumes it.
+        turnable: what consumes it.
         size: how many units it will have.
         activations: statistics of what consumes it, or None.
         known: what these know of.
     """
 
     coupled: Coupled
-    normalised: Normalised
+    turnable: Turnable
     size: int
     activations: Activations | None
     known: tuple[Consumer, ...]
@@ -122,15 +148,17 @@ class Turned:
     @cached_property
     def frame(self) -> Array:
         """Orthonormal columns (N, m), of sum zero where one direction has to be free."""
-        is_free = self.normalised.is_centred or bool(self._shifts)
+        is_free = self.turnable.is_centred or bool(self._shifts)
         return centred_frame(self.size) if is_free else np.eye(self.size)
 
     @cached_property
     def directions(self) -> Array:
         """The directions (n, m) that stay."""
         size = self.coupled.size
-        within = centred_frame(size) if self.normalised.is_centred else np.eye(size)
-        squares = sum((m.squares for m in self._moments.values()), np.zeros((size, size)))
+        within = centred_frame(size) if self.turnable.is_centred else np.eye(size)
+        squares = np.zeros((size, size))
+        for norm in self._by_norm:
+            squares += self._moments(norm).products(is_centred=norm.shift is not None)
         if self.activations is None:
             for rows in self.coupled.rows("produce"):
                 squares += rows.T @ rows
@@ -142,114 +170,132 @@ class Turned:
         return self.size**-0.5 if variable in self._shifts else None
 
     def matrices(self, variable: str, of: str) -> tuple[Matrix, Matrix] | None:
-        one = self._behind.get(of)
-        if one is None:
+        norm = self._behind.get(of)
+        if norm is None:
             return None
+        held = _Norm(*(name and self._like(name, variable, of) for name in norm))
         shape = (self.coupled.size, self.size)
-        gain = partial(self._read, one.gain, variable, of, 1.0)
-        shift = partial(self._read, one.shift, variable, of, 0.0)
         return (
-            Matrix(shape, partial(self._of_gradients, one, gain)),
-            Matrix(shape[::-1], partial(self._of_values, one, gain, shift)),
+            Matrix(shape, partial(self._cached.of_gradients, held), is_held=False),
+            Matrix(shape[::-1], partial(self._cached.of_values, norm, held), is_held=False),
         )
 
+    def untold(self) -> list[str]:
+        """Return what consumes the units and of which no statistics tell anything."""
+        if self.activations is None:
+            return []
+        return [name for name, norm in self._behind.items() if norm not in self._by_norm]
+
     @cached_property
-    def _behind(self) -> Mapping[str, Behind]:
-        return {one.variable: one for one in self.normalised.behind}
+    def _behind(self) -> Mapping[str, _Norm]:
+        return {one.variable: _Norm(one.gain, one.shift) for one in self.turnable.behind}
+
+    @cached_property
+    def _by_norm(self) -> Mapping[_Norm, list[Consumer]]:
+        """What the statistics know of, by the normalisation that stands before it."""
+        found: dict[_Norm, list[Consumer]] = {}
+        for consumer in self.known:
+            if (norm := self._behind.get(consumer.variable.name)) is not None:
+                found.setdefault(norm, []).append(consumer)
+        return found
 
     @cached_property
     def _gains(self) -> frozenset[str]:
-        return frozenset(one.gain for one in self.normalised.behind if one.gain is not None)
+        return frozenset(norm.gain for norm in self._behind.values() if norm.gain is not None)
 
     @cached_property
     def _shifts(self) -> frozenset[str]:
-        return frozenset(one.shift for one in self.normalised.behind if one.shift is not None)
-
-    def _of_values(
-        self, one: Behind, gain: Callable[[], Array], shift: Callable[[], Array]
-    ) -> Array:
-        told = self._told(one)
-        found: Array = told.share * self.frame @ told.slopes.T * gain()
-        if one.gain is None:
-            found /= self.ratio
-        if one.shift is not None:
-            rest = told.mean - told.slopes @ (self.directions.T @ told.mean)
-            found += (shift() + gain() * rest) * self.size**-0.5
-        return found
-
-    def _of_gradients(self, one: Behind, gain: Callable[[], Array]) -> Array:
-        found: Array = _inverse(gain())[:, None] * (self.directions @ self.frame.T)
-        return found if one.gain is not None else found * self.ratio
-
-    def _told(self, one: Behind) -> _Told:
-        """Return what the directions that stay tell of the others, by the line that fits best."""
-        moments = self._moments.get((one.gain, one.shift))
-        kept = self.directions
-        if moments is None:
-            return _Told(kept, np.zeros(len(kept)), 1.0)
-        squares = moments.squares
-        total = np.trace(squares)
-        share = math.sqrt(np.trace(kept.T @ squares @ kept) / total) if total > 0 else 1.0
-        mean = moments.mean if one.shift is not None else np.zeros(len(kept))
-        squares = squares - np.outer(mean, mean)
-        among = kept.T @ squares @ kept
-        damped = among + _RIDGE * (np.trace(among) / len(among) or 1.0) * np.eye(len(among))
-        rest = squares @ kept - kept @ among
-        return _Told(kept + np.linalg.solve(damped, rest.T).T, mean, share)
+        return frozenset(norm.shift for norm in self._behind.values() if norm.shift is not None)
 
     @cached_property
-    def _moments(self) -> Mapping[_Norm, _Moments]:
-        """What the normalisations give before gain and shift, in the mean over consumers."""
-        found: dict[_Norm, list[_Moments]] = {}
-        for consumer in self.known:
-            one = self._behind.get(consumer.variable.name)
-            if one is not None:
-                found.setdefault((one.gain, one.shift), []).extend(self._measured(consumer, one))
-        return {
-            norm: _Moments(*(np.mean(part, axis=0) for part in zip(*several, strict=True)))
-            for norm, several in found.items()
-        }
+    def _cached(self) -> _Cached:
+        # What stands behind one normalisation mostly comes one after the other; all of it at once
+        # may be more than there is memory.
+        keep = lru_cache(maxsize=1)
+        return _Cached(keep(self._told), keep(self._of_values), keep(self._of_gradients))
 
-    def _measured(self, consumer: Consumer, one: Behind) -> Iterator[_Moments]:
+    def _of_values(self, norm: _Norm, held: _Norm) -> Array:
+        """Return what a variable is mixed by that consumes the units: (N, n).
+
+        Args:
+            norm: the gain and the shift that stand before it.
+            held: these, or the averages of them that an average of it goes with.
+        """
+        told = self._cached.told(norm)
+        gain = self._read(held.gain, 1.0)
+        found: Array = told.share * self.frame @ told.slopes.T * gain
+        if norm.gain is None:
+            found /= self.ratio
+        if norm.shift is not None:
+            rest = told.mean - told.slopes @ (self.directions.T @ told.mean)
+            found += (self._read(held.shift, 0.0) + gain * rest) * self.size**-0.5
+        return found
+
+    def _of_gradients(self, held: _Norm) -> Array:
+        """Return what gradients are turned by of what consumes the units: (n, N)."""
+        gain = _inverse(self._read(held.gain, 1.0))
+        found: Array = gain[:, None] * (self.directions @ self.frame.T)
+        return found if held.gain is not None else found * self.ratio
+
+    def _told(self, norm: _Norm) -> _Told:
+        """Return what the directions that stay tell of the others, by the line that fits best."""
+        kept = self.directions
+        if norm not in self._by_norm:
+            return _Told(kept, np.zeros(len(kept)), 1.0)
+        moments = self._moments(norm)
+        total = np.trace(moments.squares)
+        left = np.trace(kept.T @ moments.squares @ kept)
+        # What has no gain may be the stream itself, which nothing divides by its deviation.
+        share = math.sqrt(left / total) if total > 0 and norm.gain is not None else 1.0
+        # Only a shift can take the mean.
+        mean = moments.mean * (norm.shift is not None)
+        squares = moments.products(is_centred=norm.shift is not None)
+        among = kept.T @ squares @ kept
+        rest = squares @ kept - kept @ among
+        subject = self._by_norm[norm][0].variable.name
+        slopes = kept + solved(damped(among, _RIDGE), rest.T, subject, cure="").T
+        return _Told(slopes, mean, share)
+
+    def _moments(self, norm: _Norm) -> _Moments:
+        """Return what a normalisation gives before its gain and shift, in the mean of consumers."""
+        found = [one for consumer in self._by_norm[norm] for one in self._measured(consumer, norm)]
+        return _Moments(*(np.mean(part, axis=0) for part in zip(*found, strict=True)))
+
+    def _measured(self, consumer: Consumer, norm: _Norm) -> Iterator[_Moments]:
         assert self.activations is not None
         name = consumer.variable.name
-        scale = _inverse(self._read(one.gain, name, name, 1.0))
+        scale = _inverse(self._read(norm.gain, 1.0))
+        shift = self._read(norm.shift, 0.0)
         means = self.activations.read(name, "mean")
         covariance = self.activations.moments(name, centred=True)
         for own in consumer.places:
-            mean = scale * (means[own] - self._read(one.shift, name, name, 0.0))
+            mean = scale * (means[own] - shift)
             squares = covariance[np.ix_(own, own)] * np.outer(scale, scale)
             yield _Moments(mean, squares + np.outer(mean, mean))
 
-    def _read(self, name: str | None, variable: str, of: str, otherwise: float) -> Array:
-        """Return a gain or a shift; of an average of what consumes it, the average.
+    def _like(self, name: str, variable: str, of: str) -> str:
+        """Return a gain or a shift; for an average of what consumes it, the average of that kind.
 
         Args:
             name: of the gain or the shift.
-            variable: what consumes the units, or an average of that.
-            of: the variable that it is or belongs to.
-            otherwise: what stands for one that is not there.
+            variable: what consumes the units, or belongs to that.
+            of: what consumes them.
         """
+        roles = self.coupled.checkpoint.roles()
+        role = roles[variable]
+        if variable == of or (role.kind == "slot" and role.slot not in COPIES):
+            return name
+        wanted = replace(role, of=name)
+        found = [other for other, own in roles.items() if own == wanted]
+        same = name + variable.removeprefix(of)
+        return same if same in found else next(iter(found), name)
+
+    def _read(self, name: str | None, otherwise: float) -> Array:
+        """Return the numbers of a gain or a shift; where there is none, what stands for it."""
         if name is None:
             return np.full(self.coupled.size, otherwise)
-        checkpoint = self.coupled.checkpoint
-        roles = checkpoint.roles()
-        found = checkpoint[name]
-        if variable != of and variable in roles:
-            role = roles[variable]
-            like = [n for n, r in roles.items() if r.of == name and r.kind == role.kind]
-            like = [n for n in like if roles[n].slot == role.slot]
-            same = name + variable.removeprefix(of)
-            if like and role.kind in ("average", "slot"):
-                found = checkpoint[same if same in like else like[0]]
-        return np.asarray(found.read(), np.float64).reshape(-1)
-
-
-class _Moments(NamedTuple):
-    """Of what a normalisation gives: the mean (n,), and the mean products (n, n)."""
-
-    mean: Array
-    squares: Array
+        values = self.coupled.checkpoint[name].read()
+        return np.asarray(values, np.float64).reshape(-1)
 
 
 def centred_frame(size: int) -> Array:

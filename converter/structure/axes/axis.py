@@ -181,6 +181,18 @@ class Axis:
         return Axis(tuple(tuple(renamed(f) for f in term) for term in self.terms))
 
 
+class Normalised(NamedTuple):
+    """How a width that is normalised can grow so that all that is behind gets what it got.
+
+    Attributes:
+        is_centred: whether what makes the width has to be centred, as a mean is taken off.
+        before: the variables that make it in front of the normalisation.
+    """
+
+    is_centred: bool
+    before: tuple[str, ...]
+
+
 class Behind(NamedTuple):
     """A variable that consumes what a normalisation gives.
 
@@ -195,19 +207,18 @@ class Behind(NamedTuple):
     shift: str | None
 
 
-class Normalised(NamedTuple):
-    """How a width that is normalised can change so that all that is behind gets what it got.
+class Turnable(NamedTuple):
+    """How a width that is normalised can be turned so that all that is behind gets what it got.
+
+    Nothing stands between its normalisations and what consumes it but a gain and a shift.
 
     Attributes:
         is_centred: whether what makes the width has to be centred, as a mean is taken off.
-        before: the variables that make it in front of the normalisation.
-        behind: those that consume it, where nothing but gains and shifts stands between them and
-            their normalisation: then it can be turned, too. Else empty.
+        behind: all that consumes it.
     """
 
     is_centred: bool
-    before: tuple[str, ...]
-    behind: tuple[Behind, ...] = ()
+    behind: tuple[Behind, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +241,8 @@ class Width:
         touches: every kind of op between production and consumption, and the first such op.
         normalised: how it can grow although its normalisation counts new units; None where that is
             not known, or where it is not normalised.
+        turnable: how it can be turned although it is normalised; None where it cannot, where that
+            is not known, or where it is not normalised.
     """
 
     name: str
@@ -244,6 +257,7 @@ class Width:
     touches: tuple[tuple[Touch, str], ...] = ()
     stays_zero: bool = False
     normalised: Normalised | None = None
+    turnable: Turnable | None = None
 
     @property
     def exact(self) -> bool:

@@ -52,33 +52,44 @@ class _Form(NamedTuple):
     Attributes:
         what: `units`: a gain times what turns with the width, plus a share of a shift; `gain`: a
             gain times a number for each row; `square`: of units, entry by entry; `mean`: of units;
-            `number`: what does not change, and has not the width.
+            `deviation`: a number for each row that is made of squares; `number`: any other.
         gain: the variable; None for none.
         shift: the variable; None for none.
+        is_raw: of units: whether they are made by linear ops from what produces them.
     """
 
-    what: Literal["units", "gain", "square", "mean", "number"]
+    what: Literal["units", "gain", "square", "mean", "deviation", "number"]
     gain: str | None = None
     shift: str | None = None
+    is_raw: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it turns with the width, and no more."""
+        return self.what == "units" and self.gain is None and self.shift is None
 
 
 _NUMBER = _Form("number")
-_UNITS = _Form("units")
+_DEVIATION = _Form("deviation")
+_NUMBERS = (_NUMBER, _DEVIATION)
+_MEAN = _Form("mean")
+_SQUARE = _Form("square")
+_RAW = _Form("units", is_raw=True)
 
 
-def behind(analysis: Analysis, fact: Facts, before: Sequence[str]) -> tuple[Behind, ...]:
+def behind(analysis: Analysis, fact: Facts, *, is_centred: bool) -> tuple[Behind, ...]:
     """Tell which gain and shift stand before each variable that consumes a normalised width.
 
     Args:
         analysis: of the graph.
         fact: what is known of the width, of which all that makes it goes into normalisations by
             linear ops alone.
-        before: the variables that make it.
+        is_centred: whether what makes it is centred.
 
     Returns:
         All that consumes it; nothing where the width cannot be turned.
     """
-    turning = _Turning(analysis, fact, frozenset(before))
+    turning = _Turning(analysis, fact, is_centred=is_centred)
     try:
         turning.run()
     except (_UnclearError, IndexError):
@@ -94,11 +105,11 @@ class _Turning:
         consumers: by name, the gain and the shift of what each of them consumes.
     """
 
-    def __init__(self, analysis: Analysis, fact: Facts, before: frozenset[str]) -> None:
+    def __init__(self, analysis: Analysis, fact: Facts, *, is_centred: bool) -> None:
         self.consumers: dict[str, tuple[str | None, str | None]] = {}
         self._analysis = analysis
         self._fact = fact
-        self._before = before
+        self._centred = is_centred
         self._forms: dict[Node, _Form] = {}
 
     def run(self) -> None:
@@ -122,13 +133,16 @@ class _Turning:
         return (
             self._carries(Output(node, 0))
             or bool(self._carriers(node))
-            or any(self._forms.get(o.node, _NUMBER).what == "mean" for o in node.inputs)
+            or any(self._of(o) in (_MEAN, _DEVIATION) for o in node.inputs)
         )
 
     def _visit(self, node: Node) -> _Form:
         if node.op in _CONTRACTS or (node.op in LOOKUPS and self._roles(node)):
             return self._contracted(node)
         forms = [self._of(output) for output in node.inputs]
+        has_width = self._carries(Output(node, 0)) or bool(self._carriers(node))
+        if not has_width and _MEAN not in forms:
+            return _DEVIATION
         if node.op in _SUMS:
             return self._sum(node)
         if node.op in _PRODUCTS:
@@ -137,8 +151,8 @@ class _Turning:
             return self._reduced(node, forms[0])
         if node.op in ("Square", "SquaredDifference"):
             # A mean that is taken off leaves what turns.
-            if forms[0] == _UNITS and forms[-1].what in ("units", "mean"):
-                return _squared(forms)
+            if forms[0].is_plain and (forms[-1].is_plain or forms[-1] == _MEAN):
+                return _SQUARE
             raise _UnclearError
         if node.op in SELECTS or node.op in _HANDS_ON:
             return self._handed_on(node)
@@ -157,27 +171,26 @@ class _Turning:
                     raise _UnclearError
         if not self._carries(Output(node, 0)):
             return _NUMBER
-        if "produce" not in {r.use for r in self._analysis.roles.get(node, ())}:
+        if not self._roles(node, "produce"):
             raise _UnclearError
-        return _UNITS
+        return _RAW
 
     def _sum(self, node: Node) -> _Form:
         weights = [o for o in self._carriers(node) if self._analysis.is_weight(o)]
         forms = [self._of(o) for o in node.inputs if o not in weights]
         if not self._carries(Output(node, 0)):
             # A mean plus anything is no mean.
-            if any(form.what == "mean" for form in forms):
-                raise _UnclearError
-            return _NUMBER
+            raise _UnclearError
+        if all(form == _RAW for form in forms):
+            return _RAW
         units = [form for form in forms if form.what == "units"]
         means = [form for form in forms if form.what == "mean"]
         gains = {form.gain for form in units}
         if len(units) + len(means) != len(forms) or len(gains) != 1 or (means and gains != {None}):
             raise _UnclearError
         shifts = {form.shift for form in units} - {None}
-        behind = [o for o in weights if not self._is_before(o)]
-        shifts |= {self._name(o) for o in behind}
-        if len(shifts) > 1 or (node.op == "Sub" and node.inputs[1] in behind):
+        shifts |= {self._name(output) for output in weights}
+        if len(shifts) > 1 or (node.op == "Sub" and node.inputs[1] in weights):
             raise _UnclearError
         return _Form("units", gains.pop(), shifts.pop() if shifts else None)
 
@@ -187,24 +200,25 @@ class _Turning:
         if any(self._is_constant(output) for output in node.inputs):
             raise _UnclearError
         if node.op == "Mul" and node.inputs[0] == node.inputs[1]:
-            if first != _UNITS:
+            if not first.is_plain:
                 raise _UnclearError
-            return _Form("square")
+            return _SQUARE
         if node.op != "Mul":
-            if second != _NUMBER or weights[1]:
+            if second not in _NUMBERS or weights[1]:
                 raise _UnclearError
-            return _Form("gain", self._name(node.inputs[0])) if weights[0] else first
+            if weights[0]:
+                return _Form("gain", self._name(node.inputs[0]))
+            return _times(first, second)
         if any(weights):
             place = weights.index(True)
             first, second = forms[1 - place], _Form("gain", self._name(node.inputs[place]))
-        if second == _NUMBER:
-            first, second = second, first
-        if first == _NUMBER:
-            return second
+        for form, other in ((first, second), (second, first)):
+            if other in _NUMBERS:
+                return _times(form, other)
         if first.what == "gain":
             first, second = second, first
         # Times a gain, the mean that will be taken off is as wide as the units are.
-        if second.what != "gain" or first not in (_UNITS, _Form("mean")):
+        if second.what != "gain" or not (first.is_plain or first == _MEAN):
             raise _UnclearError
         return _Form("units", second.gain)
 
@@ -212,11 +226,11 @@ class _Turning:
         is_over = self._carries(node.inputs[0]) and not self._carries(Output(node, 0))
         if not is_over:
             return form
-        if form.what == "square":
-            return _NUMBER
-        if form != _UNITS or node.op != "Mean":
+        if form == _SQUARE:
+            return _DEVIATION
+        if not form.is_plain or node.op != "Mean" or not self._centred:
             raise _UnclearError
-        return _Form("mean")
+        return _MEAN
 
     def _handed_on(self, node: Node) -> _Form:
         """Return what all are that are handed on, in whatever shape; zeros are anything."""
@@ -231,17 +245,6 @@ class _Turning:
 
     def _of(self, output: Output) -> _Form:
         return self._forms.get(output.node, _NUMBER)
-
-    def _is_before(self, output: Output) -> bool:
-        """Whether a tensor is made of variables that make the width, which all turn."""
-        tensor = self._analysis.tensor(output)
-        found = {
-            o.variable
-            for axis, atom in enumerate(tensor.axes or ())
-            if self._is_in(atom)
-            for o in tensor.origin(axis)
-        }
-        return bool(found) and found <= self._before
 
     def _is_constant(self, output: Output) -> bool:
         """Whether a tensor holds constants that are others for each unit; chance is none."""
@@ -287,7 +290,6 @@ class _Turning:
         return self._fact.atom in leaves(atom)
 
 
-def _squared(forms: Sequence[_Form]) -> _Form:
-    if any(form.gain or form.shift for form in forms):
-        raise _UnclearError
-    return _Form("square")
+def _times(form: _Form, number: _Form) -> _Form:
+    """Return what a tensor is times a number for each row, or divided by it."""
+    return form._replace(is_raw=form.is_raw and number == _NUMBER)
