@@ -117,7 +117,7 @@ def test_what_stays_tells_what_goes_by_the_line_that_fits_best(tmp_path: Path) -
     ratio = (4 / 6) ** 0.5
     turn = np.linalg.lstsq(net.values["h"], values["h"], rcond=None)[0] / ratio
     turn -= turn.mean(0)
-    for norm, reader in zip("a b last".split(), READERS, strict=True):
+    for norm, reader in zip(["a", "b", "last"], READERS, strict=True):
         rows = net.consumed(reader)
         z = (rows - net.values[f"{norm}/beta"]) / net.values[f"{norm}/gamma"]
         t = z @ turn
@@ -190,7 +190,6 @@ def test_a_shift_takes_the_mean_of_what_goes(tmp_path: Path) -> None:
 
 def test_averages_take_the_averages_of_gains_and_shifts() -> None:
     net, other = stream("norm", 3), stream("norm", 3)
-    other.values = {n: v for n, v in other.values.items()}
     for name in other.values:
         if name not in WRITERS:
             other.values[name] = other.values[name] + other.rng.normal(size=other.shapes[name])
@@ -210,10 +209,10 @@ def test_averages_of_consumers_alone_go_with_the_gains_that_there_are() -> None:
 
 def test_slots_turn_and_those_of_gains_start_afresh() -> None:
     net = stream("norm", 3)
-    slots = {}
-    for name, values in net.values.items():
-        slots[f"{name}/Adam"] = net.rng.normal(size=values.shape)
-        slots[f"{name}/Adam_1"] = net.rng.uniform(1, 2, size=values.shape)
+    slots: dict[str, Array] = {}
+    for name, old in net.values.items():
+        slots[f"{name}/Adam"] = np.asarray(net.rng.normal(size=old.shape))
+        slots[f"{name}/Adam_1"] = np.asarray(net.rng.uniform(1, 2, size=old.shape))
     values = turned(Project(resize={"h": 4}, by="pca"), net.checkpoint(**slots))
     ratio = (4 / 6) ** 0.5
     turn = np.linalg.lstsq(net.values["h"], values["h"], rcond=None)[0] / ratio
@@ -223,7 +222,7 @@ def test_slots_turn_and_those_of_gains_start_afresh() -> None:
         np.testing.assert_allclose(
             values[f"{name}/Adam_1"], slots[f"{name}/Adam_1"] @ turn**2 / ratio**2
         )
-    for norm, name in zip("a b last".split(), READERS, strict=True):
+    for norm, name in zip(["a", "b", "last"], READERS, strict=True):
         back = turn.T / net.values[f"{norm}/gamma"]
         np.testing.assert_allclose(values[f"{name}/Adam"], back @ slots[f"{name}/Adam"])
         np.testing.assert_allclose(values[f"{name}/Adam_1"], back**2 @ slots[f"{name}/Adam_1"])
@@ -242,7 +241,7 @@ def test_a_gain_of_zero_tells_nothing_of_its_unit(tmp_path: Path) -> None:
     path = saved(tmp_path, measured(net, *READERS))
     values = turned(Project(resize={"h": 4}, by="pca", statistics=path), net.checkpoint())
     assert change(net, values) < 0.1
-    slots = {"a/in/w/Adam": np.ones((N, 5))}
+    slots: dict[str, Array] = {"a/in/w/Adam": np.ones((N, 5))}
     values = turned(Project(resize={"h": 4}, by="pca"), net.checkpoint(**slots))
     assert np.abs(values["a/in/w/Adam"]).max() < 1e3
 
@@ -259,7 +258,7 @@ def test_what_stands_behind_normalisations_is_told(model: str) -> None:
     shift = None if model == "rms norm" else "{}/beta"
     assert behind(net) == tuple(
         Behind(reader, f"{norm}/gamma", shift and shift.format(norm))
-        for norm, reader in zip("a b last".split(), READERS, strict=True)
+        for norm, reader in zip(["a", "b", "last"], READERS, strict=True)
     )
 
 
@@ -343,6 +342,26 @@ def test_a_stream_scaled_by_the_root_of_its_size_is_refused() -> None:
     assert structure_of(m.checkpoint()).widths["h"].turnable is not None
     with pytest.raises(PlanError, match=r"^h: Mul_6 multiplies with 2.44949, which moves with"):
         Project(resize={"h": 4}, by="pca").apply(m.checkpoint())
+
+
+def test_one_unit_of_a_stream_that_is_centred_says_nothing(tmp_path: Path) -> None:
+    net = stream("norm", 3)
+    path = saved(tmp_path, measured(net, *READERS))
+    for file in (None, path):
+        strategy = Project(resize={"h": 1}, by="pca", statistics=file)
+        values = turned(strategy, net.checkpoint())
+        assert (values["h"] == 0).all()
+        assert np.ptp(net.run(values), axis=0).max() == 0
+
+
+def test_the_plan_says_what_goes() -> None:
+    checkpoint = stream("norm", 3).checkpoint()
+    for size, which in ((4, "2 directions are"), (5, "1 direction is")):
+        (plan,) = Project(resize={"h": size}, by="pca").resizes(checkpoint).widths
+        assert plan.verdict == (
+            False,
+            f"{which} left out; what consumes it takes on its gains and shifts",
+        )
 
 
 def test_it_only_makes_them_smaller() -> None:

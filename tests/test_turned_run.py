@@ -103,7 +103,7 @@ def without_mean(values: Array, axis: int, size: int) -> Array:
     """Take the mean over the stream off, which stands first on its axis."""
     moved = np.moveaxis(values, axis, 0).copy()
     moved[:size] -= moved[:size].mean(0)
-    return moved
+    return np.asarray(moved)
 
 
 def test_renamed_variables_are_known(saved: tuple[Net, Path]) -> None:

@@ -23,7 +23,8 @@ class Project(Resizer):
     What makes the units is multiplied with a matrix, and what takes them with one that undoes it.
     That is exact where a width grows and only linear ops touch it: embeddings, projections, the
     heads of an attention. Where something nonlinear does, or a gate, mixed units are ruinous, and
-    such widths are refused. Optimizer slots are turned as gradients are.
+    such widths are refused. A normalised stream is turned into principal components, and what
+    consumes it takes on its gains and shifts. Optimizer slots are turned as gradients are.
 
     Example:
         convert ckpt model.ckpt --plugin project --resize embedding=96 -o out/
@@ -83,7 +84,7 @@ class Project(Resizer):
             from converter_plugins.activations import activations_of
 
             activations = activations_of(coupled, self.statistics)
-        if self.by == "pca" and _is_normalised(width) and not self.lossy:
+        if self.by == "pca" and self._is_turned(width):
             from converter_plugins.turned import turned
 
             return turned(coupled, size, activations)
@@ -124,7 +125,7 @@ class Project(Resizer):
             return f"its matrix would have more than {_LARGEST:,} entries; choose pad or select"
         if self.by == "pca" and self.matrix is None and size > width.size:
             return "principal components are fewer than the units; choose another matrix to grow it"
-        if self.by == "pca" and self.matrix is None and _is_normalised(width):
+        if self.by == "pca" and self.matrix is None and self._is_turned(width):
             return None
         if width.symmetry not in ("free", "orthogonal") and not self.lossy:
             return (
@@ -133,11 +134,13 @@ class Project(Resizer):
             )
         return None
 
+    def _is_turned(self, width: Width) -> bool:
+        """Whether a width is normalised and can be turned, or has to be told why it cannot."""
+        from converter.structure.axes.axis import AVERAGING
 
-def _is_normalised(width: Width) -> bool:
-    from converter.structure.axes.axis import AVERAGING
-
-    return not AVERAGING.isdisjoint(dict(width.touches))
+        is_mixed = width.symmetry in ("free", "orthogonal") or self.lossy
+        is_normalised = not AVERAGING.isdisjoint(dict(width.touches))
+        return width.turnable is not None or (is_normalised and not is_mixed)
 
 
 @hookimpl

@@ -3,8 +3,8 @@
 The stream x of n units is normalised to z, of mean zero and n squares at most, and what consumes it
 takes z g + b. With K (n, m) for the directions that stay and F (N, m) for a frame of orthonormal
 columns, what makes the stream is multiplied with r K F', r = sqrt(N / n): then the variance over N
-units is what it was over n, epsilon included, and the normalisation gives r F K' z. Its gain is 1 / r
-from now on, and what consumes it takes F K' diag(g).
+units is what it was over n, epsilon included, and the normalisation gives r F K' z. Its gain is
+1 / r from now on, and what consumes it takes F K' diag(g).
 
 Where a mean is taken off, K and F have columns of sum zero. Then the direction e of equal units is
 free: the shift is e from now on, and what consumes it takes e b' on top.
