@@ -234,6 +234,64 @@ def test_slots_turn_and_those_of_gains_start_afresh() -> None:
             )
 
 
+def test_slots_of_what_no_gain_stands_before() -> None:
+    net = one_norm(gain=False, shift=False)
+    net.values["h"] = net.values["h"] @ plane(3)
+    slots: dict[str, Array] = {"out/w/Momentum": np.asarray(net.rng.normal(size=(N, 3)))}
+    values = turned(Project(resize={"h": 4}, by="pca"), net.checkpoint(**slots))
+    turn = np.linalg.lstsq(net.values["h"], values["h"], rcond=None)[0]
+    turn -= turn.mean(0)
+    np.testing.assert_allclose(values["out/w/Momentum"], turn.T @ slots["out/w/Momentum"])
+
+
+def test_ftrl_computes_again_what_is_turned() -> None:
+    net = stream("norm", 3)
+    constants = [net.constant(value) for value in (0.05, 0.01, 0.002, -0.5)]
+    names = ("h", "a/in/w", "a/gamma", "a/beta")
+    for name in names:
+        shape = net.shapes[name]
+        slots = [net.variable(f"{name}/Ftrl{end}", *shape) for end in ("", "_1")]
+        net.values[f"{name}/Ftrl"] = net.rng.uniform(0.5, 1, shape)
+        gradient = net.input(*shape, name=f"{name}/gradient")
+        net.op("ApplyFtrl", name, *slots, gradient, *constants)
+    values = turned(Project(resize={"h": 4}, by="pca"), net.checkpoint())
+    for name in names:
+        linear, accumulator = values[f"{name}/Ftrl_1"], values[f"{name}/Ftrl"]
+        # TensorFlow's formula, with a gradient of zero.
+        quadratic = np.sqrt(accumulator) / 0.05 + 2 * 0.002
+        again = np.where(abs(linear) > 0.01, (np.sign(linear) * 0.01 - linear) / quadratic, 0)
+        np.testing.assert_allclose(again, values[name], rtol=1e-6)
+
+
+def test_averages_of_several_kinds_go_with_their_own() -> None:
+    net = stream("norm", 3)
+    averages: dict[str, Array] = {}
+    for name, old in net.values.items():
+        averages[f"{name}{END}"] = old
+        averages[f"{name}{END}_1"] = 2 * old
+    values = turned(Project(resize={"h": 4}, by="pca"), net.checkpoint(**averages))
+    for name in READERS:
+        np.testing.assert_allclose(values[f"{name}{END}"], values[name], atol=1e-12)
+        np.testing.assert_allclose(values[f"{name}{END}_1"], 4 * values[name], atol=1e-12)
+
+
+def test_a_kernel_may_consume_and_make_the_stream() -> None:
+    m = Net()
+    x = m.op("Gather", m.variable("h", 7, N), m.ids())
+
+    def norm(x: str, name: str) -> str:
+        squares = m.op("Mean", m.op("Square", x), m.constant(-1), keep_dims=True)
+        root = m.op("Rsqrt", m.op("Add", squares, m.constant(1e-2)))
+        return m.op("Mul", m.op("Mul", x, root), m.variable(name, N))
+
+    x = m.op("Add", x, m.op("MatMul", norm(x, "g"), m.variable("w", N, N)))
+    m.dense(norm(x, "last"), "out", N, 3)
+    assert behind(m) == (Behind("w", "g", None), Behind("out/w", "last", None))
+    onto = plane(4, is_centred=False)
+    m.values |= {"h": m.values["h"] @ onto, "w": m.values["w"] @ onto}
+    assert change(m, turned(Project(resize={"h": 4}, by="pca"), m.checkpoint())) < 1e-7
+
+
 def test_a_gain_of_zero_tells_nothing_of_its_unit(tmp_path: Path) -> None:
     net = stream("norm", 3)
     net.values["a/gamma"][2] = 0
@@ -298,11 +356,58 @@ def taken_off(m: Net, y: str) -> None:
     m.dense(m.op("Sub", y, m.variable("off", N)), "end", N, 3)
 
 
-@pytest.mark.parametrize("more", [added, twice, constant, shown, taken_off])
-def test_other_consumers_keep_a_width_from_being_turned(more: Callable[[Net, str], None]) -> None:
-    net = one_norm(shift=False)
+def again(m: Net, y: str) -> None:
+    m.dense(m.op("Mul", y, m.variable("more", N)), "end", N, 3)
+
+
+def squared(m: Net, y: str) -> None:
+    stream = next(n.input[0].decode() for n in m.definition.node if n.op == b"Square")
+    m.dense(m.op("Square", stream), "end", N, 3)
+
+
+def averaged(m: Net, y: str) -> None:
+    """Consume the mean of the stream, times a gain."""
+    stream = next(n.input[0].decode() for n in m.definition.node if n.op == b"Square")
+    mean = m.op("Mean", stream, m.constant(-1), keep_dims=True)
+    m.dense(m.op("Mul", mean, m.variable("more", N)), "end", N, 3)
+
+
+def stacked(m: Net, y: str) -> None:
+    """Consume rows with one gain and rows with another."""
+    (plain,) = (n.input[0].decode() for n in m.definition.node if n.name.decode() == y)
+    other = m.op("Mul", plain, m.variable("more", N))
+    m.dense(m.op("ConcatV2", y, other, m.constant(0)), "end", N, 3)
+
+
+def weighed_before(op: str, m: Net, y: str) -> None:
+    """Normalise what a gain multiplies."""
+    stream = next(n.input[0].decode() for n in m.definition.node if n.op == b"Square")
+    x = m.op("Mul", stream, m.variable("more", N))
+    squares = m.op("Square", x) if op == "Square" else m.op("Mul", x, x)
+    root = m.op("Rsqrt", m.op("Mean", squares, m.constant(-1), keep_dims=True))
+    m.dense(m.op("Mul", x, root), "end", N, 3)
+
+
+OTHERS: dict[str, Callable[[Net, str], None]] = {
+    "sum": added,
+    "twice": twice,
+    "constant": constant,
+    "output": shown,
+    "minus": taken_off,
+    "again": again,
+    "squares": squared,
+    "mean": averaged,
+    "rows": stacked,
+    "squares before": partial(weighed_before, "Square"),
+    "products before": partial(weighed_before, "Mul"),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_other_consumers_keep_a_width_from_being_turned(other: str) -> None:
+    net = one_norm(shift=False, centred=False)
     y = next(n.input[0].decode() for n in net.definition.node if n.op == b"MatMul")
-    more(net, y)
+    OTHERS[other](net, y)
     assert behind(net) is None
     strategy = Project(resize={"h": 4}, by="pca")
     with pytest.raises(PlanError, match=r"^h: (mixed units ruin it|project cannot)"):
@@ -316,6 +421,36 @@ def test_a_shift_may_stand_first() -> None:
     assert behind(net) == (Behind("out/w", "g", None), Behind("end/w", "g", "from"))
     net.values["h"] = net.values["h"] @ plane(3)
     assert change(net, turned(Project(resize={"h": 4}, by="pca"), net.checkpoint())) < 1e-7
+
+
+def test_a_gain_may_be_divided_by_the_deviation_and_rows_be_masked() -> None:
+    m = Net()
+    m.feeds["mask"] = m.rng.uniform(1, 2, size=(ROWS, 1))
+    x = m.op("Gather", m.variable("h", 7, N), m.ids())
+    x = m.op("Mul", x, m.input(ROWS, 1, name="mask"))
+    x = m.op("Add", x, m.variable("from", N))
+    squares = m.op("Mean", m.op("Mul", x, x), m.constant(-1), keep_dims=True)
+    deviation = m.op("Sqrt", m.op("Add", squares, m.constant(1e-2)))
+    y = m.op("Mul", x, m.op("RealDiv", m.variable("g", N), deviation))
+    m.dense(m.op("Add", m.op("Neg", y), y), "none", N, 3)
+    m.dense(m.op("Mul", m.op("RealDiv", y, m.constant(2.0)), "mask"), "out", N, 3)
+    m.feeds["ids"] = m.rng.integers(0, 7, ROWS)
+    assert behind(m) == (Behind("none/w", "g", None), Behind("out/w", "g", None))
+    for name in ("h", "from"):
+        m.values[name] = m.values[name] @ plane(4, is_centred=False)
+    assert change(m, turned(Project(resize={"h": 4}, by="pca"), m.checkpoint())) < 1e-7
+
+
+def test_biased_averages_go_with_averages() -> None:
+    net = stream("norm", 3)
+    averages: dict[str, Array] = {}
+    for name, old in net.values.items():
+        averages[f"{name}{END}"] = old + np.asarray(net.rng.normal(size=old.shape))
+        averages[f"{name}{END}/biased"] = averages[f"{name}{END}"] / 2
+        averages[f"{name}{END}/local_step"] = np.asarray(3.0)
+    values = turned(Project(resize={"h": 4}, by="pca"), net.checkpoint(**averages))
+    for name in READERS:
+        np.testing.assert_allclose(values[f"{name}{END}/biased"], values[f"{name}{END}"] / 2)
 
 
 REFUSED = {

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from converter_plugins.drop import Drop
 from converter_plugins.project import Project
 from converter_plugins.rename import Rename
 from test_resize_tensorflow import SIZES, Net, dense
 
-from converter import Array, convert, measure, open_checkpoint, write_measured
+from converter import Array, PlanError, convert, measure, open_checkpoint, write_measured
 from converter.plan import make_plan
 from converter.structure.infer import structure_of
 
@@ -121,3 +122,10 @@ def test_renamed_variables_are_known(saved: tuple[Net, Path]) -> None:
     assert back.keys() == alone.keys()
     for name, values in alone.items():
         np.testing.assert_array_equal(back[name], values)
+
+
+def test_gains_that_were_left_out_cannot_move(saved: tuple[Net, Path]) -> None:
+    _, path = saved
+    drop = Drop(drop=("slots", "norm_a/gamma"))
+    with pytest.raises(PlanError, match=r"^stream: mixed units ruin it"):
+        make_plan(open_checkpoint(path), [drop, Project(resize={"stream": SIZE}, by="pca")])

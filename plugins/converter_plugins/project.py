@@ -138,9 +138,10 @@ class Project(Resizer):
         """Whether a width is normalised and can be turned, or has to be told why it cannot."""
         from converter.structure.axes.axis import AVERAGING
 
-        is_mixed = width.symmetry in ("free", "orthogonal") or self.lossy
-        is_normalised = not AVERAGING.isdisjoint(dict(width.touches))
-        return width.turnable is not None or (is_normalised and not is_mixed)
+        touches = dict(width.touches)
+        is_mixed = width.symmetry in ("free", "orthogonal") and "gain" not in touches
+        is_told = not AVERAGING.isdisjoint(touches) and not is_mixed and not self.lossy
+        return width.turnable is not None or is_told
 
 
 @hookimpl

@@ -285,7 +285,8 @@ class Turned:
         role = roles[variable]
         if variable == of or (role.kind == "slot" and role.slot not in COPIES):
             return name
-        wanted = replace(role, of=name)
+        # What zero-debiasing keeps beside an average goes with the averages of the others.
+        wanted = replace(role, of=name, slot=None if role.kind == "average" else role.slot)
         found = [other for other, own in roles.items() if own == wanted]
         same = name + variable.removeprefix(of)
         return same if same in found else next(iter(found), name)

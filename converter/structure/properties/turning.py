@@ -186,7 +186,7 @@ class _Turning:
         units = [form for form in forms if form.what == "units"]
         means = [form for form in forms if form.what == "mean"]
         gains = {form.gain for form in units}
-        if len(units) + len(means) != len(forms) or len(gains) != 1 or (means and gains != {None}):
+        if len(units) + len(means) != len(forms) or len(gains) != 1:
             raise _UnclearError
         shifts = {form.shift for form in units} - {None}
         shifts |= {self._name(output) for output in weights}
@@ -197,8 +197,6 @@ class _Turning:
     def _product(self, node: Node, forms: Sequence[_Form]) -> _Form:
         first, second = forms[:2]
         weights = [self._analysis.is_weight(o) and self._carries(o) for o in node.inputs]
-        if any(self._is_constant(output) for output in node.inputs):
-            raise _UnclearError
         if node.op == "Mul" and node.inputs[0] == node.inputs[1]:
             if not first.is_plain:
                 raise _UnclearError
@@ -235,8 +233,6 @@ class _Turning:
     def _handed_on(self, node: Node) -> _Form:
         """Return what all are that are handed on, in whatever shape; zeros are anything."""
         carriers = [o for o in self._carriers(node) if self._analysis.tensor(o).number != 0]
-        if any(self._analysis.kind(o) < Kind.DATA for o in carriers):
-            raise _UnclearError
         found = {self._of(o) for o in carriers if o.node in self._forms}
         found |= {f for o in node.inputs if (f := self._of(o)).what == "mean"}
         if len(found) != 1:
@@ -245,11 +241,6 @@ class _Turning:
 
     def _of(self, output: Output) -> _Form:
         return self._forms.get(output.node, _NUMBER)
-
-    def _is_constant(self, output: Output) -> bool:
-        """Whether a tensor holds constants that are others for each unit; chance is none."""
-        is_one = self._analysis.tensor(output).number is not None
-        return self._analysis.kind(output) is Kind.CONSTANT and self._carries(output) and not is_one
 
     def _name(self, output: Output) -> str:
         """Return the variable whose value, one number for each unit, a tensor is.
