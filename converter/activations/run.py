@@ -146,7 +146,9 @@ class Run(Closing):
         self._session = Session(self.forward, checkpoint, dtypes, rewrite=self._rewrite)
         nodes = self._session.nodes
         self._fetched = [
-            s for s in sources if not s.queue and all(t.node in nodes for t in s.tensors)
+            s
+            for s in sources
+            if not s.queue and all(t in dtypes or t.node in nodes for t in s.tensors)
         ]
         wanted = dict.fromkeys(tensor for source in self._fetched for tensor in source.tensors)
         self._also = [tensor for tensor in wanted if tensor not in dtypes]
@@ -168,7 +170,9 @@ class Run(Closing):
                 self._session.assign(node, where.read(variables[where.key]))
 
     def take(self, batch: Batch, wanted: Collection[Probe] | None = None) -> list[Taken]:
-        """Run a batch, and return what it gave for the probes that are reached.
+        """Run a batch, and return what it gave for the probes that can be fetched.
+
+        What the others gave stays in queues until they are emptied.
 
         Args:
             batch: the values.
@@ -182,20 +186,38 @@ class Run(Closing):
             odd = sorted(self._names ^ frozenset(batch))[0]
             raise UsageError(f"{self._where}: {odd} is in some batches, and not in all")
         values = {**self._decided, **self._given(batch)}
-        chosen = None if wanted is None else {id(probe) for probe in wanted}
-        fetched = [s for s in self._fetched if chosen is None or id(s.probe) in chosen]
+        fetched = _of(wanted, self._fetched)
         tensors = {tensor for source in fetched for tensor in source.tensors}
         also = [tensor for tensor in self._also if tensor in tensors]
         found = {**self._session.run(values, also, draw_again=False), **values}
-        queues = self._session.empty() if self._queued else {}
         taken = []
         for source in fetched:
             probe, mask = source.probe, None
             if source.mask is not None:
                 mask = found[source.mask].astype(bool) == probe.keeps
             taken.append(Taken(probe, found[source.tensor], probe.axis, mask))
-        queued = [s for s in self._queued if chosen is None or id(s.probe) in chosen]
-        return taken + [Taken(s.probe, queues[s.queue], -1) for s in queued]
+        return taken
+
+    def held(self) -> Mapping[str, int]:
+        """Return how many tensors are in each queue: what the batches so far gave."""
+        return self._session.held() if self._queued else {}
+
+    def empty(
+        self, held: Mapping[str, int], wanted: Collection[Probe] | None = None
+    ) -> list[Taken]:
+        """Take what is in the queues of the other probes; another thread may run a batch meanwhile.
+
+        Args:
+            held: how many tensors are taken of each queue.
+            wanted: the probes that are taken of these; None for all.
+
+        Raises:
+            RunError: what is in a queue is not as the queue says.
+        """
+        return [
+            Taken(s.probe, self._session.dequeue(s.queue, held[s.queue]), -1)
+            for s in _of(wanted, self._queued)
+        ]
 
     def _given(self, batch: Batch) -> dict[Tensor, Array]:
         named = {self._aliases.get(name, name): value for name, value in batch.items()}
@@ -233,6 +255,13 @@ class Run(Closing):
             keeps = None if source.mask is None else probe.keeps
             queues.append(Queue(source.queue, dtypes[source.queue], probe.axis, probe.size, keeps))
         return changed, queues
+
+
+def _of(wanted: Collection[Probe] | None, sources: Sequence[_Source]) -> Sequence[_Source]:
+    if wanted is None:
+        return sources
+    chosen = {id(probe) for probe in wanted}
+    return [source for source in sources if id(source.probe) in chosen]
 
 
 def open_inputs(checkpoint: Checkpoint, question: Question) -> list[Input]:
