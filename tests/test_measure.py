@@ -14,10 +14,10 @@ from conftest import case
 from test_session import made, run
 
 from converter import Checkpoint, UsageError, open_checkpoint, open_keras
+from converter.activations.asked import Question
 from converter.activations.measure import measure
 from converter.activations.moments import Moments
 from converter.activations.probes import Probe, Side
-from converter.activations.run import Question
 from converter.graph.node import tensor
 from converter.graph.ordered import read_ordered
 from converter.variable import Array

@@ -15,10 +15,11 @@ from itertools import chain
 
 import numpy as np
 
+from converter.activations.asked import Question, asked
 from converter.activations.file import Key, Measured
 from converter.activations.moments import Moments, NotFiniteError
 from converter.activations.probes import LOOKED_UP, Found, Probe, find_probes
-from converter.activations.run import Batch, Question, Run, Taken, open_inputs
+from converter.activations.run import Batch, Run, Taken
 from converter.checkpoint import Checkpoint
 from converter.errors import ConverterError, UsageError
 from converter.patterns import matching
@@ -109,7 +110,7 @@ def _by_name(
                 "from inputs to arrays"
             )
         if only is None:
-            inputs = [str(found.tensor) for found in open_inputs(checkpoint, question)]
+            inputs = list(asked(checkpoint, question).inputs)
             if len(inputs) != 1:
                 raise UsageError(
                     f"{question.where}: a batch is one array, and the model takes "

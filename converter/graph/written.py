@@ -19,6 +19,7 @@ from converter.graph.ops import (
     PASSING,
     PLACEHOLDERS,
     VARIABLES,
+    WHILES,
     is_effect,
 )
 from converter.variable import Array
@@ -155,7 +156,7 @@ class Graph:
         if node.op in _DTYPE_OF:
             default = {"ArgMax": 9, "ArgMin": 9, "Shape": 3, "Size": 3}.get(node.op, 0)
             return node.dtype(_DTYPE_OF[node.op]) or dtype_of(default)
-        return node.dtype("dtype") or node.dtype("T")
+        return node.dtype("dtype") or node.dtype("T") or _called_dtype(node, source.port)
 
     def constant(self, source: Tensor) -> Array | None:
         """Return the value of a constant of moderate size, or None for everything else."""
@@ -242,6 +243,11 @@ def graph_of(checkpoint: Checkpoint, meta: bytes) -> Graph:
 
 def _names(checkpoint: Checkpoint) -> dict[str, str]:
     return {key: name for name, keys in checkpoint.stored_keys.items() for key in keys}
+
+
+def _called_dtype(node: Node, port: int) -> DType | None:
+    """Return the dtype of an output of what calls functions, or passes several tensors on."""
+    return node.dtype("T" if node.op in WHILES | {"IdentityN"} else "Tout", port)
 
 
 def _sizes(shape: Shape | None) -> tuple[int, ...] | None:

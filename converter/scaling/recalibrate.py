@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from converter.activations.data import Data
 from converter.activations.moments import Moments
 from converter.activations.probes import Probe, find_probes
 from converter.checkpoint import Checkpoint
@@ -15,7 +16,7 @@ from converter.errors import ConverterError, PlanError
 from converter.patterns import matching
 from converter.rounding import round_to
 from converter.scaling.activation import Left
-from converter.scaling.running import Data, Named, Running
+from converter.scaling.running import Named, Running
 from converter.structure.infer import structure_of
 from converter.structure.layers import Layer, layers
 from converter.variable import Array, Region, Variable
@@ -78,9 +79,8 @@ class Recalibrated:
     def __init__(self, checkpoint: Checkpoint, data: Data, only: Sequence[str]) -> None:
         self._named = Named(checkpoint)
         self._checkpoint = self._named.checkpoint
-        self._data = data
         self._norms, self._left = _choose(self._checkpoint, only)
-        data.check()
+        self._data = data.open(self._checkpoint)
 
     def variables(self) -> Iterator[Variable]:
         """Give all variables, under the names that they have now."""
