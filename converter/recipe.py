@@ -67,6 +67,7 @@ class Recipe:
         output: where the result goes; a `/` at its end is kept.
         to: `tf` or `safetensors`.
         shard_size: bytes of one file, as a number or a text such as `5GB`.
+        graph_from: the checkpoint whose graph the source has.
         sidecar: whether what the output cannot hold goes beside it.
         summary: half a sentence on what it does.
         steps: the strategies, in order.
@@ -76,6 +77,7 @@ class Recipe:
     output: str | None = None
     to: str | None = None
     shard_size: int | str | None = None
+    graph_from: str | None = None
     sidecar: bool | None = None
     summary: str | None = None
     steps: tuple[Step, ...] = ()
@@ -130,7 +132,7 @@ def _recipe(table: Mapping[str, object], path: Path) -> Recipe:
     if to is not None and to not in _FORMATS:
         near = did_you_mean(str(to), _FORMATS)
         raise UsageError(f"{path}: to must be tf or safetensors, got {to!r}{near}")
-    for key in ("source", "output"):
+    for key in ("source", "output", "graph_from"):
         if key in values:
             # Not a Path: that would lose a `/` at the end, which says "a directory".
             values[key] = os.path.join(path.parent, str(values[key]))  # noqa: PTH118
@@ -146,6 +148,7 @@ def _is_possible(value: object) -> bool:
 _KEYS: Mapping[str, tuple[tuple[type, ...], str]] = {
     "source": ((str,), "a path"),
     "output": ((str,), "a path"),
+    "graph_from": ((str,), "a path"),
     "to": ((str,), "tf or safetensors"),
     "shard_size": ((int, str), "a size such as '5GB'"),
     "sidecar": ((bool,), "true or false"),

@@ -14,6 +14,7 @@ from typing import Any
 
 from converter.checkpoint import open_checkpoint
 from converter.errors import ConverterError, PlanError
+from converter.graph.definition import graph_file, lender
 from converter.initializer import Initializer
 from converter.location import locate
 from converter.registry import Registry
@@ -50,11 +51,12 @@ def record_of(
     *,
     sidecar: bool,
     question: Question | None,
+    graph_from: str | None = None,
 ) -> Record:
     """Return the record of a conversion.
 
     Raises:
-        InputError: a file of the source cannot be found.
+        InputError: a file of the source cannot be found, or what its graph is from.
     """
     steps = [
         {
@@ -79,6 +81,9 @@ def record_of(
         "shard_size": target.shard_size,
         "sidecar": sidecar,
     }
+    if graph_from is not None:
+        graph = graph_file(lender(graph_from))
+        made["graph"] = {} if graph is None else {str(graph): _identity(graph)}
     return Record(made, None if question is None else _proven(question))
 
 

@@ -60,7 +60,8 @@ class Asked:
         graph = read_graph(checkpoint)
         if graph is None:
             raise InputError(
-                f"{checkpoint.path}: it has no graph (.meta, .pb) in which it could be run"
+                f"{checkpoint.path}: it has no graph (.meta, .pb) in which it could be run; give "
+                "that of another checkpoint (--graph-from)"
             )
         self.graph = graph
         self._keys = set(checkpoint)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli.output import json_text
-from converter.cli.question import question_of, question_options, wants_proof
+from converter.cli.question import graph_option, question_of, question_options, wants_proof
 from converter.cli.steps import (
     StrategyCommand,
     plugins_of,
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     "--prove", is_flag=True, help="Run source and output, and publish only what computes the same."
 )
 @question_options()
+@graph_option
 @click.option("-n", "--dry-run", is_flag=True, help="List what would be converted, write nothing.")
 @click.option("-f", "--force", is_flag=True, help="Replace outputs that exist.")
 @click.option("--no-verify-source", is_flag=True, help="Don't compare checksums of the sources.")
@@ -128,6 +129,7 @@ def _given_jobs(ctx: click.Context, given: dict[str, Any]) -> tuple[list[Job], S
         steps=steps,
         plugins=plugins_of(ctx),
         question=question,
+        graph_from=given["graph_from"] or (recipe.graph_from if recipe else None),
         sidecar=sidecar,
         force=given["force"],
         verify_source=not given["no_verify_source"],

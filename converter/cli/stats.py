@@ -12,6 +12,7 @@ import numpy as np
 
 from converter.checkpoint import open_checkpoint
 from converter.cli.output import json_text, print_table
+from converter.cli.question import graph_option
 from converter.cli.text import Progress, count, say, size
 from converter.errors import UsageError
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     help="Run up to this tensor, rather than to what looks like outputs.",
 )
 @click.option("--signature", metavar="NAME", help="The signature of an exported model to run.")
+@graph_option
 @click.option("--merge", is_flag=True, help="Merge files of statistics, which PATHS are then.")
 @click.option("-o", "--output", metavar="FILE", help="Write them to NAME.safetensors.")
 @click.option("-f", "--force", is_flag=True, help="Replace an output that exists.")
@@ -120,7 +122,11 @@ def _measure(paths: Sequence[str], given: dict[str, Any]) -> Measured:
         raise UsageError(f"one model is run, and {len(paths)} are given; --merge merges files")
     if not given["data"]:
         raise UsageError("there is no data to run it on; give some (--data x.npz)")
-    checkpoint = open_checkpoint(paths[0] if paths else ".", verify=not given["no_verify_source"])
+    checkpoint = open_checkpoint(
+        paths[0] if paths else ".",
+        verify=not given["no_verify_source"],
+        graph_from=given["graph_from"],
+    )
     question = Question(
         tuple(given["feeds"]), tuple(given["fetches"]), given["signature"], ", ".join(given["data"])
     )

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 from converter.dtype import BOOL, INT32, DType
 from converter.errors import InputError, UsageError, did_you_mean
 from converter.graph.constants import read_array, read_shape
-from converter.graph.definition import Definition, definition_of, is_frozen, read_definition
+from converter.graph.definition import (
+    Definition,
+    definition_of,
+    graph_file,
+    is_frozen,
+    names_by_key,
+    read_definition,
+)
 from converter.graph.node import Node, Shape, Tensor, dtype_of, read_node, tensor, text_of
 from converter.graph.ops import (
     BOOLS,
@@ -229,20 +236,16 @@ def read_graph(checkpoint: Checkpoint) -> Graph | None:
         InputError: the file is damaged.
     """
     definition = read_definition(checkpoint)
-    return None if definition is None else Graph(definition, _names(checkpoint))
+    return None if definition is None else Graph(definition, names_by_key(checkpoint))
 
 
 def graph_of(checkpoint: Checkpoint, meta: bytes) -> Graph:
     """Return a graph that was rewritten for a checkpoint: the bytes of a MetaGraphDef."""
-    path = checkpoint.meta or checkpoint.path
+    path = graph_file(checkpoint) or checkpoint.path
     definition = definition_of(path, meta, "what was rewritten of it")
     if is_frozen(checkpoint):
         definition = definition._replace(meta=None)
-    return Graph(definition, _names(checkpoint))
-
-
-def _names(checkpoint: Checkpoint) -> dict[str, str]:
-    return {key: name for name, keys in checkpoint.stored_keys.items() for key in keys}
+    return Graph(definition, names_by_key(checkpoint))
 
 
 def _called_dtype(node: Node, port: int) -> DType | None:
