@@ -94,6 +94,7 @@ class Outcome:
         found: what they found out on the way, one line each.
         widths: the widths that change, as plain data: those of `Plan.width_entries`.
         resized: how many variables of the output have another size for it.
+        idle: the strategies that found nothing to do in it, by name, with the reason.
         proof: what came of running source and output, as plain data; None where nothing ran.
     """
 
@@ -105,6 +106,7 @@ class Outcome:
     found: tuple[str, ...] = ()
     widths: Sequence[Mapping[str, Any]] = ()
     resized: int = 0
+    idle: Mapping[str, str] = field(default_factory=dict)
     proof: Mapping[str, Any] | None = None
 
     @property
@@ -321,7 +323,7 @@ def convert_job(job: Job, settings: Settings) -> Outcome:
 
 def _converted(job: Job, settings: Settings, told: dict[str, Any]) -> Outcome:
     """Convert one checkpoint; what is known of the plan and the proof goes into `told`."""
-    from converter.record import known_of, record_of, widths_in
+    from converter.record import known_of, record_of, told_in
 
     # The state file is written at the end, for all checkpoints of the directory.
     if (obstacle := replace(job.target, state=True).obstacle()) is not None:
@@ -339,7 +341,7 @@ def _converted(job: Job, settings: Settings, told: dict[str, Any]) -> Outcome:
     )
     known = known_of(job.target, record, force=settings.force)
     if known is not None:
-        return Outcome(job, "skipped", **widths_in(known))
+        return Outcome(job, "skipped", **told_in(known))
     plan = _planned(job, settings, strategies)
     told |= _told(plan)
     check = None
@@ -385,11 +387,15 @@ def _planned(job: Job, settings: Settings, strategies: Sequence[Strategy]) -> Pl
         checkpoint = open_checkpoint(
             job.source, verify=settings.verify_source, graph_from=settings.graph_from
         )
-    return make_plan(checkpoint, strategies, job.target, sidecar=settings.sidecar)
+    return make_plan(checkpoint, strategies, job.target, sidecar=settings.sidecar, may_idle=True)
 
 
 def _told(plan: Plan) -> dict[str, Any]:
-    return {"widths": plan.width_entries(), "resized": plan.resized_variables}
+    return {
+        "widths": plan.width_entries(),
+        "resized": plan.resized_variables,
+        "idle": dict(plan.idle),
+    }
 
 
 def _prove(plan: Plan, question: Question, told: dict[str, Any], output: Path | None) -> None:

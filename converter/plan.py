@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint import Checkpoint
-from converter.errors import ConverterError, InputError, PlanError, UsageError
+from converter.errors import (
+    ConverterError,
+    InputError,
+    NothingToDoError,
+    PlanError,
+    UsageError,
+)
 from converter.publish import COMPANION
 from converter.strategy import Beside, Strategy
 from converter.target import Target
@@ -57,6 +63,7 @@ class Plan:
         metadata: texts that go into the metadata of safetensors.
         files: what is written into the folder of the output beside the variables, by name.
         applied: the strategies, each with the checkpoint that it was applied to.
+        idle: the strategies that found nothing to do, by name, with the reason.
     """
 
     source: Checkpoint
@@ -74,6 +81,7 @@ class Plan:
     metadata: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
     applied: tuple[tuple[Strategy, Checkpoint], ...] = ()
+    idle: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         # The variables, and the structure of a model, would fill screens.
@@ -209,6 +217,7 @@ def make_plan(
     target: Target | None = None,
     *,
     sidecar: bool = False,
+    may_idle: bool = False,
 ) -> Plan:
     """Apply strategies to a checkpoint, in order. No value is read and nothing written.
 
@@ -217,6 +226,7 @@ def make_plan(
         strategies: each gets the result of the one before.
         target: where the result goes; None leaves open what the output can hold.
         sidecar: keep what the output cannot hold in a TensorFlow checkpoint beside it.
+        may_idle: go on without a strategy that finds nothing to do, which else is refused.
 
     Raises:
         PlanError: names collide, or sizes cannot be.
@@ -228,9 +238,16 @@ def make_plan(
     resized: list[Resizes] = []
     along = Beside(source.metadata)
     applied: list[tuple[Strategy, Checkpoint]] = []
+    idle: dict[str, str] = {}
     for strategy in strategies:
+        try:
+            variables, noted, resizes, beside = _applied(strategy, result)
+        except NothingToDoError as error:
+            if not may_idle:
+                raise
+            idle[strategy.name] = str(error)
+            continue
         applied.append((strategy, result))
-        variables, noted, resizes, beside = _applied(strategy, result)
         if beside is not None:
             along = Beside({**along.metadata, **beside.metadata}, {**along.files, **beside.files})
         notes += [f"{strategy.name}: {note}" for note in noted]
@@ -248,7 +265,7 @@ def make_plan(
         for name, v in result.items()
     )
     plan = _fit(source, result, changes, dropped, notes, resized, along, target, sidecar=sidecar)
-    return replace(plan, applied=tuple(applied))
+    return replace(plan, applied=tuple(applied), idle=idle)
 
 
 def _applied(

@@ -171,6 +171,9 @@ def _became(outcome: Outcome) -> str:
     said = []
     if outcome.exact is not None:
         said = [f"{count(outcome.resized, 'variable')} resized", _exactness(outcome)]
+    for name, why in outcome.idle.items():
+        reason = why.removeprefix(f"{outcome.job.source}: ")
+        said.append(f"nothing to do for {name} ({reason})")
     if outcome.proof is not None:
         said.append("proven")
     return f": {', '.join(said)}" if said else ""
@@ -235,6 +238,11 @@ def _summary(outcomes: Sequence[Outcome], seconds: float) -> Iterator[str]:
             f"resized {count(len(resized), 'checkpoint')}: {exact:,} exact, "
             f"{len(resized) - exact:,} not exact"
         )
+    idle = [outcome for outcome in outcomes if outcome.idle]
+    if idle:
+        names = ", ".join(dict.fromkeys(name for outcome in idle for name in outcome.idle))
+        many = count(len(idle), "checkpoint")
+        yield f"idle    {many} with nothing to do for {names}, converted without"
     for status in ("done", "skipped", "failed"):
         some = [outcome for outcome in outcomes if outcome.status == status]
         line = f"{status.ljust(7)} {count(len(some), 'checkpoint')}"
@@ -256,6 +264,7 @@ def _as_json(outcomes: Sequence[Outcome], seconds: float) -> dict[str, object]:
                 "bytes": outcome.nbytes,
                 "counts": {name: dict(counts) for name, counts in outcome.counts.items()},
                 "found": list(outcome.found),
+                "idle": dict(outcome.idle),
                 **_widths_json(outcome),
             }
             for outcome in outcomes

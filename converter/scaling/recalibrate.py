@@ -12,7 +12,7 @@ from converter.activations.data import Data
 from converter.activations.moments import Moments
 from converter.activations.probes import Probe, find_probes
 from converter.checkpoint import Checkpoint
-from converter.errors import ConverterError, PlanError
+from converter.errors import ConverterError, NothingToDoError, PlanError
 from converter.patterns import matching
 from converter.rounding import round_to
 from converter.scaling.activation import Left
@@ -200,7 +200,7 @@ def _choose(checkpoint: Checkpoint, only: Sequence[str]) -> tuple[list[_Stored],
         if layer.normalisation is not None and layer.normalisation.over == "batch"
     ]
     if not norms:
-        raise PlanError(f"{checkpoint.path}: it has no batch normalisation")
+        raise NothingToDoError(f"{checkpoint.path}: it has no batch normalisation")
     names = {index: _names(layer) for index, layer in norms}
     meant = set(names)
     if only:
@@ -222,7 +222,8 @@ def _choose(checkpoint: Checkpoint, only: Sequence[str]) -> tuple[list[_Stored],
             left.append(one)
     if left and (only or not found):
         more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
-        raise PlanError(f"{left[0].name}{more}: it cannot be recalibrated: {left[0].reason}")
+        kind = PlanError if only else NothingToDoError
+        raise kind(f"{left[0].name}{more}: it cannot be recalibrated: {left[0].reason}")
     return list(found.values()), left
 
 
