@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -148,9 +148,9 @@ def _is_possible(value: object) -> bool:
 _KEYS: Mapping[str, tuple[tuple[type, ...], str]] = {
     "source": ((str,), "a path"),
     "output": ((str,), "a path"),
-    "graph_from": ((str,), "a path"),
     "to": ((str,), "tf or safetensors"),
     "shard_size": ((int, str), "a size such as '5GB'"),
+    "graph_from": ((str,), "a path"),
     "sidecar": ((bool,), "true or false"),
     "summary": ((str,), "a text"),
 }
@@ -174,7 +174,9 @@ def _steps(value: object, path: Path) -> tuple[Step, ...]:
 
 
 def merge(
-    steps: Iterable[Step], chosen: Sequence[tuple[str, Mapping[str, object]]]
+    steps: Iterable[Step],
+    chosen: Sequence[tuple[str, Mapping[str, object]]],
+    replaced: Mapping[str, Collection[str]] | None = None,
 ) -> tuple[Step, ...]:
     """Return the steps of a recipe with what the command line says, which wins.
 
@@ -183,6 +185,8 @@ def merge(
         chosen: names of strategies with the options that flags give them, as `Option.parse`
             returns them, in the order of the command line. The options of a strategy that occurs
             once in the recipe replace those there; other strategies come after the recipe's.
+        replaced: by the names of strategies, the options that are left out of the recipe, as others
+            stand in their place.
 
     Raises:
         UsageError: a strategy is chosen twice, or has several steps in the recipe, so that it is
@@ -203,5 +207,7 @@ def merge(
                 f"they mean; change the recipe"
             )
         step = merged[places[0]]
-        merged[places[0]] = replace(step, values={**step.values, **values})
+        gone = (replaced or {}).get(name, ())
+        kept = {key: value for key, value in step.values.items() if key not in gone}
+        merged[places[0]] = replace(step, values={**kept, **values})
     return tuple(merged)

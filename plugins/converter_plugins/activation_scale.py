@@ -36,7 +36,10 @@ class ActivationScale(Measuring):
 
     name: ClassVar[str] = "activation-scale"
     statistics: Path | None = option(
-        None, help="take what convert stats has measured, and run nothing", metavar="FILE"
+        None,
+        help="take what convert stats has measured, and run nothing",
+        metavar="FILE",
+        instead_of=("data",),
     )
     target: float = option(1.0, help="what each layer is to give")
     of: Literal["mean-abs", "std"] = option("mean-abs", help="of what")
