@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from converter import Strategy, UsageError, hookimpl, option
-from converter_plugins.measuring import Measuring
+from converter.measuring import Measuring
 
 if TYPE_CHECKING:
     from converter import Checkpoint, Variable

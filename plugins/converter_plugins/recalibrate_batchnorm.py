@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from converter import Strategy, UsageError, hookimpl, option
-from converter_plugins.measuring import Measuring
+from converter.measuring import Measuring
 
 if TYPE_CHECKING:
     from converter import Checkpoint, Variable

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from converter import Strategy, UsageError, option
+from converter.errors import UsageError
+from converter.strategy import Strategy, option
 
 if TYPE_CHECKING:
     from converter.activations.data import Data
