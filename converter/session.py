@@ -353,6 +353,11 @@ def freeze(model: Any, inputs: Sequence[Any] | None) -> Frozen:
         convert_variables_to_constants_v2,
     )
 
+    if not callable(model) or not hasattr(model, "variables"):
+        raise UsageError(
+            f"open_keras: a {type(model).__name__} is no Keras model; give the model itself "
+            "(tf.keras.models.load_model)"
+        )
     name = str(getattr(model, "name", "model"))
     known = inputs if inputs is not None else getattr(model, "inputs", None)
     if not known:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -303,6 +304,17 @@ def test_data_that_are_not_there_are_refused_with_the_plan(tmp_path: Path) -> No
         make_plan(net.checkpoint(), [RecalibrateBatchnorm(data=missing)])
     with pytest.raises(UsageError, match="data are needed"):
         RecalibrateBatchnorm()
+
+
+def test_without_tensorflow_the_plan_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    np.savez(tmp_path / "x.npz", images=np.ones((3, 8, 8, 2), "f4"))
+    checkpoint = open_checkpoint(DATA / "tf115_v2_convbn_ema" / "conv.ckpt-60")
+    for strategy in (ActivationScale, RecalibrateBatchnorm):
+        with pytest.raises(UsageError, match=r"pip install 'ckpt-converter\[tensorflow\]'"):
+            make_plan(checkpoint, [strategy(data=(tmp_path / "x.npz",))])
 
 
 @pytest.mark.slow

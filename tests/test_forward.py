@@ -658,6 +658,16 @@ def test_feeds_must_fit() -> None:
         given("completely different", np.ones((2, 6)))
 
 
+def test_an_op_in_a_function_that_cannot_be_run_is_named() -> None:
+    some = case("tf221_savedmodel_module")
+    with pytest.raises(UsageError, match=r"left out: it needs Tanh, and TensorFlow has no op Tanh"):
+        forward_of(some, can_run=lambda op: op != "Tanh")
+    with pytest.raises(UsageError, match=r"StatefulPartitionedCall: it needs Tanh, and"):
+        forward_of(some, can_run=lambda op: op != "Tanh", fetches=["StatefulPartitionedCall"])
+    # What only savers need is not run.
+    assert forward_of(some, can_run=lambda op: op != "SaveV2").outputs
+
+
 @pytest.mark.parametrize(
     ("name", "called", "inputs"),
     [

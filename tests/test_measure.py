@@ -457,6 +457,8 @@ def test_a_keras_model_that_does_not_know_its_inputs(tf: Any) -> None:
     model = keras.Sequential([keras.layers.Dense(2, name="head")], name="late")
     with pytest.raises(UsageError, match="late: it does not know its inputs yet; call it once"):
         open_keras(model)
+    with pytest.raises(UsageError, match="open_keras: a str is no Keras model; give the model"):
+        open_keras("model.keras")
     spec = tf.TensorSpec([None, 3], tf.float32, "x")
     checkpoint = open_keras(model, [spec])
     found = measure(checkpoint, [{"x": SEQUENCES[:, 0]}])

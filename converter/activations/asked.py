@@ -62,6 +62,7 @@ class Asked:
             raise InputError(
                 f"{checkpoint.path}: it has no graph (.meta, .pb) in which it could be run; give "
                 "that of another checkpoint (--graph-from)"
+                + (", or open the model in Python (open_keras)" if checkpoint.object_graph else "")
             )
         self.graph = graph
         self._keys = set(checkpoint)

@@ -155,9 +155,10 @@ def _other_dtype(where: str, dtype: np.dtype[Any], known: DType) -> UsageError:
 
 
 def _inputs(graph: Graph) -> list[str]:
-    """Return the placeholders of a graph, without those that take the names of files to save."""
+    """Return the placeholders that something takes, without those of the names of files to save."""
     found = [node for node in graph.nodes.values() if node.op.startswith("Placeholder")]
-    return [node.name for node in found if not _is_of_saver(graph, node)]
+    taken = [node for node in found if node.name in graph.consumers]
+    return [node.name for node in taken if not _is_of_saver(graph, node)]
 
 
 def _is_of_saver(graph: Graph, node: Node) -> bool:
