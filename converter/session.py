@@ -134,7 +134,8 @@ class Session(Closing):
             self._import(tf, definition)
             self._assigns = self._make_assigns(tf)
             self._emptying = {queue: _emptying(tf, queue) for queue in queues}
-        self._session = self._open(tf)
+        self._found: dict[Tensor, Any] = {}
+        self._session, self._empties = self._open(tf)
         self._feeds = {t: self._read(t.node, where) for t, where in self._constants.items()}
         self._assigned: dict[str, Array] = {}
         self._initialize()
@@ -212,32 +213,38 @@ class Session(Closing):
                 ) from None
         return [_gradient(*pair) for pair in zip(names, found, strict=True) if pair[1] is not None]
 
-    def empty(self) -> dict[str, Array]:
-        """Take what the queues of the rewritten graph hold.
+    def empty(self, name: str) -> Array:
+        """Take what a queue of the rewritten graph holds; another thread may fill it meanwhile.
+
+        Args:
+            name: of the queue.
 
         Returns:
-            By the names of the queues, arrays (rows, units) in the order in which they were filled.
+            An array (rows, units) in the order in which it was filled.
 
         Raises:
-            RunError: what is in a queue is not as the queue says.
+            RunError: what is in the queue is not as the queue says.
         """
-        held = self._run(list(self._emptying.values()), {})
-        return {
-            queue.name: _counted(queue, *parts)
-            for queue, parts in zip(self._emptying, held, strict=True)
-        }
+        queue, empty = self._empties[name]
+        return _counted(queue, *self._called(empty))
 
     def _start_again(self, *, draw_again: bool) -> None:
         """Set back what the last run changed: states, and what random numbers come next."""
         draw_again = draw_again and bool(self._forward.random)
         if draw_again:
             self._session.close()
-            self._session = self._open(tensorflow())
+            self._session, self._empties = self._open(tensorflow())
         if draw_again or self._pruned.is_changing:
             self._initialize()
 
-    def _open(self, tf: Any) -> Any:
-        return tf.compat.v1.Session(graph=self._graph, config=_config(tf))
+    def _open(self, tf: Any) -> tuple[Any, dict[str, tuple[Queue, Callable[[], Any]]]]:
+        """Return a session, and what empties each queue in it."""
+        session = tf.compat.v1.Session(graph=self._graph, config=_config(tf))
+        empties = {
+            queue.name: (queue, session.make_callable(taken))
+            for queue, taken in self._emptying.items()
+        }
+        return session, empties
 
     def _set(self, name: str, value: Array) -> None:
         operation, placeholder = self._assigns[name]
@@ -245,12 +252,15 @@ class Session(Closing):
         self._session.run(operation, {placeholder: value})
 
     def _tensor(self, source: Tensor) -> Any:
-        try:
-            return self._graph.get_tensor_by_name(f"{source.node}:{source.port}")
-        except (KeyError, ValueError):
-            raise UsageError(
-                f"{source}: {source.node} has no such output; choose another (--fetch)"
-            ) from None
+        if source not in self._found:
+            try:
+                found = self._graph.get_tensor_by_name(f"{source.node}:{source.port}")
+            except (KeyError, ValueError):
+                raise UsageError(
+                    f"{source}: {source.node} has no such output; choose another (--fetch)"
+                ) from None
+            self._found[source] = found
+        return self._found[source]
 
     def _import(self, tf: Any, serialized: bytes) -> None:
         definition = tf.compat.v1.GraphDef.FromString(serialized)
@@ -314,12 +324,14 @@ class Session(Closing):
         return value.astype(dtype.numpy)
 
     def _run(self, fetches: Sequence[Any], feeds: Mapping[Any, Array]) -> list[Any]:
+        return self._called(lambda: self._session.run(fetches, feeds))
+
+    def _called(self, compute: Callable[[], list[Any]]) -> list[Any]:
         tf = tensorflow()
         try:
-            values: list[Any] = self._session.run(fetches, feeds)
+            return compute()
         except (tf.errors.OpError, ValueError, TypeError) as error:
             raise RunError(f"{self._forward.graph.path}: it does not run: {_line(error)}") from None
-        return values
 
 
 @dataclass(frozen=True, slots=True)

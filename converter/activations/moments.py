@@ -1,8 +1,7 @@
 """The moments of units, in one pass over any amount of data, and mergeable.
 
-Of float32 values 32 are added up in float32, which keeps seven digits; everything else is float64.
-Blocks that fit into the cache are joined as parallel runs are, so that nothing is lost where the
-mean is large beside the deviation.
+Parts are joined as parallel runs are, so that nothing is lost where the mean is large beside the
+deviation.
 
 References:
     Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for computing sample
@@ -11,24 +10,19 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from converter.activations.sums import LARGE, Floats, sums_of
 from converter.variable import Array
 
-Floats = npt.NDArray[np.float64]
-
-_WIDTH = 256  # of a row: reductions over fewer columns spend their time on the rows
-_BLOCK_ITEMS = 1 << 16
-_MAX_ROWS = 255  # zeros of a block are counted in a byte
-_FEW_ITEMS = 1 << 14
-_TOGETHER = 32  # rows that are added up in their own dtype; such sums, in float64
-_LARGE = 32  # squares, in variances: beyond, their difference keeps less than five digits
-_TINY = 1e-30  # squares that lose digits in float32
+_FIRST = 32  # observations that tell about where the others are
+_FEW_FAR = 32  # of so many units one may be far from zero
+_PART_ITEMS = 1 << 22  # whose sums over a few rows fit into the cache
 _PRODUCT_ITEMS = 1 << 20  # products of matrices want larger blocks
-_MANY_BLOCKS = 256
 
 
 class NotFiniteError(ValueError):
@@ -125,11 +119,33 @@ class Moments:
         if mask is not None:
             rows = rows[mask]
         rows = np.ascontiguousarray(rows.reshape(-1, self.size), np.float64 if wide else np.float32)
-        added = []
-        for start in range(0, len(rows), step := _MANY_BLOCKS * _MAX_ROWS):
-            added.append(_moments(rows[start : start + step], self.products is not None))
-        for moments in added:
-            self.merge(moments)
+        if not len(rows):
+            return
+        covariance = self.products is not None
+        shift = self._shift(rows[:_FIRST])
+        step = max(1, _PART_ITEMS // self.size)
+        parts = [
+            part
+            for start in range(0, len(rows), step)
+            for part in _moments(rows[start : start + step], shift, covariance=covariance)
+        ]
+        for part in parts:
+            self.merge(part)
+
+    def _shift(self, first: Array) -> Floats | None:
+        """Return where values are about, if many are far from zero beside their deviation.
+
+        A few are added up again for less than it costs to take something off all.
+
+        Args:
+            first: observations, which tell if there are none yet.
+        """
+        mean, squares, count = self.mean, self.squares, self.count
+        if not count:
+            count, sums = sums_of(first)[0]
+            mean, squares = sums.mean, sums.squares
+        is_far = mean * mean * count > LARGE * squares
+        return mean if np.count_nonzero(is_far) * _FEW_FAR > len(mean) else None
 
     def merge(self, other: Moments) -> None:
         """Add the observations of which others are the moments.
@@ -158,156 +174,31 @@ class Moments:
         self.count = count
 
 
-def _moments(rows: Array, covariance: bool) -> Moments:
-    """Return the moments of (observations, units), contiguous and of float32 or float64."""
-    count, size = rows.shape
-    result = Moments.of(size, covariance=covariance)
-    if not rows.size:
-        return result
-    if rows.size <= _FEW_ITEMS:
-        return _moments_of_few(rows, result)
-    beside = max(1, _WIDTH // size)
-    even = count - count % beside
-    # Several observations stand side by side in a row of few units.
-    parts = [_Sums.of(rows[:even].reshape(-1, beside * size), size)] if even else []
-    parts += [_Sums.of(rows[even:], size)] if even < count else []
-    counts = np.concatenate([part.counts for part in parts])
-    totals = np.concatenate([part.total for part in parts])
-    squares = np.concatenate([part.squares for part in parts])
-    result.count = count
-    with np.errstate(over="ignore", invalid="ignore"):
-        result.mean = totals.sum(0) / count
-        apart = totals / counts - result.mean
-        result.squares = squares.sum(0) + (apart * apart * counts).sum(0)
-    if not np.isfinite(result.squares).all():
-        raise NotFiniteError(_not_finite(rows))
-    for part in parts:
-        result.absolute += part.absolute.sum(0)
-        result.min = np.minimum(result.min, part.min.min(0))
-        result.max = np.maximum(result.max, part.max.max(0))
-        result.zero += part.zero.sum(0, dtype=np.int64)
-    if covariance:
-        result.products = _products(rows, result.mean)
-    return result
-
-
-def _moments_of_few(rows: Array, result: Moments) -> Moments:
-    """Fill in the moments of what is so little that each call counts, and not each value."""
-    wide = rows.astype(np.float64)
-    result.count = len(rows)
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = np.add.reduce(wide, axis=0)
-        result.mean = total / len(rows)
-        apart = wide - result.mean
-        result.squares = np.einsum("ij,ij->j", apart, apart)
-    if not np.isfinite(result.squares).all():
-        raise NotFiniteError(_not_finite(rows))
-    result.min = np.minimum.reduce(wide, axis=0)
-    result.max = np.maximum.reduce(wide, axis=0)
-    result.absolute = np.add.reduce(np.abs(wide), axis=0)
-    result.zero = np.add.reduce(wide == 0, axis=0, dtype=np.int64)
-    if result.products is not None:
-        result.products = apart.T @ apart
-    return result
-
-
-@dataclass(slots=True, eq=False)
-class _Sums:
-    """The sums over blocks that fit into the cache, each (blocks, units).
-
-    Attributes:
-        counts: (blocks, 1) how many observations there are in each.
-        total: the sum.
-        squares: the sum of squared deviations from the mean of the block.
-        absolute: the sum of absolute values.
-        min: the least value.
-        max: the largest value.
-        zero: how many values are exactly zero.
-    """
-
-    counts: Floats
-    total: Floats
-    squares: Floats
-    absolute: Floats
-    min: Array
-    max: Array
-    zero: Array
-
-    @classmethod
-    def of(cls, wide: Array, size: int) -> _Sums:
-        """Add up rows of one observation of `size` units, or of several side by side."""
-        count, width = wide.shape
-        step = min(_MAX_ROWS, max(_TOGETHER, _BLOCK_ITEMS // width))
-        starts = range(0, count, step)
-        total, squares, absolute = (np.empty((len(starts), width)) for _ in range(3))
-        low, high = (np.empty((len(starts), width), wide.dtype) for _ in range(2))
-        zero = np.zeros((len(starts), width), np.uint8)
-        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            for number, start in enumerate(starts):
-                block = wide[start : start + step]
-                np.minimum.reduce(block, axis=0, out=low[number])
-                np.maximum.reduce(block, axis=0, out=high[number])
-                largest = np.maximum(high[number], -low[number])
-                total[number], squares[number] = _about_mean(block, largest)
-                # What a Relu gives is its own absolute value.
-                is_positive = low[number].min() >= 0
-                absolute[number] = total[number] if is_positive else _added(np.abs(block))
-                is_zero = block == 0
-                if is_zero.any():
-                    is_zero = is_zero.view(np.uint8)
-                    np.add.reduce(is_zero, axis=0, dtype=np.uint8, out=zero[number])
-        counts = np.diff(np.append(starts, count)).astype(np.float64)
-        sums = (part.reshape(-1, size) for part in (total, squares, absolute, low, high, zero))
-        return cls(np.repeat(counts, width // size)[:, None], *sums)
-
-
-def _about_mean(block: Array, largest: Array) -> tuple[Floats, Floats]:
-    """Return the sums over the first axis, and those of squared deviations from the mean.
-
-    Args:
-        block: of observations, and as many columns as there are sums.
-        largest: absolute values of the columns.
-    """
-    total, squares = _added(block), _squared(block)
-    is_beyond = ~np.isfinite(squares) | ((squares < _TINY) & (largest > 0))
-    if block.dtype == np.float32 and is_beyond.any():
-        # Their squares are beyond float32.
-        return _about_mean(block.astype(np.float64), largest)
-    deviations = squares - total * total / len(block)
-    if (deviations * _LARGE < squares).any():
-        # The mean is so large that the difference has lost digits.
-        shift = (total / len(block)).astype(block.dtype)
-        apart = block - shift
-        rest = _added(apart)
-        total = shift.astype(np.float64) * len(block) + rest
-        squares = _squared(apart)
-        deviations = squares - rest * rest / len(block)
-    return total, np.maximum(deviations, 0)
-
-
-def _added(block: Array) -> Floats:
-    groups, rest = _in_groups(block)
-    total: Floats = np.add.reduce(groups, axis=1).sum(0, dtype=np.float64)
-    return np.asarray(total + np.add.reduce(rest, axis=0), np.float64)
-
-
-def _squared(block: Array) -> Floats:
-    groups, rest = _in_groups(block)
-    # Not by BLAS: its threads wait for each other longer than so short a sum takes.
-    total: Floats = np.einsum("gij,gij->gj", groups, groups).sum(0, dtype=np.float64)
-    return np.asarray(total + np.einsum("ij,ij->j", rest, rest), np.float64)
-
-
-def _in_groups(block: Array) -> tuple[Array, Array]:
-    """Return groups of rows that are added up in their own dtype, and the rows that are left."""
-    even = len(block) - len(block) % _TOGETHER
-    return block[:even].reshape(-1, _TOGETHER, block.shape[1]), block[even:]
+def _moments(rows: Array, shift: Floats | None, *, covariance: bool) -> Iterator[Moments]:
+    """Yield the moments of parts of (observations, units), contiguous, float32 or float64."""
+    start = 0
+    for count, sums in sums_of(rows, shift):
+        if not np.isfinite(sums.squares).all():
+            raise NotFiniteError(_not_finite(rows))
+        part = rows[start : start + count]
+        products = _products(part, sums.mean) if covariance else None
+        yield Moments(
+            count,
+            sums.mean,
+            sums.squares,
+            sums.absolute,
+            sums.min,
+            sums.max,
+            sums.zero,
+            products,
+        )
+        start += count
 
 
 def _products(rows: Array, mean: Floats) -> Floats:
     count, size = rows.shape
     products = np.zeros((size, size))
-    step = max(_PRODUCT_ITEMS // size, _TOGETHER)
+    step = max(_PRODUCT_ITEMS // size, 1)
     for start in range(0, count, step):
         apart = rows[start : start + step] - mean
         products += apart.T @ apart

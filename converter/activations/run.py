@@ -145,7 +145,9 @@ class Run(Closing):
                 self._session.assign(node, where.read(variables[where.key]))
 
     def take(self, batch: Batch, wanted: Collection[Probe] | None = None) -> list[Taken]:
-        """Run a batch, and return what it gave for the probes that are reached.
+        """Run a batch, and return what it gave for the probes that can be fetched.
+
+        What the others gave stays in queues until they are emptied.
 
         Args:
             batch: the values.
@@ -161,8 +163,7 @@ class Run(Closing):
             odd = sorted(self._names ^ frozenset(batch))[0]
             raise UsageError(f"{self._where}: {odd} is in some batches, and not in all")
         values = {**self._decided, **self._model.given(batch)}
-        chosen = None if wanted is None else {id(probe) for probe in wanted}
-        fetched = [s for s in self._fetched if chosen is None or id(s.probe) in chosen]
+        fetched = _of(wanted, self._fetched)
         tensors = {tensor for source in fetched for tensor in source.tensors}
         also = [tensor for tensor in self._also if tensor in tensors]
         try:
@@ -172,15 +173,25 @@ class Run(Closing):
                 f"{error}; it was fed {self._where}: look at these, or run less of the graph "
                 "(--fetch NAME)"
             ) from None
-        queues = self._session.empty() if self._queued else {}
         taken = []
         for source in fetched:
             probe, mask = source.probe, None
             if source.mask is not None:
                 mask = found[source.mask].astype(bool) == probe.keeps
             taken.append(Taken(probe, found[source.tensor], probe.axis, mask))
-        queued = [s for s in self._queued if chosen is None or id(s.probe) in chosen]
-        return taken + [Taken(s.probe, queues[s.queue], -1) for s in queued]
+        return taken
+
+    def empty(self, wanted: Collection[Probe] | None = None) -> list[Taken]:
+        """Empty the queues, and return what all batches since then gave for the other probes.
+
+        Args:
+            wanted: the probes that are taken of these; None for all.
+
+        Raises:
+            RunError: what is in a queue is not as the queue says.
+        """
+        chosen = _of(wanted, self._queued)
+        return [Taken(s.probe, self._session.empty(s.queue), -1) for s in chosen]
 
     def _sources(self, probes: Sequence[Probe]) -> list[_Source]:
         reach, instead = Reach(self._graph), self.forward.instead
@@ -214,3 +225,10 @@ class Run(Closing):
             keeps = None if source.mask is None else probe.keeps
             queues.append(Queue(source.queue, dtypes[source.queue], probe.axis, probe.size, keeps))
         return changed, queues
+
+
+def _of(wanted: Collection[Probe] | None, sources: Sequence[_Source]) -> Sequence[_Source]:
+    if wanted is None:
+        return sources
+    chosen = {id(probe) for probe in wanted}
+    return [source for source in sources if id(source.probe) in chosen]
