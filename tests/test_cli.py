@@ -12,11 +12,13 @@ import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import converter_plugins
 import numpy as np
 import pytest
 from command_line import TIMES, run, told, values
 from conftest import case
 
+import converter
 from converter import Checkpoint, Variable, open_checkpoint
 from converter.pipeline import run as run_plan
 from converter.plan import make_plan
@@ -117,6 +119,19 @@ def test_help_imports_what_strategies_declare_and_nothing_that_works() -> None:
         if entry.value.startswith("converter_plugins.")
     }
     assert {m for m in imported if m.startswith("converter_plugins.")} == strategies
+
+
+def test_tensorflow_is_imported_in_one_room() -> None:
+    importing = re.compile(r"^\s*(?:import|from) tensorflow\b", re.MULTILINE)
+    package = Path(converter.__file__).parent
+    found = {
+        str(path.relative_to(package))
+        for directory in (package, Path(converter_plugins.__file__).parent)
+        for path in directory.rglob("*.py")
+        if importing.search(path.read_text())
+    }
+    assert found
+    assert {Path(name).parent.name for name in found} == {"session"}
 
 
 def test_help_of_all_commands_imports_no_plugins() -> None:
