@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -48,16 +49,27 @@ class Taken:
         Raises:
             InputError: the tensor has no axis of so many units.
         """
-        shape, probe = self.values.shape, self.probe
+        probe = self.probe
+        values = _flat(self.values, self.axis, probe.size)
+        shape = values.shape
         if not -len(shape) <= self.axis < len(shape) or shape[self.axis] != probe.size:
             raise InputError(
                 f"{probe.tensor}: it is {list(shape)}, and axis {self.axis} of it was to hold the "
                 f"{probe.size} units of {probe.for_[0][0]}"
             )
-        rows = np.moveaxis(self.values, self.axis, -1)
+        rows = np.moveaxis(values, self.axis, -1)
         if self.mask is not None:
             rows = rows[self.mask.reshape(-1) if self.mask.size == len(rows) else self.mask]
         return rows.reshape(-1, probe.size)
+
+
+def _flat(values: Array, axis: int, size: int) -> Array:
+    """Put the last axes together that hold units, where several do."""
+    shape = values.shape
+    for first in range(len(shape) - 2, 0, -1) if axis == -1 and shape[-1:] != (size,) else ():
+        if math.prod(shape[first:]) == size:
+            return values.reshape(*shape[:first], size)
+    return values
 
 
 @dataclass(frozen=True, slots=True)
