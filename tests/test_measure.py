@@ -122,6 +122,18 @@ def test_inside_a_loop_however_the_data_are_cut() -> None:
             assert np.abs(one - other).max() <= 1e-6 * np.abs(one).max()
 
 
+def test_what_is_added_up_together_is_the_same_every_time() -> None:
+    checkpoint, ids, wanted = charlm()
+    batch = {"x": np.tile(ids, (10, 1))}
+    one, other = (measure(checkpoint, [batch] * 25, probes=CHARLM) for _ in range(2))
+    for key, rows in wanted.items():
+        assert one[key].count == 250 * rows.reshape(-1, one[key].size).shape[0]
+        assert np.abs(one[key].std - rows.reshape(-1, one[key].size).std(0)).max() <= 1e-6
+    for key in one:
+        for name in ("mean", "squares", "absolute", "min", "max", "zero"):
+            assert (getattr(one[key], name) == getattr(other[key], name)).all()
+
+
 def test_what_is_wanted_alone_and_its_covariance() -> None:
     checkpoint, ids, wanted = charlm()
     found = measure(
@@ -432,6 +444,23 @@ def test_it_equals_what_is_fetched(name: str) -> None:
     for p in probes:
         check(found[p.for_[0]], np.concatenate([values[str(p.tensor)]] * 2))
         assert found.tensors[p.for_[0]] == (str(p.tensor),)
+
+
+def test_what_an_iterator_would_give_is_measured_where_it_is_consumed(
+    tf: Any, tmp_path: Path
+) -> None:
+    x = np.random.default_rng(0).standard_normal((5, 4)).astype("f4")
+
+    def build() -> None:
+        taken = tf.data.make_one_shot_iterator(tf.data.Dataset.from_tensors(x)).get_next("taken")
+        tf.matmul(taken, tf.get_variable("w", [4, 3]), name="out")
+
+    with tf.Graph().as_default(), tf.Session() as session:
+        build()
+        session.run(tf.global_variables_initializer())
+        tf.train.Saver().save(session, str(tmp_path / "model"))
+    found = measure(open_checkpoint(tmp_path), [{"taken": x}])
+    check(found["w", "consumed"], x)
 
 
 def test_a_keras_model() -> None:

@@ -263,13 +263,14 @@ def _added(
     adding: Executor, run: Run, pools: Sequence[Pool], waiting: Iterable[Taken]
 ) -> list[Future[int]]:
     """Let threads add, for each pool, what was taken and what is in its queues."""
+    held = run.held()
     taken: dict[int, list[Taken]] = {}
     for one in waiting:
         taken.setdefault(id(one.probe), []).append(one)
 
     def add(pool: Pool) -> int:
         found = [one for probe in pool.probes for one in taken.get(id(probe), ())]
-        found += run.empty(pool.probes)
+        found += run.empty(held, pool.probes)
         if found:
             pool.add(found)
         return sum(one.values.size for one in found)

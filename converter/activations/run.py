@@ -135,7 +135,9 @@ class Run(Closing):
         self._session = Session(self.forward, checkpoint, dtypes, rewrite=self._rewrite)
         nodes = self._session.nodes
         self._fetched = [
-            s for s in sources if not s.queue and all(t.node in nodes for t in s.tensors)
+            s
+            for s in sources
+            if not s.queue and all(t in dtypes or t.node in nodes for t in s.tensors)
         ]
         wanted = dict.fromkeys(tensor for source in self._fetched for tensor in source.tensors)
         self._also = [tensor for tensor in wanted if tensor not in dtypes]
@@ -193,17 +195,26 @@ class Run(Closing):
             taken.append(Taken(probe, found[source.tensor], probe.axis, mask))
         return taken
 
-    def empty(self, wanted: Collection[Probe] | None = None) -> list[Taken]:
-        """Empty the queues, and return what all batches since then gave for the other probes.
+    def held(self) -> Mapping[str, int]:
+        """Return how many tensors are in each queue: what the batches so far gave."""
+        return self._session.held() if self._queued else {}
+
+    def empty(
+        self, held: Mapping[str, int], wanted: Collection[Probe] | None = None
+    ) -> list[Taken]:
+        """Take what is in the queues of the other probes; another thread may run a batch meanwhile.
 
         Args:
+            held: how many tensors are taken of each queue.
             wanted: the probes that are taken of these; None for all.
 
         Raises:
             RunError: what is in a queue is not as the queue says.
         """
-        chosen = _of(wanted, self._queued)
-        return [Taken(s.probe, self._session.empty(s.queue), -1) for s in chosen]
+        return [
+            Taken(s.probe, self._session.dequeue(s.queue, held[s.queue]), -1)
+            for s in _of(wanted, self._queued)
+        ]
 
     def _sources(self, probes: Sequence[Probe]) -> list[_Source]:
         reach, instead = Reach(self._graph), self.forward.instead

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,17 +31,39 @@ class Queue:
     keeps: bool | None
 
 
-def emptying(tf: Any, queue: Queue) -> list[Any]:
-    """Make the tensors that take all that is in a queue: its rows, how many count, and masks."""
+@dataclass(frozen=True, slots=True)
+class Emptying:
+    """Tensors that empty a queue.
+
+    Attributes:
+        queue: which.
+        size: how many tensors are in it.
+        count: is fed with how many are taken.
+        taken: their rows, how many of them count, and masks.
+    """
+
+    queue: Queue
+    size: Any
+    count: Any
+    taken: Sequence[Any]
+
+
+def emptying(tf: Any, queue: Queue) -> Emptying:
+    """Make the tensors that empty a queue."""
+    types = [queue.dtype] if queue.axis != -1 else [queue.dtype, tf.int32]
+    types += [] if queue.keeps is None else [tf.bool]
+    count = tf.compat.v1.placeholder(tf.int32, [])
     if queue.axis != -1:
-        return [_looping(tf, queue)]
-    types = [queue.dtype, tf.int32] if queue.keeps is None else [queue.dtype, tf.int32, tf.bool]
-    shapes = [[None, queue.size], [2], [None]][: len(types)]
-    handle = tf.raw_ops.PaddingFIFOQueueV2(
-        component_types=types, shapes=shapes, shared_name=queue.name
-    )
-    size = tf.raw_ops.QueueSizeV2(handle=handle)
-    return list(tf.raw_ops.QueueDequeueManyV2(handle=handle, n=size, component_types=types))
+        handle = tf.raw_ops.FIFOQueueV2(component_types=types, shared_name=queue.name)
+        taken = [_looping(tf, queue, handle, types, count)]
+    else:
+        handle = tf.raw_ops.PaddingFIFOQueueV2(
+            component_types=types,
+            shapes=[[None, queue.size], [2], [None]][: len(types)],
+            shared_name=queue.name,
+        )
+        taken = tf.raw_ops.QueueDequeueManyV2(handle=handle, n=count, component_types=types)
+    return Emptying(queue, tf.raw_ops.QueueSizeV2(handle=handle), count, list(taken))
 
 
 def counted(
@@ -59,13 +82,11 @@ def counted(
     return values[counts]
 
 
-def _looping(tf: Any, queue: Queue) -> Any:
-    """Make the tensor (rows, units) that takes all that is in a queue, by a loop.
+def _looping(tf: Any, queue: Queue, handle: Any, types: Sequence[Any], count: Any) -> Any:
+    """Make the tensor (rows, units) of as many tensors as a queue is to give, by a loop.
 
     The units are on another axis than the last, where rows would be padded.
     """
-    types = [queue.dtype] if queue.keeps is None else [queue.dtype, tf.bool]
-    handle = tf.raw_ops.FIFOQueueV2(component_types=types, shared_name=queue.name)
 
     def take(number: Any, taken: Any) -> tuple[Any, Any]:
         value, *mask = tf.raw_ops.QueueDequeueV2(handle=handle, component_types=types)
@@ -78,10 +99,9 @@ def _looping(tf: Any, queue: Queue) -> Any:
         value = tf.transpose(value, tf.concat(order, 0))
         return number + 1, taken.write(number + 1, tf.reshape(value, [-1, queue.size]))
 
-    size = tf.raw_ops.QueueSizeV2(handle=handle)
     taken = tf.TensorArray(
         tf.as_dtype(queue.dtype),
-        size + 1,
+        count + 1,
         element_shape=[None, queue.size],
         infer_shape=False,
         clear_after_read=False,
@@ -89,6 +109,6 @@ def _looping(tf: Any, queue: Queue) -> Any:
     # Of no rows at all the concatenation would not know how long they are.
     taken = taken.write(0, tf.zeros([0, queue.size], queue.dtype))
     _, taken = tf.compat.v1.while_loop(
-        lambda number, _: number < size, take, [0, taken], parallel_iterations=1
+        lambda number, _: number < count, take, [0, taken], parallel_iterations=1
     )
     return taken.concat()

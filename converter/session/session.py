@@ -79,9 +79,9 @@ class Session(Closing):
         with self._graph.as_default():
             self._import(tf, definition)
             self._assigns = self._make_assigns(tf)
-            self._emptying = {queue: emptying(tf, queue) for queue in queues}
+            self._emptying = {queue.name: emptying(tf, queue) for queue in queues}
         self._found: dict[Tensor, Any] = {}
-        self._session, self._empties = self._open(tf)
+        self._session, self._sizes = self._open(tf)
         self._feeds = {t: self._read(t.node, where) for t, where in self._constants.items()}
         self._assigned: dict[str, Array] = {}
         self._initialize()
@@ -159,11 +159,16 @@ class Session(Closing):
                 ) from None
         return [_gradient(*pair) for pair in zip(names, found, strict=True) if pair[1] is not None]
 
-    def empty(self, name: str) -> Array:
-        """Take what a queue of the rewritten graph holds; another thread may fill it meanwhile.
+    def held(self) -> dict[str, int]:
+        """Return how many tensors each queue of the rewritten graph holds, by their names."""
+        return dict(zip(self._emptying, self._called(self._sizes), strict=True))
+
+    def dequeue(self, name: str, count: int) -> Array:
+        """Take what a queue of the rewritten graph holds; other threads may fill it meanwhile.
 
         Args:
             name: of the queue.
+            count: how many tensors are taken; it holds as many.
 
         Returns:
             An array (rows, units) in the order in which it was filled.
@@ -171,26 +176,22 @@ class Session(Closing):
         Raises:
             RunError: what is in the queue is not as the queue says.
         """
-        queue, empty = self._empties[name]
-        return counted(queue, *self._called(empty))
+        one = self._emptying[name]
+        return counted(one.queue, *self._run(one.taken, {one.count: np.asarray(count, np.int32)}))
 
     def _start_again(self, *, draw_again: bool) -> None:
         """Set back what the last run changed: states, and what random numbers come next."""
         draw_again = draw_again and bool(self._forward.random)
         if draw_again:
             self._session.close()
-            self._session, self._empties = self._open(tensorflow())
+            self._session, self._sizes = self._open(tensorflow())
         if draw_again or self._pruned.is_changing:
             self._initialize()
 
-    def _open(self, tf: Any) -> tuple[Any, dict[str, tuple[Queue, Callable[[], Any]]]]:
-        """Return a session, and what empties each queue in it."""
+    def _open(self, tf: Any) -> tuple[Any, Callable[[], Any]]:
+        """Return a session, and what tells the sizes of all queues in it."""
         session = tf.compat.v1.Session(graph=self._graph, config=_config(tf))
-        empties = {
-            queue.name: (queue, session.make_callable(taken))
-            for queue, taken in self._emptying.items()
-        }
-        return session, empties
+        return session, session.make_callable([one.size for one in self._emptying.values()])
 
     def _set(self, name: str, value: Array) -> None:
         operation, placeholder = self._assigns[name]
