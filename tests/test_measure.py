@@ -474,7 +474,8 @@ def test_a_keras_model() -> None:
         assert (checkpoint[variable.path].read() == variable.numpy()).all()
     found = measure(checkpoint, [{"steps": SEQUENCES[:2]}, {"steps": SEQUENCES[2:]}])
     check(found["head/kernel", "produced"], model(SEQUENCES).numpy())
-    path = checkpoint.path
+    path = checkpoint.files[0]
+    assert str(checkpoint.path) == model.name
     assert path.exists()
     del checkpoint
     gc.collect()

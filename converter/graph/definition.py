@@ -65,8 +65,8 @@ def read_definition(checkpoint: Checkpoint) -> Definition | None:
     if checkpoint.meta is not None:
         return definition_of(checkpoint.meta, _bytes(checkpoint.meta), "it")
     if is_frozen(checkpoint):
-        path = checkpoint.files[0]
-        return Definition(path, parse("GraphDef", _bytes(path), f"{path}: it"))
+        path = checkpoint.path
+        return Definition(path, parse("GraphDef", _bytes(checkpoint.files[0]), f"{path}: it"))
     exported = _exported(checkpoint)
     if exported is not None:
         model = parse("SavedModel", _bytes(exported), f"{exported}: it")
