@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -178,37 +177,10 @@ class Plan:
         if not self.variables:
             raise PlanError(f"{self.source.path}: no variable is left to be written")
         if self.target is not None:
-            _refuse_target(self.target, self.source, self.files, force=force)
+            self.target.check(self.source, self.files, force=force)
         # A strategy may take variables from elsewhere.
         wanted = (s for v in (*self.variables, *self.sidecar) for s in v.sources)
         self.source.check(dict.fromkeys(s for s in wanted if s in self.source))
-
-
-def _refuse_target(
-    target: Target, source: Checkpoint, files: Iterable[str], *, force: bool
-) -> None:
-    directory = target.directory
-    if directory.exists() and not directory.is_dir():
-        raise PlanError(f"{directory} is a file, and a directory is needed; choose another output")
-    if (obstacle := target.obstacle()) is not None:
-        raise PlanError(obstacle)
-    if target.path.resolve() == source.path.resolve():
-        # Also where no file is shared: a V2 checkpoint hides a V1 file of its name.
-        raise PlanError(
-            f"{target.path} belongs to the source, which is never written; choose another"
-        )
-    existing = target.existing()
-    existing += [path for name in files if os.path.lexists(path := directory / name)]
-    known = (*source.files, source.meta) if source.meta else source.files
-    own = {(s.st_dev, s.st_ino) for f in known if f.exists() for s in [f.stat()]}
-    for path in existing:
-        stat = path.stat() if path.exists() else path.lstat()
-        if (stat.st_dev, stat.st_ino) in own:
-            raise PlanError(f"{path} belongs to the source, which is never written; choose another")
-    if existing and not force:
-        raise PlanError(
-            f"{existing[0]} exists; use --force to replace it, or choose another output"
-        )
 
 
 def make_plan(

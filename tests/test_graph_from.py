@@ -120,3 +120,11 @@ def test_it_is_measured_in_it(tmp_path: Path) -> None:
     scaled = ["--plugin", "activation-scale", "--activation-scale-data", tmp_path / "x.npz"]
     outcome = run("ckpt", path, *scaled, "--graph-from", CONVBN, "-o", tmp_path / "o.safetensors")
     assert "found   activation-scale: conv1/kernel" in outcome.stdout
+
+
+def test_what_it_is_taken_from_is_never_written(tmp_path: Path) -> None:
+    for file in (DATA / "tf115_v2_convbn_ema").glob("conv.ckpt-60.*"):
+        shutil.copy(file, tmp_path)
+    path, other = bare(CONVBN, tmp_path), tmp_path / "conv.ckpt-60"
+    arguments = ["--graph-from", other, "--to", "tf", "-o", f"{other}.index", "--force"]
+    assert "belongs to the source, which is never written" in told(run("ckpt", path, *arguments), 4)

@@ -77,7 +77,7 @@ def test_what_the_graph_fixes_goes_with_every_batch(tmp_path: Path) -> None:
     found = rows_of([path], 2, anchors=3)
     assert [batch["anchors"].shape for batch in found] == [(3, 2)] * 3
     assert [len(batch["x"]) for batch in found] == [2, 2, 1]
-    (batch,) = rows_of([path], 2, x=5, anchors=3)
+    (batch,) = rows_of([path], 2, x=5, anchors=3, keep_rest=False)
     assert (batch["x"].shape, batch["anchors"].shape) == ((5,), (3, 2))
     path = saved(tmp_path / "y.npz", x=np.arange(6), state=np.arange(6))
     assert [b["state"].tolist() for b in rows_of([path], 3, x=3)] == [[0, 1, 2], [3, 4, 5]]
@@ -88,7 +88,7 @@ def test_arrays_of_other_rows_are_no_batch_unless_somebody_says_so(tmp_path: Pat
     with pytest.raises(UsageError, match=r"the same number of rows \(x: 20, lengths: 4\), so it"):
         rows_of([path])
     (file,) = open_data([path])
-    (batch,) = file.batches(None, 2, keep_rest=True)
+    (batch,) = file.batches(None, 2, keep_rest=False)
     assert batch["x"].shape == (20, 4)
 
 
@@ -203,6 +203,21 @@ def test_rows_that_the_graph_does_not_take_are_told(tmp_path: Path, tf: Any) -> 
     )
     assert "note    the graph takes 4 rows at once; 2 are left over" in outcome.stdout
     assert "2 batches" in outcome.stdout
+
+
+@pytest.mark.slow
+def test_what_the_graph_fixes_beside_data_does_not_cut_these(tmp_path: Path, tf: Any) -> None:
+    def build() -> None:
+        x = tf.placeholder(tf.float32, [None, 6], "x")
+        table = tf.placeholder(tf.float32, [3, 6], "table")
+        dense(tf, x + tf.reduce_sum(table, 0), 3, "a")
+
+    ones = np.ones((3, 6), "f4")
+    made(tf, tmp_path, build, feeds={"x": X, "table": ones}, fetches=["a/add"])
+    data = saved(tmp_path / "x.npz", x=np.ones((100, 6), "f4"), table=ones)
+    printed = json.loads(run("stats", tmp_path, "--data", data, "--json").stdout)
+    assert (printed["batches"], printed["notes"]) == (2, [])
+    assert {found["count"] for found in printed["statistics"]} == {100}
 
 
 # --- what is wrong ---

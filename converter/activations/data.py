@@ -134,7 +134,8 @@ class DataFile:
         with contextlib.ExitStack() as stack:
             takes = {n: stack.enter_context(h.opened()) for n, h in self.headers.items()}
             whole = {n: takes[n](h.rows) for n, h in self.headers.items() if not is_cut[n]}
-            for start in range(0, total if keep_rest else total - total % size, size):
+            is_whole = keep_rest or rows is None
+            for start in range(0, total if is_whole else total - total % size, size):
                 count = min(size, total - start)
                 cut = {name: take(count) for name, take in takes.items() if is_cut[name]}
                 yield {name: whole[name] if name in whole else cut[name] for name in self.headers}
@@ -208,12 +209,17 @@ class Opened:
             for name, found in model.inputs.items()
             if found.shape and found.shape[0] > 0
         }
-        # What the graph fixes cannot be cut in another way.
-        sizes = set(fixed.values())
+        fixed[""] = fixed.get(self._only, 0)
+        self._rows = [None if data.whole_files else file.rows(fixed) for file in files]
+        # What the graph fixes of what is cut cannot be cut in another way.
+        sizes = {
+            fixed.get(name, 0)
+            for file, rows in zip(files, self._rows, strict=True)
+            for name, header in file.headers.items()
+            if rows is not None and _is_cut(header, rows)
+        } - {0}
         self._is_even = bool(sizes)
         self._size = data.rows or (sizes.pop() if len(sizes) == 1 else BATCH)
-        by_file = {"": fixed.get(self._only, 0), **fixed}
-        self._rows = [None if data.whole_files else file.rows(by_file) for file in files]
         self.total = sum(1 if rows is None else rows for rows in self._rows)
         self._check(model, data.question.where)
         left = sum(rows % self._size for rows in self._rows if rows is not None and self._is_even)
