@@ -497,6 +497,33 @@ def test_a_keras_model_that_does_not_know_its_inputs(tf: Any) -> None:
     assert (bare.mean_abs == found["late/head/kernel", "produced"].mean_abs).all()
 
 
+def test_what_keras_computes_once_to_learn_of_shapes_does_not_count() -> None:
+    recorded = case("tf115_v2_keras_rnn")
+    with np.load(recorded.directory / "io.npz") as arrays:
+        x = arrays["in_x"]
+    found = measure(open_checkpoint(recorded.path), [{"x": x}])
+    check(found["first/kernel", "consumed"], x)
+    assert found["first/recurrent_kernel", "consumed"].count == x.shape[0] * x.shape[1]
+    assert found.tensors["first/recurrent_kernel", "consumed"] == ("first/while/Identity_2",)
+
+
+def test_a_keras_model_whose_steps_are_masked() -> None:
+    keras = pytest.importorskip("keras")
+    ids = np.array([[1, 2, 3, 0, 0, 0], [4, 5, 0, 0, 0, 0], [1, 2, 3, 4, 5, 6]], "i4")
+    inputs = keras.Input((6,), name="ids", dtype="int32")
+    rows = keras.layers.Embedding(9, 4, mask_zero=True, name="table")(inputs)
+    both = keras.layers.Bidirectional(keras.layers.SimpleRNN(5), name="both")(rows)
+    model = keras.Model(inputs, keras.layers.Dense(2)(both))
+    found = measure(open_keras(model), [{"ids": ids}])
+    table = model.get_layer("table").embeddings.numpy()
+    layer = model.get_layer("both")
+    for one in (layer.forward_layer, layer.backward_layer):
+        kernel, recurrent, bias = (variable.path for variable in one.weights)
+        check(found[kernel, "consumed"], table[ids[ids > 0]])
+        assert found[recurrent, "consumed"].count == (ids > 0).sum()
+        assert found[bias, "produced"].count == (ids > 0).sum()
+
+
 def test_memory_does_not_grow_with_the_data() -> None:
     checkpoint, ids, _ = charlm()
     peaks: list[int] = []
@@ -519,9 +546,9 @@ def test_what_cannot_be_measured_is_named_with_the_reason() -> None:
         inputs = recorded.record["io"]["inputs"].items()
         batch = {entry["tensor"]: arrays[name] for name, entry in inputs}
     notes = measure(checkpoint, [batch]).notes
-    wanted = "not measured: first/kernel (produced): first/MatMul (MatMul) takes 12 of 48"
+    wanted = "not measured: first/kernel (produced): first/while/MatMul (MatMul) takes 12 of 48"
     assert wanted in notes
     only = measure(checkpoint, [batch], variables=["head/*"]).notes
     assert not [note for note in only if "first/" in note]
-    with pytest.raises(UsageError, match=r"first/BiasAdd \(BiasAdd\) takes 12 of 48"):
+    with pytest.raises(UsageError, match=r"first/while/BiasAdd \(BiasAdd\) takes 12 of 48"):
         measure(checkpoint, [batch], variables=["first/bias"])

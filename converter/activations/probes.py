@@ -83,13 +83,19 @@ def find_probes(checkpoint: Checkpoint, structure: Structure | None = None) -> F
 
 class _Finder:
     def __init__(self, checkpoint: Checkpoint, structure: Structure) -> None:
-        self._structure = structure
         self._analysis = structure.graph.findings.analysis
         roles = checkpoint.roles()
+        self._chains = chains_of(structure)
+        # An average whose variable is not there was saved to be the model.
+        taken = {part.variable for chain in self._chains for _, part in chain.parts}
         self._shapes = {
             name: checkpoint[name].shape
             for name in checkpoint
-            if name not in structure.follows and roles[name].kind in ("model", "batch_statistic")
+            if name not in structure.follows
+            and (
+                roles[name].kind in ("model", "batch_statistic")
+                or (roles[name].kind == "average" and name in taken)
+            )
         }
         self._why: dict[Key, str] = {}
         self._axes: dict[Key, int] = {}
@@ -98,9 +104,8 @@ class _Finder:
         self._loops = in_loops(self._analysis.graph)
 
     def find(self) -> Found:
-        chains = chains_of(self._structure)
-        self._produced = produced_by_kernels(chains)
-        for chain in chains:
+        self._produced = produced_by_kernels(self._chains)
+        for chain in self._chains:
             mask = self._mask(chain)
             for node, part in chain.parts:
                 if part.variable in self._shapes:

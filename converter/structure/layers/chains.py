@@ -30,6 +30,7 @@ from converter.structure.layers.steps import (
     step_from,
     takers,
 )
+from converter.structure.layers.trials import without_trials
 from converter.structure.tensors.analysis import Analysis, Axes, Role
 from converter.structure.tensors.atoms import Atom, size_of
 
@@ -171,7 +172,7 @@ class Chains:
     """
 
     def __init__(self, analysis: Analysis, gates: Collection[str]) -> None:
-        self._analysis = without_unread(analysis)
+        self._analysis = without_trials(without_unread(analysis))
         self._gates = gates
         self._taken: dict[Node, Chain] = {}
 
@@ -444,13 +445,29 @@ def _taken_by(analysis: Analysis, node: Node, roles: Sequence[Role]) -> UnitAxis
         return None
     axes = analysis.tensor(data).axes
     if node.op in CONVOLUTIONS:
-        return _channels(node, data, axes) if axes else None
+        found = _channels(node, data, axes) if axes else None
+        return found and _before_dilation(analysis, found)
     atoms = _different(role.atom for role in roles if role.use == "consume")
     if len(atoms) != 1:
         return None
     (atom,) = atoms
     axis = place_of(atom, axes, _contracted(node, data))
     return None if axis is None else UnitAxis(data, axis, atom)
+
+
+def _before_dilation(analysis: Analysis, units: UnitAxis) -> UnitAxis:
+    """Return what a dilated convolution takes, which old versions write as one of parts of space.
+
+    Between the cutting and it, one in one dimension gets another one.
+    """
+    node = units.output.node
+    if node.op == "ExpandDims":
+        node = node.inputs[0].node
+    if node.op != "SpaceToBatchND":
+        return units
+    axes = analysis.tensor(node.inputs[0]).axes
+    place = place_of(units.atom, axes, units.axis)
+    return units if place is None else UnitAxis(node.inputs[0], place, units.atom)
 
 
 def _channels(node: Node, output: Output, axes: Axes) -> UnitAxis:

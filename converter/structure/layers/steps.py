@@ -35,7 +35,8 @@ What = Literal["pass", "bias", "gain", "constant", "centre", "drop", "normalise"
 """`pass`: it is the same; `bias` and `gain`: variables are added or multiplied, one number for
 each unit; `constant`: numbers are; `centre`: its mean is taken off; `drop`: a dropout."""
 
-_MOVES = LAYOUT | SWITCHES | MERGES | {"_Join"}
+# What a dilated convolution in parts ends with, and what hands on a function with its gradient.
+_MOVES = LAYOUT | SWITCHES | MERGES | ops("_Join BatchToSpaceND IdentityN")
 _SUMS = ADDS | BIAS_ADDS | ops("Sub AddN")
 _PRODUCTS = DIVISIONS | {"Mul"}
 _ROOTS = ops("Sqrt Rsqrt Pow")
