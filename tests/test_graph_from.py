@@ -117,6 +117,9 @@ def test_it_is_measured_in_it(tmp_path: Path) -> None:
     ]
     assert len(found[0]) > 4
     assert found[0] == found[1]
+    outcome = run("prove", path, path, "--graph-from", CONVBN)
+    assert outcome.stdout.splitlines()[-1].startswith("passed  1 output")
+    assert "--graph-from" in told(run("prove", path, path), 3)
     scaled = ["--plugin", "activation-scale", "--activation-scale-data", tmp_path / "x.npz"]
     outcome = run("ckpt", path, *scaled, "--graph-from", CONVBN, "-o", tmp_path / "o.safetensors")
     assert "found   activation-scale: conv1/kernel" in outcome.stdout

@@ -66,7 +66,7 @@ class ActivationScale(Measuring):
         if self.statistics is not None and self.method == "sequential":
             raise UsageError(
                 "sequential measures each layer anew, which a file of statistics cannot; give "
-                "data, or the method once"
+                "data, or the method once or paired"
             )
         for name in ("target", "floor"):
             if not 0 < getattr(self, name) < math.inf:
