@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from converter import Array, Checkpoint, open_checkpoint
+from converter.activations.asked import Question
 from converter.activations.measure import gather, pools_of
 from converter.activations.probes import probes
-from converter.activations.run import Question, Run
+from converter.activations.run import Run
 
 BATCHES = 12
 

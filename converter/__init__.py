@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from converter.activations.moments import Moments
     from converter.checkpoint import Checkpoint, open_checkpoint
     from converter.dtype import DType
-    from converter.errors import ConverterError, InputError, PlanError, UsageError
+    from converter.errors import (
+        ConverterError,
+        InputError,
+        NothingToDoError,
+        PlanError,
+        UsageError,
+    )
     from converter.hookspecs import hookimpl
     from converter.initializer import Initializer
     from converter.names import Role
@@ -47,6 +53,7 @@ __all__ = [
     "Measured",
     "Mending",
     "Moments",
+    "NothingToDoError",
     "PlanError",
     "Region",
     "Repair",
@@ -83,7 +90,7 @@ _HOMES = {
     "activations.moments": ("Moments",),
     "checkpoint": ("Checkpoint", "open_checkpoint"),
     "dtype": ("DType",),
-    "errors": ("ConverterError", "InputError", "PlanError", "UsageError"),
+    "errors": ("ConverterError", "InputError", "NothingToDoError", "PlanError", "UsageError"),
     "hookspecs": ("hookimpl",),
     "initializer": ("Initializer",),
     "names": ("Role",),

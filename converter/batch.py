@@ -33,6 +33,7 @@ from converter.plan import Plan, make_plan
 from converter.publish import STATE, clean, make_parents, staged_bytes, staging
 from converter.recipe import Step
 from converter.registry import Registry, load
+from converter.strategy import Strategy
 from converter.target import Format, Target, state_with
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Settings:
 
     Attributes:
         steps: the strategies, by name.
+        graph_from: the checkpoint whose graph those have that have none of their own.
         plugins: the plugins as they were named: files among them are loaded.
         question: what of each checkpoint is run before its output is published, which it is not
             where source and output do not compute the same; None to run nothing.
@@ -71,6 +73,7 @@ class Settings:
     steps: tuple[Step, ...] = ()
     plugins: tuple[str, ...] = ()
     question: Question | None = None
+    graph_from: str | None = None
     sidecar: bool = False
     force: bool = False
     verify_source: bool = True
@@ -91,6 +94,7 @@ class Outcome:
         found: what they found out on the way, one line each.
         widths: the widths that change, as plain data: those of `Plan.width_entries`.
         resized: how many variables of the output have another size for it.
+        idle: the strategies that found nothing to do in it, by name, with the reason.
         proof: what came of running source and output, as plain data; None where nothing ran.
     """
 
@@ -102,6 +106,7 @@ class Outcome:
     found: tuple[str, ...] = ()
     widths: Sequence[Mapping[str, Any]] = ()
     resized: int = 0
+    idle: Mapping[str, str] = field(default_factory=dict)
     proof: Mapping[str, Any] | None = None
 
     @property
@@ -318,7 +323,7 @@ def convert_job(job: Job, settings: Settings) -> Outcome:
 
 def _converted(job: Job, settings: Settings, told: dict[str, Any]) -> Outcome:
     """Convert one checkpoint; what is known of the plan and the proof goes into `told`."""
-    from converter.record import known_of, record_of, widths_in
+    from converter.record import known_of, record_of, told_in
 
     # The state file is written at the end, for all checkpoints of the directory.
     if (obstacle := replace(job.target, state=True).obstacle()) is not None:
@@ -332,12 +337,12 @@ def _converted(job: Job, settings: Settings, told: dict[str, Any]) -> Outcome:
         registry,
         sidecar=settings.sidecar,
         question=settings.question,
+        graph_from=settings.graph_from,
     )
     known = known_of(job.target, record, force=settings.force)
     if known is not None:
-        return Outcome(job, "skipped", **widths_in(known))
-    checkpoint = open_checkpoint(job.source, verify=settings.verify_source)
-    plan = make_plan(checkpoint, strategies, job.target, sidecar=settings.sidecar)
+        return Outcome(job, "skipped", **told_in(known))
+    plan = _planned(job, settings, strategies)
     told |= _told(plan)
     check = None
     if settings.question is not None:
@@ -364,8 +369,7 @@ def plan_job(job: Job, settings: Settings) -> Outcome:
     try:
         registry = _registry(settings.plugins)
         strategies = [step.build(registry) for step in settings.steps]
-        checkpoint = open_checkpoint(job.source, verify=settings.verify_source)
-        plan = make_plan(checkpoint, strategies, job.target, sidecar=settings.sidecar)
+        plan = _planned(job, settings, strategies)
         told |= _told(plan)
         plan.refuse(force=True)
         if settings.question is not None:
@@ -375,8 +379,23 @@ def plan_job(job: Job, settings: Settings) -> Outcome:
     return Outcome(job, "done", **told)
 
 
+def _planned(job: Job, settings: Settings, strategies: Sequence[Strategy]) -> Plan:
+    from converter.graph.definition import graph_file
+
+    checkpoint = open_checkpoint(job.source, verify=settings.verify_source)
+    if settings.graph_from is not None and graph_file(checkpoint) is None:
+        checkpoint = open_checkpoint(
+            job.source, verify=settings.verify_source, graph_from=settings.graph_from
+        )
+    return make_plan(checkpoint, strategies, job.target, sidecar=settings.sidecar, may_idle=True)
+
+
 def _told(plan: Plan) -> dict[str, Any]:
-    return {"widths": plan.width_entries(), "resized": plan.resized_variables}
+    return {
+        "widths": plan.width_entries(),
+        "resized": plan.resized_variables,
+        "idle": dict(plan.idle),
+    }
 
 
 def _prove(plan: Plan, question: Question, told: dict[str, Any], output: Path | None) -> None:

@@ -66,6 +66,7 @@ class Checkpoint(Mapping[str, Variable]):
         roles: gives the role of each variable; None to tell them from the names.
         origin: what it was made from; None where it was opened, or made of nothing.
         known: what is known of the variables already, by the keys of `once`.
+        graph_from: the checkpoint whose graph it has; None where it has its own, or none.
 
     Raises:
         PlanError: two variables have one name.
@@ -88,6 +89,7 @@ class Checkpoint(Mapping[str, Variable]):
         roles: Callable[[Mapping[str, Variable]], Mapping[str, Role]] | None = None,
         origin: Origin | None = None,
         known: Mapping[Hashable, object] | None = None,
+        graph_from: Checkpoint | None = None,
     ) -> None:
         self._variables: dict[str, Variable] = {}
         for variable in variables:
@@ -112,6 +114,7 @@ class Checkpoint(Mapping[str, Variable]):
         self._roles: Mapping[str, Role] | None = None
         self.origin = origin
         self._known: dict[Hashable, Any] = dict(known or {})
+        self.graph_from = graph_from
 
     def __getitem__(self, name: str) -> Variable:
         return self._variables[name]
@@ -201,6 +204,7 @@ class Checkpoint(Mapping[str, Variable]):
             metadata=self.metadata,
             roles=lambda derived: _inherited(self, derived),
             origin=Origin(self, sizes or {}),
+            graph_from=self.graph_from,
         )
 
 
@@ -292,7 +296,12 @@ def _by_source(
     return found
 
 
-def open_checkpoint(path: str | os.PathLike[str], *, verify: bool = True) -> Checkpoint:
+def open_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    verify: bool = True,
+    graph_from: str | os.PathLike[str] | None = None,
+) -> Checkpoint:
     """Open a checkpoint of any format. Only names, shapes and dtypes are read.
 
     Args:
@@ -301,14 +310,26 @@ def open_checkpoint(path: str | os.PathLike[str], *, verify: bool = True) -> Che
             one of its shards or their glob, a SavedModel directory, a frozen GraphDef (`.pb`),
             a `.safetensors` file or its `.index.json`. Glob characters are taken literally.
         verify: compare what is read later with the checksums that the files record.
+        graph_from: another checkpoint of the model, or its `.meta` alone, whose graph this one is
+            given as it has none; its variables must have the names that they have there.
 
     Raises:
-        InputError: there is no checkpoint, or it is damaged.
+        InputError: there is no checkpoint, or it is damaged; the other has no graph.
+        UsageError: it has a graph of its own.
     """
     from converter.location import locate
 
     location = locate(os.fspath(path))
     contents = _read(location, verify=verify)
+    checkpoint = _named_by(location, contents)
+    if graph_from is not None:
+        from converter.graph.definition import lend
+
+        checkpoint.graph_from = lend(checkpoint, os.fspath(graph_from))
+    return checkpoint
+
+
+def _named_by(location: Location, contents: Contents) -> Checkpoint:
     by_key = {variable.name: variable for variable in contents.variables}
     graph = by_key.get(OBJECT_GRAPH_KEY)
     if graph is None or graph.dtype is not STRING or graph.shape != ():

@@ -4,6 +4,7 @@ ConverterError (1: a check failed, or the work broke off)
     UsageError (2: an option, a name or a recipe that cannot be meant; a missing extra)
     InputError (3: the input is unreadable or damaged)
     PlanError (4: what was asked for is refused, and nothing has been written)
+        NothingToDoError (of many checkpoints no failure: there is nothing to do for a strategy)
 
 A message is one line: subject, what is wrong with the values, what to do next. Anything else
 that is raised is a bug, and keeps its traceback.
@@ -37,6 +38,13 @@ class PlanError(ConverterError):
     """The plan is refused: names collide, sizes cannot be, the output exists."""
 
     exit_code = 4
+
+
+class NothingToDoError(PlanError):
+    """A strategy finds nothing in a checkpoint that it could do anything with.
+
+    Who asks for it is told; of many checkpoints this one is converted without it.
+    """
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

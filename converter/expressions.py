@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from difflib import SequenceMatcher
+from fnmatch import fnmatchcase
 
 from converter.errors import UsageError
 from converter.patterns import nearest
@@ -51,7 +52,7 @@ def replaced(
         matches = [match for match in map(re.compile(pattern).fullmatch, names) if match]
         if not matches and is_strict:
             raise UsageError(
-                f"{pattern!r} fits none of the {len(names)} {what}{nearest(pattern, names)}"
+                f"{pattern!r} fits none of the {len(names)} {what}{_advice(pattern, names)}"
             )
         for match in matches:
             if match.string in found:
@@ -63,6 +64,13 @@ def replaced(
                     f"{replacement!r} is no replacement for {pattern!r}: {error}"
                 ) from None
     return found
+
+
+def _advice(pattern: str, names: Collection[str]) -> str:
+    if "*" in pattern and any(fnmatchcase(name, pattern) for name in names):
+        meant = "(.*)".join(map(re.escape, pattern.split("*")))
+        return f"; it is a regular expression, where any text is '.*': '{meant}'"
+    return nearest(pattern, names, "(.*)")
 
 
 def nearest_of(name: str, patterns: Iterable[str]) -> str:

@@ -56,7 +56,8 @@ class Model(Closing):
         graph = read_graph(checkpoint)
         if graph is None:
             raise InputError(
-                f"{checkpoint.path}: it has no graph (.meta, .pb) in which it could be run"
+                f"{checkpoint.path}: it has no graph (.meta, .pb) in which it could be run; give "
+                "that of another checkpoint (--graph-from)"
             )
         runs = can_run()
         given = given_by(graph, question)

@@ -24,6 +24,7 @@ def option(
     choices: Sequence[str] | None = None,
     shared: bool = False,
     empty: bool = False,
+    instead_of: Sequence[str] = (),
 ) -> Any:
     """Declare a field of a strategy as an option.
 
@@ -35,6 +36,8 @@ def option(
         shared: the flag is `--FIELD`, without the plugin's name, and goes to every chosen
             strategy that has it: `--like`, `--shape`.
         empty: the pattern of `PATTERN=VALUE` can be empty, and means something then.
+        instead_of: the fields that cannot be given with it: on the command line each of them takes
+            the place of what a recipe has of the others.
     """
     declared = {
         "help": help,
@@ -42,6 +45,7 @@ def option(
         "choices": choices,
         "shared": shared,
         "empty": empty,
+        "instead_of": tuple(instead_of),
     }
     metadata = {_KEY: declared}
     if isinstance(default, Mapping):
@@ -89,6 +93,7 @@ class Option:
         kind: what one value can be.
         container: what holds several values: tuple, dict (by pattern), or None for a single one.
         empty: whether a pattern can be empty.
+        instead_of: the options that cannot be given with it.
     """
 
     name: str
@@ -102,6 +107,7 @@ class Option:
     kind: Kind
     container: type | None
     empty: bool = False
+    instead_of: tuple[str, ...] = ()
 
     @property
     def multiple(self) -> bool:
@@ -311,6 +317,7 @@ def make_option(
         kind=kind,
         container=container,
         empty=declared.get("empty", False),
+        instead_of=declared.get("instead_of", ()),
     )
 
 

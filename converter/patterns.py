@@ -92,8 +92,14 @@ def select(pattern: str, checkpoint: Checkpoint) -> list[str]:
     return [name for name in checkpoint if is_meant(roles[name]) or name == pattern]
 
 
-def nearest(pattern: str, names: Iterable[str]) -> str:
-    """Return `; did you mean ...?` with the nearest name or scope (`encoder/*`)."""
+def nearest(pattern: str, names: Iterable[str], rest: str = "*") -> str:
+    """Return `; did you mean ...?` with the nearest name or scope (`encoder/*`).
+
+    Args:
+        pattern: what somebody wrote.
+        names: what it was to fit.
+        rest: what fits all names in a scope, where patterns are no globs.
+    """
     known = dict.fromkeys(names)
     # Of what is longer, not half is like the pattern.
     longest = min(3 * len(pattern), _MAX_LENGTH)
@@ -101,5 +107,5 @@ def nearest(pattern: str, names: Iterable[str]) -> str:
         scope = name[:longest]
         while "/" in scope:
             scope = scope.rpartition("/")[0]
-            known[f"{scope}/*"] = None
+            known[f"{scope}/{rest}"] = None
     return did_you_mean(pattern, known)

@@ -57,6 +57,7 @@ def convert(
     to: str | None = None,
     shard_size: int | None = None,
     sidecar: bool = False,
+    graph_from: str | os.PathLike[str] | None = None,
     force: bool = False,
     verify_source: bool = True,
     verify_output: bool = True,
@@ -78,6 +79,7 @@ def convert(
             sharded above 5 GB, everything else is one file.
         sidecar: keep what safetensors cannot hold (strings, complex128 ...) in a TensorFlow V2
             checkpoint `NAME.sidecar` beside the output.
+        graph_from: as `open_checkpoint` takes it.
         force: replace an output that exists.
         verify_source: compare what is read with the checksums that the source records.
         verify_output: read the output back and compare it with what was meant.
@@ -95,7 +97,7 @@ def convert(
             f"{source.path}: convert takes the path of a checkpoint, and this is an open one; give "
             "its path, or save the model first (model.save, model.export)"
         )
-    checkpoint = open_checkpoint(source, verify=verify_source)
+    checkpoint = open_checkpoint(source, verify=verify_source, graph_from=graph_from)
     target = parse_target(output, name=checkpoint.name, to=to, shard_size=shard_size)
     plan = make_plan(checkpoint, strategies, target, sidecar=sidecar)
     return run(

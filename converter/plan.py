@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint import Checkpoint
-from converter.errors import ConverterError, InputError, PlanError, UsageError
+from converter.errors import (
+    ConverterError,
+    InputError,
+    NothingToDoError,
+    PlanError,
+    UsageError,
+)
 from converter.publish import COMPANION
 from converter.strategy import Beside, Strategy
 from converter.target import Target
@@ -58,6 +63,7 @@ class Plan:
         metadata: texts that go into the metadata of safetensors.
         files: what is written into the folder of the output beside the variables, by name.
         applied: the strategies, each with the checkpoint that it was applied to.
+        idle: the strategies that found nothing to do, by name, with the reason.
     """
 
     source: Checkpoint
@@ -75,6 +81,7 @@ class Plan:
     metadata: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
     applied: tuple[tuple[Strategy, Checkpoint], ...] = ()
+    idle: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         # The variables, and the structure of a model, would fill screens.
@@ -180,37 +187,10 @@ class Plan:
         if not self.variables:
             raise PlanError(f"{self.source.path}: no variable is left to be written")
         if self.target is not None:
-            _refuse_target(self.target, self.source, self.files, force=force)
+            self.target.check(self.source, self.files, force=force)
         # A strategy may take variables from elsewhere.
         wanted = (s for v in (*self.variables, *self.sidecar) for s in v.sources)
         self.source.check(dict.fromkeys(s for s in wanted if s in self.source))
-
-
-def _refuse_target(
-    target: Target, source: Checkpoint, files: Iterable[str], *, force: bool
-) -> None:
-    directory = target.directory
-    if directory.exists() and not directory.is_dir():
-        raise PlanError(f"{directory} is a file, and a directory is needed; choose another output")
-    if (obstacle := target.obstacle()) is not None:
-        raise PlanError(obstacle)
-    if target.path.resolve() == source.path.resolve():
-        # Also where no file is shared: a V2 checkpoint hides a V1 file of its name.
-        raise PlanError(
-            f"{target.path} belongs to the source, which is never written; choose another"
-        )
-    existing = target.existing()
-    existing += [path for name in files if os.path.lexists(path := directory / name)]
-    known = (*source.files, source.meta) if source.meta else source.files
-    own = {(s.st_dev, s.st_ino) for f in known if f.exists() for s in [f.stat()]}
-    for path in existing:
-        stat = path.stat() if path.exists() else path.lstat()
-        if (stat.st_dev, stat.st_ino) in own:
-            raise PlanError(f"{path} belongs to the source, which is never written; choose another")
-    if existing and not force:
-        raise PlanError(
-            f"{existing[0]} exists; use --force to replace it, or choose another output"
-        )
 
 
 def make_plan(
@@ -219,6 +199,7 @@ def make_plan(
     target: Target | None = None,
     *,
     sidecar: bool = False,
+    may_idle: bool = False,
 ) -> Plan:
     """Apply strategies to a checkpoint, in order. No value is read and nothing written.
 
@@ -227,6 +208,7 @@ def make_plan(
         strategies: each gets the result of the one before.
         target: where the result goes; None leaves open what the output can hold.
         sidecar: keep what the output cannot hold in a TensorFlow checkpoint beside it.
+        may_idle: go on without a strategy that finds nothing to do, which else is refused.
 
     Raises:
         PlanError: names collide, or sizes cannot be.
@@ -238,9 +220,16 @@ def make_plan(
     resized: list[Resizes] = []
     along = Beside(source.metadata)
     applied: list[tuple[Strategy, Checkpoint]] = []
+    idle: dict[str, str] = {}
     for strategy in strategies:
+        try:
+            variables, noted, resizes, beside = _applied(strategy, result)
+        except NothingToDoError as error:
+            if not may_idle:
+                raise
+            idle[strategy.name] = str(error)
+            continue
         applied.append((strategy, result))
-        variables, noted, resizes, beside = _applied(strategy, result)
         if beside is not None:
             along = Beside({**along.metadata, **beside.metadata}, {**along.files, **beside.files})
         notes += [f"{strategy.name}: {note}" for note in noted]
@@ -258,7 +247,7 @@ def make_plan(
         for name, v in result.items()
     )
     plan = _fit(source, result, changes, dropped, notes, resized, along, target, sidecar=sidecar)
-    return replace(plan, applied=tuple(applied))
+    return replace(plan, applied=tuple(applied), idle=idle)
 
 
 def _applied(

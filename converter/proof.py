@@ -96,7 +96,8 @@ def prove(a: Checkpoint, b: Checkpoint, question: Question | None = None) -> Pro
     first, second = read_graph(a), read_graph(b)
     if first is None and second is None:
         raise InputError(
-            f"{a.path}: neither it nor {b.path} has a graph (.meta, .pb) in which it could be run"
+            f"{a.path}: neither it nor {b.path} has a graph (.meta, .pb) in which it could be run; "
+            "give that of another checkpoint (--graph-from)"
         )
     from converter.resize.between import between
     from converter.resize.tensors import Tensors

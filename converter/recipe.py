@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -67,6 +67,7 @@ class Recipe:
         output: where the result goes; a `/` at its end is kept.
         to: `tf` or `safetensors`.
         shard_size: bytes of one file, as a number or a text such as `5GB`.
+        graph_from: the checkpoint whose graph the source has.
         sidecar: whether what the output cannot hold goes beside it.
         summary: half a sentence on what it does.
         steps: the strategies, in order.
@@ -76,6 +77,7 @@ class Recipe:
     output: str | None = None
     to: str | None = None
     shard_size: int | str | None = None
+    graph_from: str | None = None
     sidecar: bool | None = None
     summary: str | None = None
     steps: tuple[Step, ...] = ()
@@ -130,7 +132,7 @@ def _recipe(table: Mapping[str, object], path: Path) -> Recipe:
     if to is not None and to not in _FORMATS:
         near = did_you_mean(str(to), _FORMATS)
         raise UsageError(f"{path}: to must be tf or safetensors, got {to!r}{near}")
-    for key in ("source", "output"):
+    for key in ("source", "output", "graph_from"):
         if key in values:
             # Not a Path: that would lose a `/` at the end, which says "a directory".
             values[key] = os.path.join(path.parent, str(values[key]))  # noqa: PTH118
@@ -148,6 +150,7 @@ _KEYS: Mapping[str, tuple[tuple[type, ...], str]] = {
     "output": ((str,), "a path"),
     "to": ((str,), "tf or safetensors"),
     "shard_size": ((int, str), "a size such as '5GB'"),
+    "graph_from": ((str,), "a path"),
     "sidecar": ((bool,), "true or false"),
     "summary": ((str,), "a text"),
 }
@@ -171,7 +174,9 @@ def _steps(value: object, path: Path) -> tuple[Step, ...]:
 
 
 def merge(
-    steps: Iterable[Step], chosen: Sequence[tuple[str, Mapping[str, object]]]
+    steps: Iterable[Step],
+    chosen: Sequence[tuple[str, Mapping[str, object]]],
+    replaced: Mapping[str, Collection[str]] | None = None,
 ) -> tuple[Step, ...]:
     """Return the steps of a recipe with what the command line says, which wins.
 
@@ -180,6 +185,8 @@ def merge(
         chosen: names of strategies with the options that flags give them, as `Option.parse`
             returns them, in the order of the command line. The options of a strategy that occurs
             once in the recipe replace those there; other strategies come after the recipe's.
+        replaced: by the names of strategies, the options that are left out of the recipe, as others
+            stand in their place.
 
     Raises:
         UsageError: a strategy is chosen twice, or has several steps in the recipe, so that it is
@@ -200,5 +207,7 @@ def merge(
                 f"they mean; change the recipe"
             )
         step = merged[places[0]]
-        merged[places[0]] = replace(step, values={**step.values, **values})
+        gone = (replaced or {}).get(name, ())
+        kept = {key: value for key, value in step.values.items() if key not in gone}
+        merged[places[0]] = replace(step, values={**kept, **values})
     return tuple(merged)

@@ -14,6 +14,7 @@ from typing import Any
 
 from converter.checkpoint import open_checkpoint
 from converter.errors import ConverterError, PlanError
+from converter.graph.definition import graph_file, lender
 from converter.initializer import Initializer
 from converter.location import locate
 from converter.registry import Registry
@@ -25,7 +26,7 @@ _SMALL_BYTES = 1 << 20
 # Their checksums are taken whatever their size.
 _HASHED = (".index", ".meta")
 # What stands in a record beside what the output depends on.
-_FOUND = ("files", "prove", "resized", "widths")
+_FOUND = ("files", "idle", "prove", "resized", "widths")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +51,12 @@ def record_of(
     *,
     sidecar: bool,
     question: Question | None,
+    graph_from: str | None = None,
 ) -> Record:
     """Return the record of a conversion.
 
     Raises:
-        InputError: a file of the source cannot be found.
+        InputError: a file of the source cannot be found, or what its graph is from.
     """
     steps = [
         {
@@ -79,6 +81,9 @@ def record_of(
         "shard_size": target.shard_size,
         "sidecar": sidecar,
     }
+    if graph_from is not None:
+        graph = graph_file(lender(graph_from))
+        made["graph"] = {} if graph is None else {str(graph): _identity(graph)}
     return Record(made, None if question is None else _proven(question))
 
 
@@ -168,12 +173,19 @@ def known_of(target: Target, record: Record, *, force: bool) -> dict[str, Any] |
     return None
 
 
-def widths_in(known: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a record remembers of widths, as far as it is what was written there once."""
-    widths, resized = known.get("widths"), known.get("resized")
+def told_in(known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a record remembers of widths and of strategies with nothing to do.
+
+    As far as it is what was written there once.
+    """
+    widths, resized, idle = known.get("widths"), known.get("resized"), known.get("idle", {})
     keys = {"name", "old", "new", "exact", "why"}
-    if not isinstance(widths, list) or not isinstance(resized, int):
+    if not isinstance(widths, list) or not isinstance(resized, int) or not isinstance(idle, dict):
         return {}
     if not all(isinstance(width, dict) and keys <= width.keys() for width in widths):
         return {}
-    return {"widths": widths, "resized": resized}
+    return {
+        "widths": widths,
+        "resized": resized,
+        "idle": {name: str(why) for name, why in idle.items()},
+    }

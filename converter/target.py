@@ -7,13 +7,16 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from converter.errors import InputError, PlanError, UsageError, did_you_mean
 from converter.formats import Contents, bundle, safetensors, state
 from converter.formats.stream import Output
 from converter.publish import DATA, STATE, Outputs, family
 from converter.variable import Variable
+
+if TYPE_CHECKING:
+    from converter.checkpoint import Checkpoint
 
 Format = Literal["safetensors", "tf"]
 OpenOutput = Callable[[Path], Output]
@@ -83,6 +86,47 @@ class Target:
             if path.is_dir() and not path.is_symlink():
                 return f"{path} is a directory; move it away, or choose another output"
         return state_obstacle(self.directory) if self.format == "tf" and self.state else None
+
+    def check(self, source: Checkpoint, files: Iterable[str], *, force: bool) -> None:
+        """Refuse to write where nothing can be written, or what belongs to the source.
+
+        Args:
+            source: what is converted.
+            files: the names of what is written beside the variables.
+            force: an output that exists is no reason.
+
+        Raises:
+            PlanError: the output cannot be there, exists, or is the source or its graph.
+        """
+        from converter.graph.definition import graph_file
+
+        directory = self.directory
+        if directory.exists() and not directory.is_dir():
+            raise PlanError(
+                f"{directory} is a file, and a directory is needed; choose another output"
+            )
+        if (obstacle := self.obstacle()) is not None:
+            raise PlanError(obstacle)
+        if self.path.resolve() == source.path.resolve():
+            # Also where no file is shared: a V2 checkpoint hides a V1 file of its name.
+            raise PlanError(
+                f"{self.path} belongs to the source, which is never written; choose another"
+            )
+        existing = self.existing()
+        existing += [path for name in files if os.path.lexists(path := directory / name)]
+        graph = graph_file(source)
+        known = source.files if graph is None else (*source.files, graph)
+        own = {(s.st_dev, s.st_ino) for f in known if f.exists() for s in [f.stat()]}
+        for path in existing:
+            stat = path.stat() if path.exists() else path.lstat()
+            if (stat.st_dev, stat.st_ino) in own:
+                raise PlanError(
+                    f"{path} belongs to the source, which is never written; choose another"
+                )
+        if existing and not force:
+            raise PlanError(
+                f"{existing[0]} exists; use --force to replace it, or choose another output"
+            )
 
     def write(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pytest
 from command_line import run as run_command
+from conftest import DATA
 from converter_plugins.activation_scale import ActivationScale
 from converter_plugins.recalibrate_batchnorm import RecalibrateBatchnorm
 from converter_plugins.rename import Rename
@@ -23,6 +25,7 @@ from converter import (
     Array,
     Checkpoint,
     ConverterError,
+    InputError,
     PlanError,
     Strategy,
     UsageError,
@@ -30,10 +33,10 @@ from converter import (
     convert,
     open_checkpoint,
 )
+from converter.activations.asked import Question
 from converter.activations.file import Key, Measured, write_measured
 from converter.activations.measure import measure
 from converter.activations.moments import Moments
-from converter.activations.run import Question
 from converter.pipeline import run
 from converter.plan import make_plan
 from converter.scaling.search import Search
@@ -316,6 +319,43 @@ def test_data_that_are_not_there_are_refused_with_the_plan(tmp_path: Path) -> No
         make_plan(net.checkpoint(), [RecalibrateBatchnorm(data=missing)])
     with pytest.raises(UsageError, match="data are needed"):
         RecalibrateBatchnorm()
+
+
+def test_without_tensorflow_the_plan_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    np.savez(tmp_path / "x.npz", images=np.ones((3, 8, 8, 2), "f4"))
+    checkpoint = open_checkpoint(DATA / "tf115_v2_convbn_ema" / "conv.ckpt-60")
+    for strategy in (ActivationScale, RecalibrateBatchnorm):
+        with pytest.raises(UsageError, match=r"pip install 'ckpt-converter\[tensorflow\]'"):
+            make_plan(checkpoint, [strategy(data=(tmp_path / "x.npz",))])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arrays", "kind", "said"),
+    [
+        ({"images": np.ones((3, 8, 8, 3), "f4")}, UsageError, "takes \\[\\?, 8, 8, 2\\]"),
+        ({"image": np.ones((3, 8, 8, 2), "f4")}, UsageError, "did you mean 'images'"),
+        (
+            {"images": np.full((99, 8, 8, 2), np.nan)},
+            InputError,
+            "images: 12672 of 12672 values are",
+        ),
+        ({"labels": np.ones(3, "i4")}, UsageError, "no values for images, which the model needs"),
+    ],
+    ids=["shape", "name", "nan", "missing"],
+)
+def test_bad_data_are_refused_with_the_plan(
+    tmp_path: Path, arrays: dict[str, Any], kind: type[Exception], said: str
+) -> None:
+    pytest.importorskip("tensorflow")
+    np.savez(tmp_path / "x.npz", **arrays)
+    checkpoint = open_checkpoint(DATA / "tf115_v2_convbn_ema" / "conv.ckpt-60")
+    for strategy in (ActivationScale, RecalibrateBatchnorm):
+        with pytest.raises(kind, match=said):
+            make_plan(checkpoint, [strategy(data=(tmp_path / "x.npz",))])
 
 
 # --- on running models ---

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from command_line import TIMES, tree, values
 from conftest import case
+from converter_plugins.cast import Cast
 from converter_plugins.scale import Scale
 from fleet import DONE, VALID, copy_case, make_fleet, times_of
 
@@ -548,3 +549,47 @@ def test_options_of_the_proof_need_it(fleet: Path, tmp_path: Path) -> None:
     outcome = batch(fleet, "-o", tmp_path / "out", "--tolerance", "1e-3")
     assert outcome.exit_code == 2
     assert "add --prove" in outcome.stderr
+
+
+# --- strategies that find nothing to do ---
+
+
+@pytest.mark.parametrize("plugin", ["equalize", "fold-batchnorm"])
+def test_nothing_to_do_is_no_failure(tmp_path: Path, plugin: str) -> None:
+    root, out = tmp_path / "in", tmp_path / "out"
+    for name in ("tf012_v2_gru_seqlen", "tf115_v2_convbn_ema"):
+        shutil.copytree(case(name).directory, root / name)
+    gru = str(root / "tf012_v2_gru_seqlen" / "gru")
+    arguments = (root, "-o", out, "--plugin", plugin, "--cast", "float16", "-j1")
+    for _ in range(2):  # What the record remembers is told again.
+        outcome = batch(*arguments)
+        assert outcome.exit_code == 0, outcome.output
+        line = outcome.stdout.splitlines()[0]
+        assert line == f"idle    1 checkpoint with nothing to do for {plugin}, converted without"
+        (told,) = (line for line in outcome.stderr.splitlines() if "nothing to do" in line)
+        assert f"{gru}: nothing to do for {plugin} (" in told
+        shown = json.loads(batch(*arguments, "--json").stdout)["checkpoints"]
+        idle = {one["source"]: list(one["idle"]) for one in shown}
+        assert idle.pop(gru) == [plugin]
+        assert list(idle.values()) == [[]]
+    (written,) = out.rglob("gru.safetensors")
+    convert(gru, tmp_path / "cast.safetensors", [Cast(cast="float16")])
+    assert values(written) == values(tmp_path / "cast.safetensors")
+    alone = CliRunner().invoke(cli, ["ckpt", gru, "--plugin", plugin])
+    assert alone.exit_code == 4
+
+
+def test_what_is_not_known_is_a_failure(tmp_path: Path) -> None:
+    copy_case("tf012_v2_gru_seqlen", tmp_path / "in")
+    for number, plugin in enumerate(("equalize", "fold-batchnorm")):
+        outcome = batch(tmp_path / "in", "-o", tmp_path / f"{number}", "--plugin", plugin, "-j1")
+        assert outcome.exit_code == 5
+        assert "idle" not in outcome.stdout
+
+
+def test_what_is_asked_for_by_name_is_a_failure(tmp_path: Path) -> None:
+    shutil.copytree(case("tf012_v2_gru_seqlen").directory, tmp_path / "in")
+    arguments = ("--plugin", "equalize", "--equalize-widths", "GRUCell", "-j1")
+    outcome = batch(tmp_path / "in", "-o", tmp_path / "out", *arguments)
+    assert outcome.exit_code == 5
+    assert "equalize would change the outputs" in outcome.stdout

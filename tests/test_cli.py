@@ -12,11 +12,13 @@ import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import converter_plugins
 import numpy as np
 import pytest
 from command_line import TIMES, run, told, values
 from conftest import case
 
+import converter
 from converter import Checkpoint, Variable, open_checkpoint
 from converter.pipeline import run as run_plan
 from converter.plan import make_plan
@@ -117,6 +119,19 @@ def test_help_imports_what_strategies_declare_and_nothing_that_works() -> None:
         if entry.value.startswith("converter_plugins.")
     }
     assert {m for m in imported if m.startswith("converter_plugins.")} == strategies
+
+
+def test_tensorflow_is_imported_in_one_room() -> None:
+    importing = re.compile(r"^\s*(?:import|from) tensorflow\b", re.MULTILINE)
+    package = Path(converter.__file__).parent
+    found = {
+        str(path.relative_to(package))
+        for directory in (package, Path(converter_plugins.__file__).parent)
+        for path in directory.rglob("*.py")
+        if importing.search(path.read_text())
+    }
+    assert found
+    assert {Path(name).parent.name for name in found} == {"session"}
 
 
 def test_help_of_all_commands_imports_no_plugins() -> None:
@@ -453,6 +468,35 @@ scale = {{ "charlm/embedding" = 0.5 }}
 """
 
 
+EITHER = """
+from __future__ import annotations
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+from converter import Strategy, UsageError, hookimpl, option
+
+@dataclass(frozen=True)
+class Either(Strategy):
+    '''Take a factor or a file.'''
+
+    name: ClassVar[str] = "either"
+    factor: float | None = option(None, help="a factor")
+    file: Path | None = option(None, help="a file", instead_of=("factor",))
+
+    def __post_init__(self):
+        super().__post_init__()
+        if (self.factor is None) == (self.file is None):
+            raise UsageError("one of them")
+
+    def notes(self, checkpoint):
+        yield f"factor {self.factor} file {self.file and self.file.name}"
+
+@hookimpl
+def converter_strategies():
+    return [Either]
+"""
+
+
 @pytest.fixture
 def recipe(tmp_path: Path, lstm: str) -> Path:
     shutil.copytree(Path(lstm).parent, tmp_path / "in")
@@ -497,6 +541,27 @@ def test_flags_win_over_the_recipe(recipe: Path, tmp_path: Path, lstm: str) -> N
     assert any(step == ["scale"] for step in steps.values())
     assert set(shown["dropped"].values()) == {"drop"}
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("held", "flag", "message"),
+    [
+        ("factor = 3.0", "--either-file", "factor None file b.npz"),
+        ('file = "a.npz"', "--either-file", "factor None file b.npz"),
+        ('file = "a.npz"', "--either-factor", "factor 5.0 file None"),
+    ],
+)
+def test_an_option_takes_the_place_of_those_that_it_excludes(
+    tmp_path: Path, lstm: str, held: str, flag: str, message: str
+) -> None:
+    (tmp_path / "either.py").write_text(EITHER)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(f'[[step]]\nplugin = "./either.py"\n{held}\n')
+    given = "5" if flag.endswith("factor") else "b.npz"
+    outcome = run("ckpt", lstm, "--recipe", recipe, flag, given)
+    assert f"note    either: {message}" in outcome.stdout
+    outcome = run("ckpt", lstm, "--recipe", recipe, "--either-factor", 5, "--either-file", "b.npz")
+    assert "one of them" in told(outcome, 2)
 
 
 def test_a_plugin_file_of_a_recipe(recipe: Path, times: Path, lstm: str) -> None:

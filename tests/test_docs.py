@@ -58,6 +58,7 @@ BY_SOME_NAME = {
     "result.counts",
     "result.units",
     "checkpoints[].counts",
+    "checkpoints[].idle",
     "totals.dtypes",
     "variables",
 }

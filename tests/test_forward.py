@@ -646,10 +646,48 @@ def test_feeds_must_fit() -> None:
         given("source", np.ones((2, 5)))
     with pytest.raises(UsageError, match=r"x.npz: source: float64 values .* not int32"):
         given("source", np.full((2, 6), 0.5))
+    with pytest.raises(UsageError, match=r"x.npz: source: <U1 values .* not int32"):
+        given("source", np.full((2, 6), "a"))
+    with pytest.raises(UsageError, match=r"x.npz: source: complex128 values .* not int32"):
+        given("source", np.full((2, 6), 1j))
+    with pytest.raises(UsageError, match=r"x.npz: source: float64 values .* not int32"):
+        given("source", np.full((2, 6), np.inf))
     with pytest.raises(UsageError, match=r"x.npz: sourc: .* did you mean 'source'"):
         given("sourc", np.ones((2, 6)))
     with pytest.raises(UsageError, match=r"its inputs are source, source_lengths"):
         given("completely different", np.ones((2, 6)))
+
+
+def test_an_op_in_a_function_that_cannot_be_run_is_named() -> None:
+    some = case("tf221_savedmodel_module")
+    with pytest.raises(UsageError, match=r"left out: it needs Tanh, and TensorFlow has no op Tanh"):
+        forward_of(some, can_run=lambda op: op != "Tanh")
+    with pytest.raises(UsageError, match=r"StatefulPartitionedCall: it needs Tanh, and"):
+        forward_of(some, can_run=lambda op: op != "Tanh", fetches=["StatefulPartitionedCall"])
+    # What only savers need is not run.
+    assert forward_of(some, can_run=lambda op: op != "SaveV2").outputs
+
+
+@pytest.mark.parametrize(
+    ("name", "called", "inputs"),
+    [
+        ("tf115_v2_convbn_ema", {}, "images, labels, is_training"),
+        ("tf221_savedmodel_module", {}, "serving_default_x"),
+        ("tf221_savedmodel_module", {"in": "serving_default_x"}, "in"),
+    ],
+)
+def test_what_takes_names_of_files_is_no_input(
+    name: str, called: dict[str, str], inputs: str
+) -> None:
+    graph = read_graph(open_checkpoint(case(name).path))
+    assert graph is not None
+    with pytest.raises(UsageError) as caught:
+        given_values(graph, {"quite another": np.ones(3)}, "x.npz", called)
+    assert str(caught.value).endswith(f"no such tensor; its inputs are {inputs}")
+    placeholders = [n.name for n in graph.nodes.values() if n.op.startswith("Placeholder")]
+    assert any("save" in name for name in placeholders)
+    for given, fed in called.items():
+        assert list(given_values(graph, {given: np.ones((2, 6))}, "", called)) == [Tensor(fed)]
 
 
 def test_files_of_inputs(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from converter.graph.node import Output, Tensor, read_node, tensor
 from converter.graph.ops import is_effect, is_watching
 from converter.graph.ordered import OrderedGraph
 from converter.graph.slices import Slice, read_slice
-from converter.graph.written import read_graph
+from converter.graph.written import Graph, read_graph
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,19 @@ def test_nodes_are_read_with_controls_and_attributes() -> None:
     assert node.shape("shapes", 0) is None
     assert node.shape("shapes", 1) is None
     assert (node.integer("flag"), node.integer("other", 7)) == (1, 7)
+
+
+@pytest.mark.parametrize(
+    ("op", "key"),
+    [("StatefulPartitionedCall", "Tout"), ("If", "Tout"), ("While", "T"), ("IdentityN", "T")],
+)
+def test_outputs_of_what_calls_functions_have_a_dtype_each(op: str, key: str) -> None:
+    definition = message("GraphDef")()
+    call = definition.node.add(name=b"call", op=op.encode())
+    call.attr.add(key=key.encode()).value.list.type.extend([3, 10])
+    graph = Graph(Definition(Path("g.pb"), definition))
+    found = [graph.dtype(Tensor("call", port)) for port in range(3)]
+    assert found == [BY_NAME["int32"], BY_NAME["bool"], None]
 
 
 def test_the_two_views_of_a_graph_have_the_same_nodes() -> None:

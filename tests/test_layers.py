@@ -538,10 +538,20 @@ def test_axes_that_are_taken_as_one() -> None:
     assert m.found().unmeasured == {}
 
 
-def test_axes_that_are_made_at_once_are_not_measured() -> None:
+def test_axes_that_are_made_at_once_are_measured_where_they_stand_together() -> None:
     m = Net()
     m.op("Einsum", m.input(-1, N), m.variable("w", N, 2, 3), equation="ab,bcd->acd", name="out")
-    assert m.found().unmeasured == {("w", "produced"): "it produces 2 axes at once in out"}
+    assert [(str(p.tensor), p.axis, p.size) for p in m.found().probes if p.for_ == MADE] == [
+        ("out", -1, 6)
+    ]
+    for result in ("cad", "adc"):
+        m = Net()
+        x, w = m.input(-1, N), m.variable("w", N, 2, 3)
+        m.op("Einsum", x, w, equation=f"ab,bcd->{result}", name="out")
+        assert m.found().unmeasured == {("w", "produced"): "it produces 2 axes at once in out"}
+
+
+MADE = (("w", "produced"),)
 
 
 def test_variables_that_nothing_takes() -> None:

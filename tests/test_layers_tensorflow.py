@@ -13,9 +13,10 @@ from conftest import VALID, Case, case
 from model_maker import Build, Maker, N, save
 
 from converter import Checkpoint, open_checkpoint
+from converter.activations.asked import Question
 from converter.activations.measure import measure
 from converter.activations.probes import Probe, find_probes
-from converter.activations.run import Question, Run
+from converter.activations.run import Run
 from converter.structure.layers import Layer, Units, layers
 from converter.variable import Array
 

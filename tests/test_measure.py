@@ -14,10 +14,10 @@ from conftest import case
 from test_session import made, run
 
 from converter import Checkpoint, UsageError, open_checkpoint, open_keras
+from converter.activations.asked import Question
 from converter.activations.measure import measure
 from converter.activations.moments import Moments
 from converter.activations.probes import Probe, Side
-from converter.activations.run import Question
 from converter.graph.node import tensor
 from converter.graph.ordered import read_ordered
 from converter.variable import Array
@@ -474,7 +474,8 @@ def test_a_keras_model() -> None:
         assert (checkpoint[variable.path].read() == variable.numpy()).all()
     found = measure(checkpoint, [{"steps": SEQUENCES[:2]}, {"steps": SEQUENCES[2:]}])
     check(found["head/kernel", "produced"], model(SEQUENCES).numpy())
-    path = checkpoint.path
+    path = checkpoint.files[0]
+    assert str(checkpoint.path) == model.name
     assert path.exists()
     del checkpoint
     gc.collect()
@@ -486,6 +487,8 @@ def test_a_keras_model_that_does_not_know_its_inputs(tf: Any) -> None:
     model = keras.Sequential([keras.layers.Dense(2, name="head")], name="late")
     with pytest.raises(UsageError, match="late: it does not know its inputs yet; call it once"):
         open_keras(model)
+    with pytest.raises(UsageError, match="open_keras: a str is no Keras model; give the model"):
+        open_keras("model.keras")
     spec = tf.TensorSpec([None, 3], tf.float32, "x")
     checkpoint = open_keras(model, [spec])
     found = measure(checkpoint, [{"x": SEQUENCES[:, 0]}])

@@ -205,6 +205,21 @@ class TestRename:
         message = error(Rename(rename={"encoder/kernel": replacement}))
         assert message.startswith(f"UsageError: {replacement!r} is no replacement for 'encoder/ker")
 
+    @pytest.mark.parametrize(
+        ("pattern", "advice"),
+        [
+            ("encoder/*", "it is a regular expression, where any text is '.*': 'encoder/(.*)'"),
+            ("encodr/(.*)", "did you mean 'encoder/(.*)'?"),
+            ("encoder/kernl", "did you mean 'encoder/kernel'?"),
+        ],
+    )
+    def test_a_pattern_that_fits_nothing_gets_one_that_does(
+        self, pattern: str, advice: str
+    ) -> None:
+        assert error(Rename(rename={pattern: "x"})) == (
+            f"UsageError: {pattern!r} fits none of the 11 variables; {advice}"
+        )
+
     def test_nothing_to_rename_is_refused(self) -> None:
         with pytest.raises(UsageError, match=r"^at least one pattern is needed$"):
             Rename(rename={})

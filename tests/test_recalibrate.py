@@ -12,8 +12,8 @@ from converter_plugins.scale import Scale
 from measured_cases import case
 
 from converter import ConverterError, convert, open_checkpoint
+from converter.activations.asked import Question
 from converter.activations.measure import measure
-from converter.activations.run import Question
 
 
 def normalised(tf: Any, *, is_training: bool, is_fused: bool) -> list[tuple[Any, Any]]:

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from converter import (
     Array,
     Checkpoint,
+    InputError,
     Measured,
     Moments,
     PlanError,
@@ -163,12 +164,13 @@ def test_one_kind_of_several_may_be_missing() -> None:
         ([3.0], "a batch is a float; it must be a dictionary"),
         ([{"images": object()}], "images: a object is no array of numbers"),
         ([{"images": [[1], [2, 3]]}], "images: a list is no array of numbers"),
+        ([{"images": np.array([[1, np.nan]])}], r"images: 1 of 2 values of a batch are NaN; leave"),
         ([{"images": 3.0}], r"images: \[\] is given, and the graph takes"),
     ],
 )
 def test_what_is_no_batch_is_one_line(batches: object, said: str) -> None:
     pytest.importorskip("tensorflow")
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises((UsageError, InputError), match=said):
         measure(open_checkpoint(BATCH_NORMED), batches)  # type: ignore[arg-type]
 
 

@@ -21,7 +21,7 @@ from converter import (
     read_measured,
     write_measured,
 )
-from converter.activations.file import Key
+from converter.activations.file import Key, merged_files
 from converter.variable import Array
 
 KEY: Key = ("net/kernel", "produced")
@@ -91,9 +91,24 @@ def test_what_only_one_of_them_has_measured_is_kept() -> None:
     assert found[KEY].count == 90
 
 
-def test_what_cannot_be_merged() -> None:
-    with pytest.raises(UsageError, match="net/kernel: they cannot be merged: only one of them"):
-        merged(measured(ROWS), measured(ROWS, covariance=True))
+def test_what_cannot_be_merged_names_the_file(tmp_path: Path) -> None:
+    rows = {"a": ROWS, "b": ROWS[:40], "c": ROWS[40:]}
+    for name, part in rows.items():
+        write_measured(tmp_path / f"{name}.safetensors", measured(part, covariance=name == "a"))
+    path = [tmp_path / f"{name}.safetensors" for name in rows]
+    for order, said in {
+        (0, 1): f"{path[1]}: no covariance of it, which {path[0]} has;",
+        (1, 0): f"{path[1]}: no covariance of it, which {path[0]} has;",
+        (1, 2, 0): f"those before it: no covariance of it, which {path[0]} has;",
+    }.items():
+        with pytest.raises(UsageError) as caught:
+            merged_files(path[place] for place in order)
+        assert str(caught.value).startswith(f"net/kernel: {said}")
+    with pytest.raises(UsageError, match="net/kernel: number 2: no covariance of it, which number"):
+        merged(measured(ROWS, covariance=True), measured(ROWS))
+    other = Measured({KEY: Moments.of(5)}, {}, 1)
+    with pytest.raises(UsageError, match="number 1 has 3 units of it, and number 2 has 5;"):
+        merged(measured(ROWS), other)
 
 
 def test_an_output_that_exists(tmp_path: Path) -> None:

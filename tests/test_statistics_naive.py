@@ -13,9 +13,9 @@ from conftest import case
 from naive import dumped, rows
 
 from converter import Measured, measure, open_checkpoint, read_measured, write_measured
+from converter.activations.asked import Question
 from converter.activations.file import STATISTICS
 from converter.activations.moments import Moments
-from converter.activations.run import Question
 from converter.variable import Array
 
 pytestmark = pytest.mark.slow

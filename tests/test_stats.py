@@ -15,7 +15,7 @@ from command_line import run, told
 from conftest import case
 from test_session import X, dense, made
 
-from converter import open_checkpoint, read_measured
+from converter import UsageError, open_checkpoint, read_measured
 from converter.activations.data import open_data
 
 CHARLM = case("tf14_v2_charlm_lstm_ema").path
@@ -35,9 +35,9 @@ def saved(path: Path, **arrays: Any) -> Path:
 # --- data ---
 
 
-def rows_of(paths: list[Path], size: int | None, *, keep_rest: bool = True) -> list[Any]:
+def rows_of(paths: list[Path], size: int = 64, *, keep_rest: bool = True, **fixed: int) -> Any:
     files = open_data(paths)
-    return [b for file in files for b in file.batches(size, keep_rest=keep_rest)]
+    return [b for f in files for b in f.batches(f.rows(fixed), size, keep_rest=keep_rest)]
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -57,16 +57,39 @@ def test_a_directory_in_the_order_of_its_names(tmp_path: Path) -> None:
     for name in ("b", "c", "a"):
         np.save(tmp_path / f"{name}.npy", np.full((3, 2), ord(name)))
     (tmp_path / "README").write_text("no data")
-    found = rows_of([tmp_path], None)
+    found = rows_of([tmp_path])
     assert [chr(batch[""][0, 0]) for batch in found] == ["a", "b", "c"]
 
 
-def test_what_cannot_be_cut_alike_is_one_batch(tmp_path: Path) -> None:
+def test_what_has_one_row_beside_others_goes_with_every_batch(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.npz", x=np.arange(5), rate=np.array([0.5]), flag=True)
+    found = rows_of([path], 2)
+    assert [batch["x"].tolist() for batch in found] == [[0, 1], [2, 3], [4]]
+    assert [batch["rate"].tolist() for batch in found] == [[0.5]] * 3
+    assert [bool(batch["flag"]) for batch in found] == [True] * 3
+    path = saved(tmp_path / "y.npz", x=np.zeros((1, 4)), y=np.ones(1))
+    (batch,) = rows_of([path], 2)
+    assert batch["x"].shape == (1, 4)
+
+
+def test_what_the_graph_fixes_goes_with_every_batch(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.npz", x=np.arange(5), anchors=np.ones((3, 2)))
+    found = rows_of([path], 2, anchors=3)
+    assert [batch["anchors"].shape for batch in found] == [(3, 2)] * 3
+    assert [len(batch["x"]) for batch in found] == [2, 2, 1]
+    (batch,) = rows_of([path], 2, x=5, anchors=3, keep_rest=False)
+    assert (batch["x"].shape, batch["anchors"].shape) == ((5,), (3, 2))
+    path = saved(tmp_path / "y.npz", x=np.arange(6), state=np.arange(6))
+    assert [b["state"].tolist() for b in rows_of([path], 3, x=3)] == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_arrays_of_other_rows_are_no_batch_unless_somebody_says_so(tmp_path: Path) -> None:
     path = saved(tmp_path / "x.npz", x=np.zeros((20, 4)), lengths=np.zeros(4))
-    (batch,) = rows_of([path], None)
+    with pytest.raises(UsageError, match=r"the same number of rows \(x: 20, lengths: 4\), so it"):
+        rows_of([path])
+    (file,) = open_data([path])
+    (batch,) = file.batches(None, 2, keep_rest=False)
     assert batch["x"].shape == (20, 4)
-    outcome = run("stats", CHARLM, "--data", path, "--batch-size", 2)
-    assert "have not the same number of rows (x: 20, lengths: 4)" in told(outcome, 2)
 
 
 def damaged(tmp_path: Path, name: str) -> Path:
@@ -174,8 +197,27 @@ def test_rows_that_the_graph_does_not_take_are_told(tmp_path: Path, tf: Any) -> 
     data = saved(tmp_path / "x.npz", x=np.ones((10, 6), "f4"))
     outcome = run("stats", tmp_path, "--data", data)
     assert outcome.exit_code == 0, outcome.output
+    few = saved(tmp_path / "few.npz", x=np.ones((3, 6), "f4"))
+    assert "4 rows at once, and no file has as many" in told(
+        run("stats", tmp_path, "--data", few), 2
+    )
     assert "note    the graph takes 4 rows at once; 2 are left over" in outcome.stdout
     assert "2 batches" in outcome.stdout
+
+
+@pytest.mark.slow
+def test_what_the_graph_fixes_beside_data_does_not_cut_these(tmp_path: Path, tf: Any) -> None:
+    def build() -> None:
+        x = tf.placeholder(tf.float32, [None, 6], "x")
+        table = tf.placeholder(tf.float32, [3, 6], "table")
+        dense(tf, x + tf.reduce_sum(table, 0), 3, "a")
+
+    ones = np.ones((3, 6), "f4")
+    made(tf, tmp_path, build, feeds={"x": X, "table": ones}, fetches=["a/add"])
+    data = saved(tmp_path / "x.npz", x=np.ones((100, 6), "f4"), table=ones)
+    printed = json.loads(run("stats", tmp_path, "--data", data, "--json").stdout)
+    assert (printed["batches"], printed["notes"]) == (2, [])
+    assert {found["count"] for found in printed["statistics"]} == {100}
 
 
 # --- what is wrong ---
@@ -189,7 +231,11 @@ def test_rows_that_the_graph_does_not_take_are_told(tmp_path: Path, tf: Any) -> 
         ({"y": IDS}, 2, "it has no values for x, which the model needs"),
         ({"x": IDS[0]}, 2, "x: [6] is given, and the graph takes [?, ?]"),
         ({"x": IDS + 0.5}, 2, "float64 values are given that are not int32"),
-        ({"x": np.full((3, 4), np.nan)}, 3, "x: 12 of 12 values of a batch are NaN"),
+        (
+            {"x": np.full((3, 4), np.nan)},
+            3,
+            "x: 12 of 12 values are NaN, the first of",
+        ),
         ({"x": IDS + 99}, 1, "it does not run: indices"),
         ({"x": IDS[:0]}, 2, "it holds no data"),
     ],
@@ -202,6 +248,33 @@ def test_data_that_do_not_fit(
     message = told(run("stats", CHARLM, "--data", data), code)
     assert said in message
     assert str(data) in message or code == 1
+
+
+@pytest.mark.slow
+def test_what_is_wrong_is_told_of_the_file_and_by_the_names_of_the_signature(
+    tmp_path: Path, tf: Any
+) -> None:
+    some = case("tf221_savedmodel_module").path
+    x = np.ones((9, 6), "f4")
+    rows = np.where(np.arange(9)[:, None] == 7, np.nan, x)
+    for arrays, said in (
+        ({"y": x}, "b.npz: y: the graph has no such tensor; its inputs are x"),
+        ({"x": x[:, :5]}, "b.npz: x: [9, 5] is given, and the graph takes [?, 6]"),
+        ({"x": rows}, "b.npz: x: 6 of 54 values are NaN, the first of them in row 7; leave"),
+        ({"x": x.astype("U4")}, "b.npz: x: <U4 values are given that are not float32"),
+    ):
+        files = [saved(tmp_path / "a.npz", x=x), saved(tmp_path / "b.npz", **arrays)]
+        outcome = run("stats", some, "--data", files[0], "--data", files[1])
+        assert said in told(outcome, 3 if "NaN" in said else 2)
+
+
+@pytest.mark.slow
+def test_files_that_do_not_go_together(tmp_path: Path, tf: Any) -> None:
+    files = [saved(tmp_path / "a.npz", x=IDS, y=IDS), saved(tmp_path / "b.npz", x=IDS)]
+    for order in ("ab", "ba"):
+        paths = [part for name in order for part in ("--data", tmp_path / f"{name}.npz")]
+        message = told(run("stats", CHARLM, *paths), 2)
+        assert message.startswith(f"{files[1]}: it has no y, and {files[0]} has; all files")
 
 
 @pytest.mark.slow

@@ -116,7 +116,7 @@ def test_what_only_a_graph_tells_says_so_without_one() -> None:
         _ = structure.graph
     assert str(error.value) == (
         "there is no graph whose tensors could be told; put the .meta file that was saved with the "
-        "checkpoint beside it"
+        "checkpoint beside it, or give that of another one (--graph-from)"
     )
 
 

@@ -20,8 +20,8 @@ from structure_maker import told
 from test_statistics_naive import check, three_ways
 
 from converter import Checkpoint, open_checkpoint
+from converter.activations.asked import Question as Measuring
 from converter.activations.probes import find_probes
-from converter.activations.run import Question as Measuring
 from converter.initializers import HeNormal
 from converter.model import Model
 from converter.permutation import permute

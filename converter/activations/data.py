@@ -6,59 +6,69 @@ Rows are read as they are needed, so that a file can be larger than the memory.
 from __future__ import annotations
 
 import contextlib
-import math
-import struct
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from converter.activations.asked import Asked, Question, asked
+from converter.checkpoint import Checkpoint
 from converter.errors import InputError, UsageError
+from converter.formats.npz import SUFFIXES, Header, read_headers
+from converter.forward.feeds import check_given, given_tensor
+from converter.graph.node import Tensor
 from converter.variable import Array
-
-if TYPE_CHECKING:
-    from converter.forward.inputs import Input
 
 BATCH = 64
 """Rows that are run at once where nobody says how many."""
 
-_SUFFIXES = (".npz", ".npy")
 _MAX_BATCH_BYTES = 1 << 31
-# What zipfile and numpy raise on files that are none of theirs; RuntimeError is for encryption and
-# for compression that is not implemented.
-_UNREADABLE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    RuntimeError,
-    MemoryError,
-)
+_BLOCK_BYTES = 16 << 20
+
+Progress = Callable[[int, int], None]
+"""Called with the rows that are done and the rows in all."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Header:
-    """What an array in a file is, before any of it is read."""
+@dataclass(frozen=True)
+class Data:
+    """What a model is run on.
 
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    is_fortran: bool
+    Attributes:
+        paths: files or directories of them.
+        rows: of a batch; None for what the graph fixes, or else BATCH.
+        whole_files: each file is one batch.
+        question: what is run.
+    """
 
-    @property
-    def row_bytes(self) -> int:
-        return math.prod(self.shape[1:]) * self.dtype.itemsize
+    paths: tuple[Path, ...]
+    rows: int | None = None
+    whole_files: bool = False
+    question: Question = field(default_factory=Question)
+
+    def open(self, checkpoint: Checkpoint, progress: Progress | None = None) -> Opened:
+        """Open the files, and find all that is wrong with them before anything is run.
+
+        Args:
+            checkpoint: with the graph that takes them.
+            progress: called while what can be NaN is looked through.
+
+        Raises:
+            InputError: there is no graph; a file is unreadable or damaged, or has NaN in it.
+            UsageError: a path is missing or no such file; TensorFlow is not installed; the model
+                takes no such values, or needs others; the rows cannot be cut into batches.
+        """
+        files = open_data(self.paths)
+        return Opened(self, files, asked(checkpoint, self.question), progress or _silent)
+
+
+def _silent(done: int, total: int) -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """A file of arrays that the model is run on.
+    """A file of arrays that a model is run on.
 
     Attributes:
         path: the file.
@@ -66,91 +76,73 @@ class DataFile:
     """
 
     path: Path
-    headers: Mapping[str, _Header]
+    headers: Mapping[str, Header]
 
-    @property
-    def rows(self) -> int | None:
-        """How many rows its arrays have in common; None where they differ."""
-        firsts = {header.shape[0] for header in self.headers.values() if header.shape}
-        return firsts.pop() if len(firsts) == 1 else None
+    def rows(self, fixed: Mapping[str, int]) -> int | None:
+        """Return how many rows it is cut into; None where it is one batch.
 
-    def batches(self, size: int | None, *, keep_rest: bool) -> Iterator[dict[str, Array]]:
-        """Yield its rows in batches; arrays without axes go with each of them.
+        Arrays without axes, with one row beside others with more, and with as many rows as the
+        graph fixes beside others with other numbers, are not cut.
 
         Args:
-            size: how many rows a batch has; None to take all at once where the arrays differ in
-                their rows, and else BATCH.
+            fixed: the sizes of first axes that the graph fixes, by the names of arrays.
+
+        Raises:
+            UsageError: the others have not the same number of rows.
+        """
+        sizes = {name: header.rows for name, header in self.headers.items() if header.shape}
+        free = {n: size for n, size in sizes.items() if size != 1 and fixed.get(n) != size}
+        # Where the graph fixes all there is nothing to cut but what it takes at once.
+        free = free or {name: size for name, size in sizes.items() if size != 1}
+        if len(set(free.values())) > 1:
+            if all(fixed.get(name) == size for name, size in free.items()):
+                return None
+            listed = ", ".join(f"{name}: {size}" for name, size in free.items())
+            raise UsageError(
+                f"{self.path}: its arrays have not the same number of rows ({listed}), so it "
+                "cannot be cut into batches; correct them, or say that each file is one batch "
+                "(--whole-files)"
+            )
+        return next(iter(free.values()), 1)
+
+    def batches(
+        self, rows: int | None, size: int, *, keep_rest: bool
+    ) -> Iterator[dict[str, Array]]:
+        """Yield its rows in batches; what is not cut goes with each of them.
+
+        Args:
+            rows: how many rows it is cut into; None for one batch.
+            size: how many rows a batch has.
             keep_rest: whether the last batch may have less rows.
 
         Raises:
-            InputError: it is unreadable or damaged, or has NaN in it.
-            UsageError: its arrays cannot be cut alike.
+            InputError: it is unreadable or damaged.
+            UsageError: a batch is too large.
         """
-        rows = self.rows
-        if rows is None and size is not None and any(h.shape for h in self.headers.values()):
-            sizes = ", ".join(f"{n}: {h.shape[0]}" for n, h in self.headers.items() if h.shape)
-            raise UsageError(
-                f"{self.path}: its arrays have not the same number of rows ({sizes}), so it cannot "
-                "be cut; leave out --batch-size"
-            )
-        if rows is None:
-            yield dict(self._whole())
-            return
-        size = size or BATCH
-        largest = max(header.row_bytes for header in self.headers.values()) * min(size, rows)
+        is_cut = {name: rows is not None and _is_cut(h, rows) for name, h in self.headers.items()}
+        total = 1 if rows is None else rows
+        largest = max(
+            header.row_bytes * (min(size, total) if is_cut[name] else header.rows)
+            for name, header in self.headers.items()
+        )
         if largest > _MAX_BATCH_BYTES:
+            many = f"{min(size, total)} rows" if any(is_cut.values()) else "the whole file"
             raise UsageError(
-                f"{self.path}: a batch of {min(size, rows)} rows takes {largest / 1e9:.1f} GB; "
-                "take less at once (--batch-size N)"
+                f"{self.path}: a batch of {many} takes {largest / 1e9:.1f} GB; take less at once "
+                "(--batch-size N)"
             )
-        with contextlib.ExitStack() as stack, _told(self.path):
-            readers = {n: self._reader(n, h, stack) for n, h in self.headers.items()}
-            for start in range(0, rows if keep_rest else rows - rows % size, size):
-                count = min(size, rows - start)
-                yield {
-                    name: self._checked(name, read(start, count)) for name, read in readers.items()
-                }
-
-    def _whole(self) -> Iterator[tuple[str, Array]]:
-        with contextlib.ExitStack() as stack, _told(self.path):
-            for name, header in self.headers.items():
-                rows = header.shape[0] if header.shape else 1
-                if header.row_bytes * rows > _MAX_BATCH_BYTES:
-                    raise InputError(f"{self.path}: {name} is too large to be read at once")
-                yield name, self._checked(name, self._reader(name, header, stack)(0, rows))
-
-    def _reader(
-        self, name: str, header: _Header, stack: contextlib.ExitStack
-    ) -> Callable[[int, int], Array]:
-        """Return what gives the rows from a place on, asked for in their order."""
-        if self.path.suffix == ".npy":
-            mapped = np.load(self.path, mmap_mode="r", allow_pickle=False)
-            return lambda start, count: np.array(mapped[start : start + count])
-        archive = stack.enter_context(zipfile.ZipFile(self.path))
-        member = f"{name}.npy"
-        if member not in archive.namelist():
-            member = name
-        if not header.shape or (header.is_fortran and len(header.shape) > 1):
-            file = stack.enter_context(archive.open(member))
-            values = np.lib.format.read_array(file, allow_pickle=False)
-            return lambda start, count: values[start : start + count] if values.shape else values
-        file = stack.enter_context(archive.open(member))
-        _read_header(file)
-        return lambda start, count: _next_rows(file, header, count, member)
-
-    def _checked(self, name: str, values: Array) -> Array:
-        if values.dtype.kind in "fc" and (count := int(np.isnan(values).sum())):
-            subject = f"{self.path}: {name}" if name else str(self.path)
-            raise InputError(f"{subject}: {count} of {values.size} values of a batch are NaN")
-        return values
+        with contextlib.ExitStack() as stack:
+            takes = {n: stack.enter_context(h.opened()) for n, h in self.headers.items()}
+            whole = {n: takes[n](h.rows) for n, h in self.headers.items() if not is_cut[n]}
+            is_whole = keep_rest or rows is None
+            for start in range(0, total if is_whole else total - total % size, size):
+                count = min(size, total - start)
+                cut = {name: take(count) for name, take in takes.items() if is_cut[name]}
+                yield {name: whole[name] if name in whole else cut[name] for name in self.headers}
 
 
-def _next_rows(file: IO[bytes], header: _Header, count: int, member: str) -> Array:
-    wanted = header.row_bytes * count
-    data = file.read(wanted)
-    if len(data) != wanted:
-        raise EOFError(f"{member} ends before its header says")
-    return np.frombuffer(data, header.dtype).reshape(count, *header.shape[1:])
+def _is_cut(header: Header, rows: int) -> bool:
+    return bool(header.shape) and header.rows == rows
 
 
 def open_data(paths: Iterable[Path]) -> list[DataFile]:
@@ -162,16 +154,16 @@ def open_data(paths: Iterable[Path]) -> list[DataFile]:
         UsageError: a path is missing or no such file, or a directory has none.
         InputError: a file is unreadable or damaged.
     """
-    found = []
+    found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix in _SUFFIXES)
+            inside = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES)
             if not inside:
                 raise UsageError(f"{path}: there is no .npz or .npy file in it")
             found += inside
         elif not path.exists():
             raise UsageError(f"{path}: there is no such file or directory")
-        elif path.suffix not in _SUFFIXES:
+        elif path.suffix not in SUFFIXES:
             raise UsageError(f"{path}: data are .npz or .npy files; save them with np.savez")
         else:
             found.append(path)
@@ -179,105 +171,150 @@ def open_data(paths: Iterable[Path]) -> list[DataFile]:
 
 
 def _open(path: Path) -> DataFile:
-    with _told(path):
-        if path.suffix == ".npy":
-            with path.open("rb") as file:
-                header = _read_header(file)
-            if not header.shape:
-                raise ValueError("it holds a single number, no rows")
-            return DataFile(path, {"": header})
-        headers = {}
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.namelist():
-                with archive.open(member) as file:
-                    headers[member.removesuffix(".npy")] = _read_header(file)
-        if not headers:
-            raise ValueError("it holds no arrays")
-        return DataFile(path, headers)
+    headers = read_headers(path)
+    if not headers:
+        raise InputError(f"{path}: it is no readable .npz file (it holds no arrays)")
+    if "" in headers and not headers[""].shape:
+        raise InputError(f"{path}: it is no readable .npy file (it holds a single number, no rows)")
+    return DataFile(path, headers)
 
 
-def _read_header(file: IO[bytes]) -> _Header:
-    version = np.lib.format.read_magic(file)
-    read = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }.get(version)
-    if read is None:
-        raise ValueError(f"its version {version} is for arrays of records")
-    shape, is_fortran, dtype = read(file)
-    if dtype.hasobject or dtype.names:
-        raise ValueError(f"{dtype} is no dtype of plain arrays")
-    if any(size < 0 for size in shape):
-        raise ValueError(f"no array has the shape {list(shape)}")
-    return _Header(shape, dtype, is_fortran)
-
-
-@contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Tell what is wrong with a file by one line."""
-    try:
-        yield
-    except _UNREADABLE as error:
-        what = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        raise InputError(f"{path}: it is no readable {path.suffix} file ({what})") from None
-
-
-class Cut(NamedTuple):
-    """How files are cut into batches.
-
-    Attributes:
-        name: of the input that `.npy` files are for.
-        rows: of a batch; None as in `DataFile.batches`.
-        keep_rest: whether the last batch may have less.
-        notes: what is to be said of it, one line each.
-    """
-
-    name: str
-    rows: int | None
-    keep_rest: bool
-    notes: tuple[str, ...]
-
-
-def cut(files: Sequence[DataFile], inputs: Sequence[Input], rows: int | None) -> Cut:
-    """Return how files are cut so that a model takes them.
+class Opened:
+    """Files that fit a model, cut into batches.
 
     Args:
-        files: what `open_data` gave.
-        inputs: what the model has to be given.
-        rows: of a batch, as somebody says; None for what the graph fixes.
+        data: what was said of them.
+        files: the files.
+        model: what is run, and takes them.
+        progress: called while they are looked through.
+
+    Attributes:
+        question: what is run.
+        total: how many rows there are, a file that is one batch counted as one.
+        notes: what is to be said of how they are cut, one line each.
+
+    Raises:
+        InputError: a file is unreadable or damaged, or has NaN in it.
+        UsageError: the model takes no such values, or needs others; rows cannot be cut.
+    """
+
+    def __init__(
+        self, data: Data, files: Sequence[DataFile], model: Asked, progress: Progress
+    ) -> None:
+        self.question = data.question
+        self._files = files
+        self._only = _only(files, model)
+        fixed = {
+            name: found.shape[0]
+            for name, found in model.inputs.items()
+            if found.shape and found.shape[0] > 0
+        }
+        fixed[""] = fixed.get(self._only, 0)
+        self._rows = [None if data.whole_files else file.rows(fixed) for file in files]
+        # What the graph fixes of what is cut cannot be cut in another way.
+        sizes = {
+            fixed.get(name, 0)
+            for file, rows in zip(files, self._rows, strict=True)
+            for name, header in file.headers.items()
+            if rows is not None and _is_cut(header, rows)
+        } - {0}
+        self._is_even = bool(sizes)
+        self._size = data.rows or (sizes.pop() if len(sizes) == 1 else BATCH)
+        self.total = sum(1 if rows is None else rows for rows in self._rows)
+        self._check(model, data.question.where)
+        left = sum(rows % self._size for rows in self._rows if rows is not None and self._is_even)
+        self.notes = (
+            (f"the graph takes {self._size} rows at once; {left} are left over",) if left else ()
+        )
+        _look_through(files, progress)
+
+    def batches(self) -> Iterator[dict[str, Array]]:
+        """Yield the batches of all files, as often as one likes.
+
+        Raises:
+            InputError: a file is unreadable or damaged.
+        """
+        for file, rows in zip(self._files, self._rows, strict=True):
+            for batch in file.batches(rows, self._size, keep_rest=not self._is_even):
+                yield {name or self._only: value for name, value in batch.items()}
+
+    def _check(self, model: Asked, where: str) -> None:
+        """Refuse what the model does not take, by the headers alone."""
+        first: dict[str, Path] = {}
+        for file, rows in zip(self._files, self._rows, strict=True):
+            tensors = [self._checked(model, file, name, rows) for name in file.headers]
+            if not first:
+                given = {*tensors, *model.fed}
+                model.check_complete(model.forward(given), given, str(file.path))
+                first = dict.fromkeys(file.headers, file.path)
+            if odd := sorted(first.keys() ^ file.headers.keys()):
+                lacking, having = file.path, self._files[0].path
+                if odd[0] in file.headers:
+                    lacking, having = having, lacking
+                raise UsageError(
+                    f"{lacking}: it has no {odd[0] or self._only}, and {having} has; all files "
+                    "must have the same arrays"
+                )
+        if not self.total:
+            raise UsageError(f"{where}: it holds no data")
+        if self._is_even and all(rows is not None and rows < self._size for rows in self._rows):
+            raise UsageError(
+                f"{where}: the graph takes {self._size} rows at once, and no file has as many"
+            )
+
+    def _checked(self, model: Asked, file: DataFile, name: str, rows: int | None) -> Tensor:
+        """Return the tensor that takes an array."""
+        header, name = file.headers[name], name or self._only
+        tensor = given_tensor(model.graph, name, str(file.path), model.called)
+        shape = header.shape
+        if rows is not None and _is_cut(header, rows):
+            shape = (self._size if self._is_even else min(self._size, rows), *shape[1:])
+        check_given(model.graph, tensor, shape, header.dtype, f"{file.path}: {name}")
+        return tensor
+
+
+def _only(files: Sequence[DataFile], model: Asked) -> str:
+    """Return the name of the input that `.npy` files are for; empty where there are several.
 
     Raises:
         UsageError: an array has no name, and the model takes several.
     """
-    names = [str(found.tensor) for found in inputs]
+    names = list(model.inputs)
     unnamed = next((file for file in files if "" in file.headers), None)
     if unnamed is not None and len(names) != 1:
         raise UsageError(
             f"{unnamed.path}: it holds one array without a name, and the model takes "
             f"{', '.join(names) or 'nothing'}; save them by name in an .npz"
         )
-    # What the graph fixes cannot be cut in another way.
-    fixed = {found.shape[0] for found in inputs if found.shape and found.shape[0] > 0}
-    if rows is None and len(fixed) == 1:
-        (rows,) = fixed
-    rests = [file.rows % rows for file in files if file.rows is not None and rows and fixed]
-    notes = (
-        (f"the graph takes {rows} rows at once; {sum(rests)} are left over",) if any(rests) else ()
-    )
-    return Cut(names[0] if names else "", rows, not fixed, notes)
+    return names[0] if len(names) == 1 else ""
 
 
-def batches(
-    files: Sequence[DataFile], name: str, size: int | None, *, keep_rest: bool
-) -> Iterator[dict[str, Array]]:
-    """Yield the batches of files one after the other.
-
-    Args:
-        files: what `open_data` gave.
-        name: of the input that `.npy` files are for.
-        size: as in `DataFile.batches`.
-        keep_rest: as in `DataFile.batches`.
-    """
-    for file in files:
-        for batch in file.batches(size, keep_rest=keep_rest):
-            yield {key or name: value for key, value in batch.items()}
+def _look_through(files: Sequence[DataFile], progress: Progress) -> None:
+    """Refuse data with NaN: not after hours of running."""
+    headers = [
+        (name, header)
+        for file in files
+        for name, header in file.headers.items()
+        if header.dtype.kind in "fc"
+    ]
+    total = sum(header.rows for _, header in headers)
+    done = 0
+    for name, header in headers:
+        step = max(_BLOCK_BYTES // max(header.row_bytes, 1), 1)
+        count, first = 0, 0
+        with header.opened() as take:
+            for start in range(0, header.rows, step):
+                progress(done, total)
+                values = take(min(step, header.rows - start))
+                done += min(step, header.rows - start)
+                odd = np.isnan(values)
+                if odd.any():
+                    first = first if count else start + int(np.argwhere(odd)[0, :1].sum())
+                    count += int(np.count_nonzero(odd))
+        if count:
+            subject = f"{header.path}: {name}" if name else str(header.path)
+            size = int(np.prod(header.shape))
+            raise InputError(
+                f"{subject}: {count} of {size} values are NaN, the first of them in row {first}; "
+                "leave these rows out"
+            )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,7 @@ class Measured(Mapping[Key, Moments]):
         tensors: the tensors that each was measured in.
         batches: how many batches were run; None where nobody says it.
         notes: what else is to be known, one line each; a file does not keep them.
+        path: the file that it was read from; None where it was measured or merged.
     """
 
     def __init__(
@@ -51,11 +52,13 @@ class Measured(Mapping[Key, Moments]):
         tensors: Mapping[Key, tuple[str, ...]],
         batches: int | None,
         notes: tuple[str, ...] = (),
+        path: Path | None = None,
     ) -> None:
         self._moments = dict(moments)
         self.tensors = dict(tensors)
         self.batches = batches
         self.notes = notes
+        self.path = path
 
     def __getitem__(self, key: Key) -> Moments:
         return self._moments[key]
@@ -87,19 +90,43 @@ def merged(*parts: Measured) -> Measured:
             )
     if not parts:
         raise UsageError("merged: there are no statistics; give them as merged(a, b)")
-    return functools.reduce(_both, parts)
+    return _merged(parts)
 
 
-def _both(a: Measured, b: Measured) -> Measured:
+def merged_files(paths: Iterable[str | os.PathLike[str]]) -> Measured:
+    """Return the statistics in several files as if they were of one run; one is read at a time.
+
+    Raises:
+        UsageError: as `merged`.
+        InputError: as `read_measured`.
+    """
+    return _merged(map(read_measured, paths))
+
+
+def _merged(parts: Iterable[Measured]) -> Measured:
+    parts = iter(parts)
+    total = next(parts)
+    before = _called(total, 1)
+    for number, part in enumerate(parts, 2):
+        total = _both(total, part, before, _called(part, number))
+        before = "those before it"
+    return total
+
+
+def _called(part: Measured, number: int) -> str:
+    return f"number {number}" if part.path is None else str(part.path)
+
+
+def _both(a: Measured, b: Measured, one: str, other: str) -> Measured:
+    """Return the statistics of two runs, which errors call `one` and `other`."""
     found: dict[Key, Moments] = {}
     for key in dict.fromkeys((*a, *b)):
+        if key in a and key in b:
+            _check_alike(key, a[key], b[key], one, other)
         parts = [side[key] for side in (a, b) if key in side]
         total = Moments.of(parts[0].size, covariance=parts[0].products is not None)
         for part in parts:
-            try:
-                total.merge(part)
-            except ValueError as error:
-                raise UsageError(f"{_prefix(key)}: they cannot be merged: {error}") from None
+            total.merge(part)
         found[key] = total
     tensors = {
         key: tuple(dict.fromkeys((*a.tensors.get(key, ()), *b.tensors.get(key, ()))))
@@ -109,6 +136,21 @@ def _both(a: Measured, b: Measured) -> Measured:
     known = a.batches is not None and b.batches is not None
     batches = (a.batches or 0) + (b.batches or 0) if known else None
     return Measured(found, tensors, batches, tuple(dict.fromkeys((*a.notes, *b.notes))))
+
+
+def _check_alike(key: Key, a: Moments, b: Moments, one: str, other: str) -> None:
+    if a.size != b.size:
+        raise UsageError(
+            f"{_prefix(key)}: {one} has {a.size} units of it, and {other} has {b.size}; they are "
+            "of several models"
+        )
+    if (a.products is None) != (b.products is None):
+        lacking, having = (one, other) if a.products is None else (other, one)
+        raise UsageError(
+            f"{_prefix(key)}: {lacking}: no covariance of it, which {having} "
+            f"{'have' if having.startswith('those') else 'has'}; measure it for all of them "
+            "(--covariance GLOB), or for none"
+        )
 
 
 def statistics_of(moments: Moments) -> dict[str, Array]:
@@ -227,7 +269,7 @@ def read_measured(path: str | os.PathLike[str]) -> Measured:
             tensors[key] = said[prefix]
     batches = entries.metadata.get("batches", "")
     known = batches.isdecimal() and len(batches) <= _MAX_BATCHES_DIGITS
-    return Measured(moments, tensors, int(batches) if known else None)
+    return Measured(moments, tensors, int(batches) if known else None, path=entries.path)
 
 
 def _key(prefix: str) -> Key:

@@ -36,7 +36,12 @@ def open_keras(model: Any, inputs: Sequence[Any] | None = None) -> Checkpoint:
     # Other constants of the model look like variables in a frozen graph.
     variables = [opened[name] for name in frozen.variables if name in opened]
     checkpoint = Checkpoint(
-        variables, path=path, name=frozen.name, format=opened.format, files=opened.files
+        variables,
+        # What errors are about is the model, and not where its graph lies for now.
+        path=Path(frozen.name),
+        name=frozen.name,
+        format=opened.format,
+        files=opened.files,
     )
     weakref.finalize(checkpoint, directory.cleanup)
     return checkpoint

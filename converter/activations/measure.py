@@ -16,12 +16,13 @@ from itertools import chain
 
 import numpy as np
 
+from converter.activations.asked import Question, asked
 from converter.activations.file import Key, Measured
 from converter.activations.moments import Moments, NotFiniteError
 from converter.activations.probes import LOOKED_UP, Found, Probe, find_probes
-from converter.activations.run import Batch, Question, Run, Taken, open_inputs
+from converter.activations.run import Batch, Run, Taken
 from converter.checkpoint import Checkpoint
-from converter.errors import ConverterError, UsageError
+from converter.errors import ConverterError, InputError, UsageError
 from converter.patterns import matching
 from converter.variable import Array
 
@@ -53,7 +54,7 @@ def measure(
         question: what is run.
 
     Raises:
-        InputError: there is no graph, a variable is missing, or a file is damaged.
+        InputError: there is no graph, a variable is missing, a file is damaged, or a batch has NaN.
         UsageError: TensorFlow is not installed; an input is missing or does not fit; a glob fits
             nothing; no activation can be measured.
         RunError: the graph does not run.
@@ -111,7 +112,7 @@ def _by_name(
                 "from inputs to arrays"
             )
         if only is None:
-            inputs = [str(found.tensor) for found in open_inputs(checkpoint, question)]
+            inputs = list(asked(checkpoint, question).inputs)
             if len(inputs) != 1:
                 raise UsageError(
                     f"{question.where}: a batch is one array, and the model takes "
@@ -130,6 +131,11 @@ def _array(value: object, name: str, question: Question) -> Array:
     if found.dtype.kind == "O" and not is_text:
         raise UsageError(
             f"{question.where}: {name}: a {type(value).__name__} is no array of numbers; give one"
+        )
+    if found.dtype.kind in "fc" and (count := int(np.count_nonzero(np.isnan(found)))):
+        raise InputError(
+            f"{question.where}: {name}: {count} of {found.size} values of a batch are NaN; leave "
+            "these rows out"
         )
     return found
 

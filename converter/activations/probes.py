@@ -13,6 +13,7 @@ from converter.structure.infer import structure_of
 from converter.structure.layers.chains import CELLS, TABLES, Chain, Part, UnitAxis
 from converter.structure.layers.masks import Mask, in_loops, mask_of
 from converter.structure.layers.read import chains_of, tensor_of
+from converter.structure.layers.spans import produced_by_kernels, span_of
 from converter.structure.layers.steps import same_axis
 from converter.structure.structure import Structure
 
@@ -30,7 +31,8 @@ class Probe:
     Attributes:
         tensor: which. A node of a function's body has the names of the calls before its own, as
             `converter.structure` names it.
-        axis: of the units; negative ones are counted from the end.
+        axis: of the units; negative ones are counted from the end. Several axes may hold them
+            together, of which this is the last.
         size: how many units there are.
         mask: a bool tensor [batch] of the same frame, which says what rows count; None for all.
         keeps: the value of the mask for which a row counts.
@@ -102,6 +104,7 @@ class _Finder:
         self._loops = in_loops(self._analysis.graph)
 
     def find(self) -> Found:
+        self._produced = produced_by_kernels(self._chains)
         for chain in self._chains:
             mask = self._mask(chain)
             for node, part in chain.parts:
@@ -130,7 +133,13 @@ class _Finder:
 
     def _take(self, chain: Chain, node: Node, part: Part, mask: Mask | None) -> None:
         is_kernel = node in chain.kernels
-        if node.op in CELLS:
+        shape = self._shapes[part.variable]
+        span = span_of(self._analysis, chain, node, part, shape, self._produced)
+        if span is not None:
+            key: Key = part.variable, "consumed" if part.use == "consume" else "produced"
+            place = tensor_of(span.output), -1, span.size, mask
+            self._found.setdefault(place, {})[key] = None
+        elif node.op in CELLS:
             side: Side = "consumed" if part.use == "consume" else "produced"
             self._why.setdefault((part.variable, side), chain.why)
         elif part.use == "consume" or (is_kernel and part.use == "gain"):

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from converter.activations.asked import Question, asked
 from converter.activations.instrument import Tap, instrument
 from converter.activations.probes import Probe
 from converter.activations.reach import Reach
-from converter.activations.signature import signature_of
 from converter.checkpoint import Checkpoint
 from converter.closing import Closing
 from converter.errors import InputError, UsageError
-from converter.forward.feeds import given_values, parse_feed
-from converter.forward.find import Forward, find_forward
-from converter.forward.inputs import Input
+from converter.forward.find import Forward
 from converter.graph.node import Tensor
-from converter.graph.written import Graph, read_graph
 from converter.variable import Array, Variable
 
 if TYPE_CHECKING:
@@ -27,8 +25,6 @@ if TYPE_CHECKING:
 
 Batch = Mapping[str, Array]
 """Values of inputs by the names of placeholders."""
-
-_FEW = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,33 +49,27 @@ class Taken:
         Raises:
             InputError: the tensor has no axis of so many units.
         """
-        shape, probe = self.values.shape, self.probe
+        probe = self.probe
+        values = _flat(self.values, self.axis, probe.size)
+        shape = values.shape
         if not -len(shape) <= self.axis < len(shape) or shape[self.axis] != probe.size:
             raise InputError(
                 f"{probe.tensor}: it is {list(shape)}, and axis {self.axis} of it was to hold the "
                 f"{probe.size} units of {probe.for_[0][0]}"
             )
-        rows = np.moveaxis(self.values, self.axis, -1)
+        rows = np.moveaxis(values, self.axis, -1)
         if self.mask is not None:
             rows = rows[self.mask.reshape(-1) if self.mask.size == len(rows) else self.mask]
         return rows.reshape(-1, probe.size)
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What is run.
-
-    Attributes:
-        feeds: `NAME=VALUE`, for tensors that are fed the same in every batch.
-        fetches: up to where the graph is run; none for what looks like its outputs.
-        signature: of an exported model, whose inputs and outputs are meant; None for none.
-        where: the subject of errors about the data.
-    """
-
-    feeds: tuple[str, ...] = ()
-    fetches: tuple[str, ...] = ()
-    signature: str | None = None
-    where: str = "the data"
+def _flat(values: Array, axis: int, size: int) -> Array:
+    """Put the last axes together that hold units, where several do."""
+    shape = values.shape
+    for first in range(len(shape) - 2, 0, -1) if axis == -1 and shape[-1:] != (size,) else ():
+        if math.prod(shape[first:]) == size:
+            return values.reshape(*shape[:first], size)
+    return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,21 +115,20 @@ class Run(Closing):
     def __init__(
         self, checkpoint: Checkpoint, first: Batch, probes: Sequence[Probe], question: Question
     ) -> None:
-        from converter.session import Session, can_run, dtypes_of
+        from converter.session import Session, dtypes_of
 
-        runs = can_run()
-        graph = self._graph = _graph_of(checkpoint)
+        self._model = asked(checkpoint, question)
+        self._graph = self._model.graph
         self._where = question.where
         self._names = frozenset(first)
-        signed = signature_of(graph, question.signature)
-        self._aliases = signed.inputs if signed is not None else {}
-        self._constant = given_values(graph, dict(map(parse_feed, question.feeds)), "--feed")
-        given = self._given(first)
-        fetches = question.fetches or (signed.outputs if signed is not None else ())
-        self.forward: Forward = find_forward(
-            graph, set(checkpoint), fetches=fetches, fed=list(map(str, given)), can_run=runs
-        )
-        self._decided = _decided(self.forward, given, question.where)
+        given = self._model.given(first)
+        self.forward: Forward = self._model.forward(given)
+        self._model.check_complete(self.forward, given, question.where)
+        self._decided = {
+            found.tensor: np.asarray(found.value, found.dtype.numpy if found.dtype else None)
+            for found in self.forward.inputs
+            if found.value is not None and found.tensor not in given
+        }
         sources = self._sources(probes)
         self._queued = [source for source in sources if source.queue]
         dtypes = dtypes_of(self.forward, {**self._decided, **given})
@@ -182,14 +171,22 @@ class Run(Closing):
             UsageError: its names are others than those of the first batch; a value does not fit.
             RunError: the graph does not run with it.
         """
+        from converter.session import RunError
+
         if self._names != frozenset(batch):
             odd = sorted(self._names ^ frozenset(batch))[0]
             raise UsageError(f"{self._where}: {odd} is in some batches, and not in all")
-        values = {**self._decided, **self._given(batch)}
+        values = {**self._decided, **self._model.given(batch)}
         fetched = _of(wanted, self._fetched)
         tensors = {tensor for source in fetched for tensor in source.tensors}
         also = [tensor for tensor in self._also if tensor in tensors]
-        found = {**self._session.run(values, also, draw_again=False), **values}
+        try:
+            found = {**self._session.run(values, also, draw_again=False), **values}
+        except RunError as error:
+            raise RunError(
+                f"{error}; it was fed {self._where}: look at these, or run less of the graph "
+                "(--fetch NAME)"
+            ) from None
         taken = []
         for source in fetched:
             probe, mask = source.probe, None
@@ -218,10 +215,6 @@ class Run(Closing):
             Taken(s.probe, self._session.dequeue(s.queue, held[s.queue]), -1)
             for s in _of(wanted, self._queued)
         ]
-
-    def _given(self, batch: Batch) -> dict[Tensor, Array]:
-        named = {self._aliases.get(name, name): value for name, value in batch.items()}
-        return {**given_values(self._graph, named, self._where), **self._constant}
 
     def _sources(self, probes: Sequence[Probe]) -> list[_Source]:
         reach, instead = Reach(self._graph), self.forward.instead
@@ -262,61 +255,3 @@ def _of(wanted: Collection[Probe] | None, sources: Sequence[_Source]) -> Sequenc
         return sources
     chosen = {id(probe) for probe in wanted}
     return [source for source in sources if id(source.probe) in chosen]
-
-
-def open_inputs(checkpoint: Checkpoint, question: Question) -> list[Input]:
-    """Return the inputs that data have to give: those that nothing decides.
-
-    Raises:
-        InputError: there is no graph, or it is damaged.
-        UsageError: TensorFlow is not installed; a feed or a fetch does not fit.
-    """
-    from converter.session import can_run
-
-    runs = can_run()
-    graph = _graph_of(checkpoint)
-    fed = given_values(graph, dict(map(parse_feed, question.feeds)), "--feed")
-    signed = signature_of(graph, question.signature)
-    fetches = question.fetches or (signed.outputs if signed is not None else ())
-    forward = find_forward(
-        graph, set(checkpoint), fetches=fetches, fed=list(map(str, fed)), can_run=runs
-    )
-    return [
-        found
-        for found in forward.inputs
-        if found.tensor not in fed and found.value is None and found.kind != "default"
-    ]
-
-
-def _graph_of(checkpoint: Checkpoint) -> Graph:
-    graph = read_graph(checkpoint)
-    if graph is None:
-        raise InputError(
-            f"{checkpoint.path}: it has no graph (.meta, .pb) in which it could be run"
-        )
-    return graph
-
-
-def _decided(forward: Forward, given: Collection[Tensor], where: str) -> dict[Tensor, Array]:
-    """Return what inference wants of the inputs that nobody gives.
-
-    Raises:
-        UsageError: an input is neither given nor decided: nothing is drawn to be measured.
-    """
-    missing = [
-        found
-        for found in forward.inputs
-        if found.tensor not in given and found.value is None and found.kind != "default"
-    ]
-    if missing:
-        names = ", ".join(str(found.tensor) for found in missing[:_FEW])
-        more = f" (and {len(missing) - _FEW} more)" if len(missing) > _FEW else ""
-        raise UsageError(
-            f"{where}: it has no values for {names}{more}, which the model needs; add them to the "
-            "data, or feed them (--feed NAME=VALUE)"
-        )
-    return {
-        found.tensor: np.asarray(found.value, found.dtype.numpy if found.dtype else None)
-        for found in forward.inputs
-        if found.value is not None and found.tensor not in given
-    }

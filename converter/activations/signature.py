@@ -34,7 +34,8 @@ def signature_of(graph: Graph, name: str | None) -> Signature | None:
     if name is None:
         return next(iter(found.values())) if len(found) == 1 else None
     if name not in found:
-        near = did_you_mean(name, found) or (f"; it has {', '.join(found)}" if found else "")
+        listed = f"; it has {', '.join(found)}" if found else "; leave it out (--signature)"
+        near = did_you_mean(name, found) or listed
         raise UsageError(f"{graph.path}: it has no signature {name!r}{near}")
     return found[name]
 

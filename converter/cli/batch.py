@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli.output import json_text
-from converter.cli.question import question_of, question_options, wants_proof
+from converter.cli.question import graph_option, question_of, question_options, wants_proof
 from converter.cli.steps import (
     StrategyCommand,
     plugins_of,
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     "--prove", is_flag=True, help="Run source and output, and publish only what computes the same."
 )
 @question_options()
+@graph_option
 @click.option("-n", "--dry-run", is_flag=True, help="List what would be converted, write nothing.")
 @click.option("-f", "--force", is_flag=True, help="Replace outputs that exist.")
 @click.option("--no-verify-source", is_flag=True, help="Don't compare checksums of the sources.")
@@ -128,6 +129,7 @@ def _given_jobs(ctx: click.Context, given: dict[str, Any]) -> tuple[list[Job], S
         steps=steps,
         plugins=plugins_of(ctx),
         question=question,
+        graph_from=given["graph_from"] or (recipe.graph_from if recipe else None),
         sidecar=sidecar,
         force=given["force"],
         verify_source=not given["no_verify_source"],
@@ -169,6 +171,9 @@ def _became(outcome: Outcome) -> str:
     said = []
     if outcome.exact is not None:
         said = [f"{count(outcome.resized, 'variable')} resized", _exactness(outcome)]
+    for name, why in outcome.idle.items():
+        reason = why.removeprefix(f"{outcome.job.source}: ")
+        said.append(f"nothing to do for {name} ({reason})")
     if outcome.proof is not None:
         said.append("proven")
     return f": {', '.join(said)}" if said else ""
@@ -233,6 +238,11 @@ def _summary(outcomes: Sequence[Outcome], seconds: float) -> Iterator[str]:
             f"resized {count(len(resized), 'checkpoint')}: {exact:,} exact, "
             f"{len(resized) - exact:,} not exact"
         )
+    idle = [outcome for outcome in outcomes if outcome.idle]
+    if idle:
+        names = ", ".join(dict.fromkeys(name for outcome in idle for name in outcome.idle))
+        many = count(len(idle), "checkpoint")
+        yield f"idle    {many} with nothing to do for {names}, converted without"
     for status in ("done", "skipped", "failed"):
         some = [outcome for outcome in outcomes if outcome.status == status]
         line = f"{status.ljust(7)} {count(len(some), 'checkpoint')}"
@@ -254,6 +264,7 @@ def _as_json(outcomes: Sequence[Outcome], seconds: float) -> dict[str, object]:
                 "bytes": outcome.nbytes,
                 "counts": {name: dict(counts) for name, counts in outcome.counts.items()},
                 "found": list(outcome.found),
+                "idle": dict(outcome.idle),
                 **_widths_json(outcome),
             }
             for outcome in outcomes

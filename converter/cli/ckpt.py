@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.question import question_options, wants_proof
+from converter.cli.question import graph_option, question_options, wants_proof
 from converter.cli.steps import StrategyCommand, recipe_of, steps_of, strategies_of
 from converter.cli.text import Progress, parse_size, say
 from converter.errors import UsageError
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     "--prove", is_flag=True, help="Run source and output, and publish only what computes the same."
 )
 @question_options()
+@graph_option
 @click.option("-n", "--dry-run", is_flag=True, help="Show the plan, write nothing.")
 @click.option("-f", "--force", is_flag=True, help="Replace an output that exists.")
 @click.option("--no-verify-source", is_flag=True, help="Don't compare checksums of the source.")
@@ -131,7 +132,10 @@ def _planned(ctx: click.Context, given: dict[str, Any]) -> Plan:
         sidecar = bool(recipe and recipe.sidecar)
     if shard_size is not None:
         shard_size = parse_size(str(shard_size))
-    checkpoint = open_checkpoint(source, verify=not given["no_verify_source"])
+    graph_from = given["graph_from"] or (recipe.graph_from if recipe else None)
+    checkpoint = open_checkpoint(
+        source, verify=not given["no_verify_source"], graph_from=graph_from
+    )
     target = None
     if output:
         target = parse_target(output, name=checkpoint.name, to=to, shard_size=shard_size)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint import Checkpoint
 from converter.cli.output import json_text, print_table
 from converter.cli.text import count, say
 from converter.errors import InputError
@@ -17,17 +17,21 @@ from converter.forward.outputs import Output
 from converter.graph.written import read_graph
 
 
-def show_graph(path: str, feeds: Sequence[str], fetches: Sequence[str], *, as_json: bool) -> None:
+def show_graph(
+    checkpoint: Checkpoint, feeds: Sequence[str], fetches: Sequence[str], *, as_json: bool
+) -> None:
     """Print the forward part of the graph of a checkpoint.
 
     Raises:
         InputError: it has no graph, or that is damaged.
         UsageError: a feed or a fetch does not fit; nothing looks like an output.
     """
-    checkpoint = open_checkpoint(path)
     graph = read_graph(checkpoint)
     if graph is None:
-        raise InputError(f"{checkpoint.path}: it has no graph: no .meta lies beside it")
+        raise InputError(
+            f"{checkpoint.path}: it has no graph: no .meta lies beside it; give that of another "
+            "checkpoint (--graph-from)"
+        )
     fed = [name for name, _ in map(parse_feed, feeds)]
     forward = find_forward(graph, set(checkpoint), fetches=fetches, fed=fed)
     if as_json:

@@ -11,7 +11,7 @@ import numpy as np
 
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.cli.output import counting, json_text, print_table
-from converter.cli.question import question_of, question_options
+from converter.cli.question import graph_option, question_of, question_options
 from converter.cli.text import count, say, shape, size
 from converter.dtype import STRING, VARIANT
 from converter.errors import UsageError, did_you_mean
@@ -61,6 +61,7 @@ _COLUMNS = 6
     metavar="FILE",
     help="With --widths: what you say of axes and widths, before the graph and names.",
 )
+@graph_option
 @click.option("--no-verify-source", is_flag=True, help="Don't compare checksums of what is read.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("-v", "--verbose", is_flag=True, help="List every variable, however many.")
@@ -76,6 +77,7 @@ def command(
     test: bool,
     output: str | None,
     layout: str | None,
+    graph_from: str | None,
     no_verify_source: bool,
     as_json: bool,
     verbose: bool,
@@ -113,23 +115,25 @@ def command(
       widths     tested: {result, error, control, with, unread, invariant, but_for, together, why}
       inputs, outputs, tolerance, passed, notes
     """
+    if graph_from is not None and not (graph or widths):
+        raise UsageError("--graph-from is about the graph; add --graph or --widths")
     _check(given, graph=graph, widths=widths, test=test, output=output, layout=layout)
+    if norms:
+        _show_norms(path, verify=not no_verify_source, as_json=as_json)
+        return
+    checkpoint = open_checkpoint(path, verify=not no_verify_source, graph_from=graph_from)
     if widths:
         from converter.cli.widths import show_widths
 
         question = question_of(given) if test else None
-        if not show_widths(path, output, layout, question, as_json=as_json, verbose=verbose):
+        if not show_widths(checkpoint, output, layout, question, as_json=as_json, verbose=verbose):
             ctx.exit(1)
         return
     if graph:
         from converter.cli.graph import show_graph
 
-        show_graph(path, given["feeds"], given["fetches"], as_json=as_json)
+        show_graph(checkpoint, given["feeds"], given["fetches"], as_json=as_json)
         return
-    if norms:
-        _show_norms(path, verify=not no_verify_source, as_json=as_json)
-        return
-    checkpoint = open_checkpoint(path, verify=not no_verify_source)
     _show_checkpoint(checkpoint, names, as_json=as_json, verbose=verbose)
     # Last, so that what is there can be seen even where some of it is missing.
     checkpoint.check(names or checkpoint)

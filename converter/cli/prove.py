@@ -10,7 +10,7 @@ import click
 
 from converter.checkpoint import open_checkpoint
 from converter.cli.output import json_text, print_table
-from converter.cli.question import question_of, question_options
+from converter.cli.question import graph_option, question_of, question_options
 from converter.cli.text import say, shape
 from converter.proof import prove, prove_plan
 from converter.proof_report import input_entries, judged_json, proof_json, refuse, verdict
@@ -32,16 +32,25 @@ _KINDS = {"blind": "cut blindly", "random": "random units"}
 @click.argument("a")
 @click.argument("b")
 @question_options()
+@graph_option
 @click.option("--no-verify-source", is_flag=True, help="Don't compare checksums of what is read.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def command(
-    ctx: click.Context, /, a: str, b: str, no_verify_source: bool, as_json: bool, **given: Any
+    ctx: click.Context,
+    /,
+    a: str,
+    b: str,
+    graph_from: str | None,
+    no_verify_source: bool,
+    as_json: bool,
+    **given: Any,
 ) -> None:
     """Run two checkpoints on the same inputs, and compare what comes out.
 
     Each runs in its own graph, the .meta beside it or the frozen graph that it is; one without a
-    graph runs in the other's. This needs TensorFlow: pip install 'ckpt-converter[tensorflow]'.
+    graph runs in the other's, or both in that of --graph-from. This needs TensorFlow:
+    pip install 'ckpt-converter[tensorflow]'.
     `convert inspect --graph` shows inputs and outputs, and what --feed and --fetch may decide.
 
     \b
@@ -70,7 +79,8 @@ def command(
     """
     question = question_of(given)
     verify = not no_verify_source
-    first, second = open_checkpoint(a, verify=verify), open_checkpoint(b, verify=verify)
+    first = open_checkpoint(a, verify=verify, graph_from=graph_from)
+    second = open_checkpoint(b, verify=verify)
     proof = prove(first, second, question)
     if as_json:
         paths = {

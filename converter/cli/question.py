@@ -20,6 +20,13 @@ _TOLERANCE = "The difference that passes, as a part of the scale. [default: 1e-0
 
 Command = Callable[..., None]
 
+graph_option = click.option(
+    "--graph-from",
+    metavar="PATH",
+    help="The checkpoint of the same model, or its .meta, whose graph one without a graph has.",
+)
+"""Adds the option that says where the graph of a checkpoint is that has none."""
+
 
 def question_options(
     *, inputs: str = _INPUTS, feed: str = _FEED, fetch: str = _FETCH, tolerance: str = _TOLERANCE

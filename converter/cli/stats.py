@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,21 +12,22 @@ import numpy as np
 
 from converter.checkpoint import open_checkpoint
 from converter.cli.output import json_text, print_table
+from converter.cli.question import graph_option
 from converter.cli.text import Progress, count, say, size
 from converter.errors import UsageError
 
 if TYPE_CHECKING:
-    from converter.activations.data import DataFile
+    from converter.activations.data import Opened
     from converter.activations.file import Key, Measured
     from converter.activations.moments import Moments
     from converter.activations.run import Batch
-    from converter.forward.inputs import Input
 
 
 @click.command()
 @click.argument("paths", nargs=-1)
 @click.option("--data", metavar="PATH", multiple=True, help="An .npz, .npy, or directory of them.")
 @click.option("--batch-size", metavar="N", type=click.IntRange(1), help="Rows that run at once.")
+@click.option("--whole-files", is_flag=True, help="Each file is one batch, whatever its rows.")
 @click.option("--variable", "variables", metavar="GLOB", multiple=True, help="Measure only these.")
 @click.option("--covariance", metavar="GLOB", multiple=True, help="Measure their covariance, too.")
 @click.option(
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     help="Run up to this tensor, rather than to what looks like outputs.",
 )
 @click.option("--signature", metavar="NAME", help="The signature of an exported model to run.")
+@graph_option
 @click.option("--merge", is_flag=True, help="Merge files of statistics, which PATHS are then.")
 @click.option("-o", "--output", metavar="FILE", help="Write them to NAME.safetensors.")
 @click.option("-f", "--force", is_flag=True, help="Replace an output that exists.")
@@ -100,7 +102,7 @@ def command(
 
 
 def _merge(paths: Sequence[str], given: dict[str, Any]) -> Measured:
-    from converter.activations.file import merged, read_measured
+    from converter.activations.file import merged_files
 
     for key, value in given.items():
         if value:
@@ -108,57 +110,54 @@ def _merge(paths: Sequence[str], given: dict[str, Any]) -> Measured:
             raise UsageError(f"--merge runs nothing, so --{name.replace('_', '-')} means nothing")
     if len(paths) < 2:
         raise UsageError("--merge takes two files of statistics, or more")
-    return functools.reduce(merged, map(read_measured, paths))
+    return merged_files(paths)
 
 
 def _measure(paths: Sequence[str], given: dict[str, Any]) -> Measured:
-    from converter.activations.data import open_data
+    from converter.activations.asked import Question
+    from converter.activations.data import Data
     from converter.activations.measure import measure
-    from converter.activations.run import Question, open_inputs
 
     if len(paths) > 1:
         raise UsageError(f"one model is run, and {len(paths)} are given; --merge merges files")
     if not given["data"]:
         raise UsageError("there is no data to run it on; give some (--data x.npz)")
-    checkpoint = open_checkpoint(paths[0] if paths else ".", verify=not given["no_verify_source"])
+    checkpoint = open_checkpoint(
+        paths[0] if paths else ".",
+        verify=not given["no_verify_source"],
+        graph_from=given["graph_from"],
+    )
     question = Question(
         tuple(given["feeds"]), tuple(given["fetches"]), given["signature"], ", ".join(given["data"])
     )
-    files = open_data(map(Path, given["data"]))
-    inputs = open_inputs(checkpoint, question)
-    batches, notes = _batches(files, inputs, given["batch_size"])
+    data = Data(
+        tuple(map(Path, given["data"])), given["batch_size"], given["whole_files"], question
+    )
+    with contextlib.closing(Progress("looked through", _rows)) as progress:
+        opened = data.open(checkpoint, progress)
     measured = measure(
         checkpoint,
-        batches,
+        _told(opened),
         variables=given["variables"],
         covariance=given["covariance"],
         question=question,
     )
-    measured.notes += notes
+    measured.notes += opened.notes
     return measured
 
 
-def _batches(
-    files: Sequence[DataFile], inputs: Sequence[Input], rows: int | None
-) -> tuple[Iterator[Batch], tuple[str, ...]]:
-    """Return the batches of files, and what is to be said of how they are cut."""
-    from converter.activations.data import batches, cut
+def _told(data: Opened) -> Iterator[Batch]:
+    """Yield the batches of data, and show how many rows are done."""
+    done = 0
+    with contextlib.closing(Progress("measured", _rows)) as progress:
+        for batch in data.batches():
+            progress(done, data.total)
+            yield batch
+            done += max((len(value) for value in batch.values() if value.shape), default=1)
 
-    found = cut(files, inputs, rows)
-    total = sum(1 if file.rows is None else file.rows for file in files)
-    progress = Progress("measured", lambda number: f"{number:,.0f} rows")
 
-    def run() -> Iterator[Batch]:
-        done = 0
-        try:
-            for batch in batches(files, found.name, found.rows, keep_rest=found.keep_rest):
-                progress(done, total)
-                yield batch
-                done += max((len(value) for value in batch.values() if value.shape), default=1)
-        finally:
-            progress.close()
-
-    return run(), found.notes
+def _rows(number: float) -> str:
+    return f"{number:,.0f} rows"
 
 
 def _show(measured: Measured) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,7 +177,15 @@ def steps_of(ctx: click.Context, recipe: Recipe | None) -> tuple[Step, ...]:
             raise UsageError(f"{flag.option.flag} is an option of {owners}; add --plugin {name}")
         for taker in takers:
             chosen.setdefault(taker, {})[flag.option.name] = flag.option.parse(given)
-    return merge(given_steps, list(chosen.items()))
+    replaced = {name: _replaced(registry, name, given) for name, given in chosen.items()}
+    return merge(given_steps, list(chosen.items()), replaced)
+
+
+def _replaced(registry: Registry, name: str, given: Mapping[str, object]) -> set[str]:
+    """Return the options of a strategy that cannot be meant beside those that are given."""
+    known = options(registry.get(name))
+    pairs = [(option.name, other) for option in known for other in option.instead_of]
+    return {b for a, b in pairs if a in given} | {a for a, b in pairs if b in given}
 
 
 def plugins_of(ctx: click.Context) -> tuple[str, ...]:

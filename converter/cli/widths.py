@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.checkpoint import Checkpoint
 from converter.cli.output import json_text, print_table
 from converter.cli.permutation import show_test, show_trial, test_json, trial_json
 from converter.cli.text import Progress, count, say
@@ -25,7 +25,7 @@ _FEW = 60
 
 
 def show_widths(
-    path: str,
+    checkpoint: Checkpoint,
     output: str | None,
     layout: str | None,
     question: Question | None,
@@ -36,7 +36,7 @@ def show_widths(
     """Print the widths of a checkpoint, or write them as a layout file.
 
     Args:
-        path: the checkpoint.
+        checkpoint: the checkpoint.
         output: the layout file to write.
         layout: a layout file to read, which goes before the graph and names.
         question: on what they are tested; None not to test them.
@@ -53,7 +53,6 @@ def show_widths(
             TensorFlow is not installed, or an input does not fit.
         RunError: the graph does not run.
     """
-    checkpoint = open_checkpoint(path)
     structure = structure_of(checkpoint, read_layout(Path(layout)) if layout is not None else None)
     test = None if question is None else _test(checkpoint, structure, question)
     names = _told(checkpoint)

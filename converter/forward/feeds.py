@@ -9,14 +9,16 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from converter.dtype import STRING, DType
+from converter.dtype import BY_NUMPY, STRING, DType
 from converter.errors import InputError, UsageError, did_you_mean
 from converter.forward.find import Forward
 from converter.forward.inputs import Input
-from converter.graph.node import Tensor
+from converter.graph.node import Node, Tensor, text_of
+from converter.graph.ops import CALLS, RESTORES, SAVES
 from converter.graph.written import Graph
 from converter.variable import Array
 
@@ -25,6 +27,8 @@ SIZES = (_BATCH, 32, 64, 224, 1)
 """What is tried for sizes that a graph leaves open, until it runs."""
 
 _MAX_DRAWN = 1 << 26
+_MAX_LISTED = 8
+_MAX_FOLLOWED = 10_000
 
 
 @dataclass(frozen=True)
@@ -88,43 +92,97 @@ def parse_feed(text: str) -> tuple[str, Array]:
     return name.removesuffix(":0"), array
 
 
-def given_values(graph: Graph, given: Mapping[str, Array], where: str) -> dict[Tensor, Array]:
+def given_values(
+    graph: Graph, given: Mapping[str, Array], where: str, called: Mapping[str, str] | None = None
+) -> dict[Tensor, Array]:
     """Return what a user gives, by tensor, in the dtype that the graph has.
 
     Args:
         graph: the graph.
         given: values by the names of tensors.
         where: the subject of errors: a file, or `--feed`.
+        called: tensors by names that they are given under instead, those of a signature.
 
     Raises:
         UsageError: a tensor does not exist, or has another dtype or shape.
     """
     values = {}
     for name, value in given.items():
-        try:
-            source = graph.expect(name)
-        except UsageError:
-            near = did_you_mean(name, _inputs(graph)) or _listed(graph)
-            raise UsageError(f"{where}: {name}: the graph has no such tensor{near}") from None
-        values[source] = _fitting(graph, source, value, where)
+        source = given_tensor(graph, name, where, called)
+        check_given(graph, source, value.shape, value.dtype, f"{where}: {name}")
+        values[source] = _cast(graph, source, value, f"{where}: {name}")
     return values
 
 
+def given_tensor(
+    graph: Graph, name: str, where: str, called: Mapping[str, str] | None = None
+) -> Tensor:
+    """Return the tensor that a user gives a value for. Arguments are those of `given_values`.
+
+    Raises:
+        UsageError: there is none.
+    """
+    called = called or {}
+    try:
+        return graph.expect(called.get(name, name))
+    except UsageError:
+        names = list(called) or _inputs(graph)
+        listed = f"; its inputs are {', '.join(names[:_MAX_LISTED])}" if names else ""
+        near = did_you_mean(name, names) or listed
+        raise UsageError(f"{where}: {name}: the graph has no such tensor{near}") from None
+
+
+def check_given(
+    graph: Graph, source: Tensor, shape: Sequence[int], dtype: np.dtype[Any], where: str
+) -> None:
+    """Raise UsageError where a tensor takes no values of a shape and a dtype."""
+    wanted = graph.shape(source)
+    if wanted is not None and not _fits(shape, wanted):
+        raise UsageError(f"{where}: {list(shape)} is given, and the graph takes {_sizes(wanted)}")
+    known = graph.dtype(source)
+    if known is None or known.numpy is None or known is STRING:
+        return
+    kinds = "biufc" if known.name.startswith("complex") else "biuf"
+    # What numpy does not know itself, such as bfloat16, is of the kind V.
+    if not (dtype.kind in kinds or (dtype.kind == "V" and dtype in BY_NUMPY)):
+        raise _other_dtype(where, dtype, known)
+
+
+def _other_dtype(where: str, dtype: np.dtype[Any], known: DType) -> UsageError:
+    return UsageError(
+        f"{where}: {dtype} values are given that are not {known}, which the graph takes"
+    )
+
+
 def _inputs(graph: Graph) -> list[str]:
-    return [node.name for node in graph.nodes.values() if node.op.startswith("Placeholder")]
+    """Return the placeholders that something takes, without those of the names of files to save."""
+    found = [node for node in graph.nodes.values() if node.op.startswith("Placeholder")]
+    taken = [node for node in found if node.name in graph.consumers]
+    return [node.name for node in taken if not _is_of_saver(graph, node)]
 
 
-def _listed(graph: Graph) -> str:
-    names = _inputs(graph)
-    return f"; its inputs are {', '.join(names[:8])}" if names else ""
+def _is_of_saver(graph: Graph, node: Node) -> bool:
+    if graph.dtype(Tensor(node.name)) is not STRING:
+        return False
+    waiting, seen = [node], {node.name}
+    while waiting and len(seen) < _MAX_FOLLOWED:
+        now = waiting.pop()
+        for user in graph.consumers.get(now.name, ()):
+            if user.op in SAVES | RESTORES or _calls_saver(graph, user):
+                return True
+            if user.name not in seen:
+                seen.add(user.name)
+                waiting.append(user)
+    return False
 
 
-def _fitting(graph: Graph, source: Tensor, value: Array, where: str) -> Array:
-    shape = graph.shape(source)
-    if shape is not None and not _fits(value.shape, shape):
-        raise UsageError(
-            f"{where}: {source}: {list(value.shape)} is given, and the graph takes {_sizes(shape)}"
-        )
+def _calls_saver(graph: Graph, call: Node) -> bool:
+    said = call.attributes.get("f") if call.op in CALLS else None
+    body = graph.functions.get(text_of(said.func.name)) if said is not None else None
+    return body is not None and any(text_of(n.op) in SAVES | RESTORES for n in body.node_def)
+
+
+def _cast(graph: Graph, source: Tensor, value: Array, where: str) -> Array:
     dtype = graph.dtype(source)
     if dtype is None or dtype.numpy is None:
         return value
@@ -133,14 +191,11 @@ def _fitting(graph: Graph, source: Tensor, value: Array, where: str) -> Array:
         strings = np.empty(value.shape, object)
         strings.reshape(-1)[:] = texts
         return strings
-    cast: Array = value.astype(dtype.numpy)
-    is_number = value.dtype.kind in "biufc" or dtype.is_float
-    whole = dtype.is_float or dtype.name.startswith("complex") or bool((cast == value).all())
-    if not is_number or not whole:
-        raise UsageError(
-            f"{where}: {source}: {value.dtype} values are given that are not {dtype}, "
-            "which the graph takes"
-        )
+    with np.errstate(invalid="ignore"):
+        # What has no such value, as infinity has no integer, is found right behind.
+        cast: Array = value.astype(dtype.numpy)
+    if not (dtype.is_float or dtype.name.startswith("complex") or bool((cast == value).all())):
+        raise _other_dtype(where, value.dtype, dtype)
     return cast
 
 

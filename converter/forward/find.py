@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 
 from converter.dtype import STRING
 from converter.errors import UsageError
@@ -12,7 +13,8 @@ from converter.forward.dropout import Dropout, find_dropouts
 from converter.forward.inputs import UNTOLD, Input, describe_all, probability_root
 from converter.forward.outputs import Output, find_outputs, sources_of
 from converter.forward.variables import Held, initial_values, variables_of
-from converter.graph.node import Node, Tensor
+from converter.graph.functions import called_nodes
+from converter.graph.node import Node, Tensor, encoded
 from converter.graph.ops import BATCH_NORMS, EXITS, FILLS, MERGES, RANDOM, SWITCHES, TABLES
 from converter.graph.written import Graph
 
@@ -93,6 +95,8 @@ class _Finder:
         self.dropouts = list(find_dropouts(graph))
         self.sources = describe_all(graph, sources_of(graph), self.dropouts)
         self._can_run = can_run
+        self._functions = {encoded(name): body for name, body in graph.functions.items()}
+        self._known: dict[str, Node | None] = {}
         untold = [found for found in self.sources.values() if found.why == UNTOLD]
         for found in untold if len(untold) <= _MAX_FLAGS else ():
             self.sources[found.tensor] = self._told(found)
@@ -201,11 +205,20 @@ class _Finder:
         return False
 
     def _unknown(self, source: Tensor) -> Node | None:
+        """Return a node that a tensor needs, in functions too, whose op cannot be run."""
         if self._can_run is None:
             return None
         nodes = (self.graph.nodes[name] for name in sorted(self._needed([source])))
-        own = self.graph.functions
-        return next((n for n in nodes if n.op not in own and not self._can_run(n.op)), None)
+        return next((unknown for n in nodes if (unknown := self._unknown_in(n)) is not None), None)
+
+    def _unknown_in(self, node: Node) -> Node | None:
+        if node.name not in self._known:
+            nodes = chain((node,), called_nodes(node, self._functions))
+            self._known[node.name] = next((n for n in nodes if not self._runs(n.op)), None)
+        return self._known[node.name]
+
+    def _runs(self, op: str) -> bool:
+        return self._can_run is None or op in self.graph.functions or self._can_run(op)
 
     def _bypassed(self) -> list[Dropout]:
         """Return the dropouts that nothing turns off but to leave them out."""

@@ -73,6 +73,24 @@ def inline(definition: Any, subject: str) -> list[Node]:
     return _without_returns(found)
 
 
+def called_nodes(node: Node, functions: Mapping[bytes, Any]) -> Iterator[Node]:
+    """Yield the nodes of all functions that a node calls, and that these call, each once.
+
+    Args:
+        node: the node.
+        functions: those of the graph, by name.
+    """
+    waiting, seen = [node], set()
+    while waiting:
+        for body in _bodies(waiting.pop(), functions):
+            if body.signature.name in seen:
+                continue
+            seen.add(body.signature.name)
+            for message in body.node_def:
+                waiting.append(read_node(message))
+                yield waiting[-1]
+
+
 def _without_returns(nodes: list[Node]) -> list[Node]:
     """Take what calls return from where it comes, and leave out the calls that are taken from."""
     returns = {node.name: node.sources for node in nodes if node.op == "_Return"}

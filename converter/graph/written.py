@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 from converter.dtype import BOOL, INT32, DType
 from converter.errors import InputError, UsageError, did_you_mean
 from converter.graph.constants import read_array, read_shape
-from converter.graph.definition import Definition, definition_of, is_frozen, read_definition
+from converter.graph.definition import (
+    Definition,
+    definition_of,
+    graph_file,
+    is_frozen,
+    names_by_key,
+    read_definition,
+)
 from converter.graph.node import Node, Shape, Tensor, dtype_of, read_node, tensor, text_of
 from converter.graph.ops import (
     BOOLS,
@@ -19,6 +26,7 @@ from converter.graph.ops import (
     PASSING,
     PLACEHOLDERS,
     VARIABLES,
+    WHILES,
     is_effect,
 )
 from converter.variable import Array
@@ -155,7 +163,7 @@ class Graph:
         if node.op in _DTYPE_OF:
             default = {"ArgMax": 9, "ArgMin": 9, "Shape": 3, "Size": 3}.get(node.op, 0)
             return node.dtype(_DTYPE_OF[node.op]) or dtype_of(default)
-        return node.dtype("dtype") or node.dtype("T")
+        return node.dtype("dtype") or node.dtype("T") or _called_dtype(node, source.port)
 
     def constant(self, source: Tensor) -> Array | None:
         """Return the value of a constant of moderate size, or None for everything else."""
@@ -228,20 +236,21 @@ def read_graph(checkpoint: Checkpoint) -> Graph | None:
         InputError: the file is damaged.
     """
     definition = read_definition(checkpoint)
-    return None if definition is None else Graph(definition, _names(checkpoint))
+    return None if definition is None else Graph(definition, names_by_key(checkpoint))
 
 
 def graph_of(checkpoint: Checkpoint, meta: bytes) -> Graph:
     """Return a graph that was rewritten for a checkpoint: the bytes of a MetaGraphDef."""
-    path = checkpoint.meta or checkpoint.path
+    path = graph_file(checkpoint) or checkpoint.path
     definition = definition_of(path, meta, "what was rewritten of it")
     if is_frozen(checkpoint):
         definition = definition._replace(meta=None)
-    return Graph(definition, _names(checkpoint))
+    return Graph(definition, names_by_key(checkpoint))
 
 
-def _names(checkpoint: Checkpoint) -> dict[str, str]:
-    return {key: name for name, keys in checkpoint.stored_keys.items() for key in keys}
+def _called_dtype(node: Node, port: int) -> DType | None:
+    """Return the dtype of an output of what calls functions, or passes several tensors on."""
+    return node.dtype("T" if node.op in WHILES | {"IdentityN"} else "Tout", port)
 
 
 def _sizes(shape: Shape | None) -> tuple[int, ...] | None:

@@ -16,7 +16,7 @@ from converter.allocation import without_collections
 from converter.checkpoint import Checkpoint
 from converter.errors import InputError, PlanError, UsageError, did_you_mean, printable
 from converter.formats.messages import message
-from converter.graph.definition import Definition, read_definition
+from converter.graph.definition import Definition, names_by_key, read_definition
 from converter.graph.node import Node, tensor, text_of
 from converter.graph.ops import RESTORES, SAVES, UNSLICED
 from converter.graph.ordered import OrderedGraph
@@ -117,7 +117,7 @@ class _Rewriter:
         self._sizes = Sizes(structure.sizes, {**structure.sizes, **sizes}, self._found.parts)
         self._bound: dict[Node, Binding] = bind(self._graph, source)
         self._slices = Slices(self._bound, structure.axes, self._found, self._sizes)
-        self._names = {key: name for name, keys in source.stored_keys.items() for key in keys}
+        self._names = names_by_key(source)
         self._calls: dict[tuple[str, str], list[str]] = {}
         for node in self._graph.nodes:
             if node.origin is not None:
@@ -174,6 +174,7 @@ class _Rewriter:
             path=self._source.path,
             format=self._source.format,
             stored_keys=self._source.stored_keys,
+            graph_from=self._source.graph_from,
         )
 
     def _rescale(self) -> None:

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from converter.activations.data import Opened
 from converter.activations.file import Key, Measured
 from converter.activations.moments import Moments
 from converter.activations.probes import Probe, find_probes
@@ -17,7 +18,7 @@ from converter.errors import PlanError, UsageError
 from converter.patterns import matching
 from converter.scaling.multiply import Factor, times
 from converter.scaling.outputs import of_output
-from converter.scaling.running import Data, Running
+from converter.scaling.running import Running
 from converter.scaling.search import PROMISED, Search
 from converter.structure.layers import Layer, layers
 from converter.structure.structure import Structure
@@ -186,7 +187,7 @@ def measured_in(measured: Measured, chosen: Chosen, subject: str) -> Moments:
 
 
 def measured_once(
-    checkpoint: Checkpoint, data: Data, chosen: Sequence[Chosen]
+    checkpoint: Checkpoint, data: Opened, chosen: Sequence[Chosen]
 ) -> tuple[list[Moments], tuple[str, ...]]:
     """Run the model once on all data.
 
@@ -267,7 +268,7 @@ class Sequential:
             checkpoint, structure, chosen, lambda index: self.searches[index].factors
         )
 
-    def find(self, data: Data) -> tuple[str, ...]:
+    def find(self, data: Opened) -> tuple[str, ...]:
         """Run the model until all layers are there, or are known not to get there.
 
         Returns:

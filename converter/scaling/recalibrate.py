@@ -8,14 +8,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from converter.activations.data import Data
 from converter.activations.moments import Moments
 from converter.activations.probes import Probe, find_probes
 from converter.checkpoint import Checkpoint
-from converter.errors import ConverterError, PlanError
+from converter.errors import ConverterError, NothingToDoError, PlanError
 from converter.patterns import matching
 from converter.rounding import round_to
 from converter.scaling.activation import Left
-from converter.scaling.running import Data, Named, Running
+from converter.scaling.running import Named, Running
 from converter.structure.infer import structure_of
 from converter.structure.layers import Layer, layers
 from converter.variable import Array, Region, Variable
@@ -78,9 +79,8 @@ class Recalibrated:
     def __init__(self, checkpoint: Checkpoint, data: Data, only: Sequence[str]) -> None:
         self._named = Named(checkpoint)
         self._checkpoint = self._named.checkpoint
-        self._data = data
         self._norms, self._left = _choose(self._checkpoint, only)
-        data.check()
+        self._data = data.open(self._checkpoint)
 
     def variables(self) -> Iterator[Variable]:
         """Give all variables, under the names that they have now."""
@@ -200,7 +200,7 @@ def _choose(checkpoint: Checkpoint, only: Sequence[str]) -> tuple[list[_Stored],
         if layer.normalisation is not None and layer.normalisation.over == "batch"
     ]
     if not norms:
-        raise PlanError(f"{checkpoint.path}: it has no batch normalisation")
+        raise NothingToDoError(f"{checkpoint.path}: it has no batch normalisation")
     names = {index: _names(layer) for index, layer in norms}
     meant = set(names)
     if only:
@@ -222,7 +222,8 @@ def _choose(checkpoint: Checkpoint, only: Sequence[str]) -> tuple[list[_Stored],
             left.append(one)
     if left and (only or not found):
         more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
-        raise PlanError(f"{left[0].name}{more}: it cannot be recalibrated: {left[0].reason}")
+        kind = PlanError if only else NothingToDoError
+        raise kind(f"{left[0].name}{more}: it cannot be recalibrated: {left[0].reason}")
     return list(found.values()), left
 
 

@@ -6,50 +6,18 @@ graph, and what comes of it is called as they left it.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 
-from converter.activations.data import batches, cut, open_data
+from converter.activations.data import Opened
 from converter.activations.measure import Pool, gather
 from converter.activations.moments import Moments
 from converter.activations.probes import Probe
-from converter.activations.run import Batch, Question, Run, open_inputs
+from converter.activations.run import Run
 from converter.checkpoint import Checkpoint
 from converter.closing import Closing
-from converter.errors import PlanError, UsageError
+from converter.errors import PlanError
 from converter.structure.called import called_in_graph, opened
 from converter.variable import Variable
-
-
-@dataclass(frozen=True)
-class Data:
-    """What a model is run on.
-
-    Attributes:
-        paths: files or directories of them.
-        rows: of a batch; None for what the graph fixes.
-        question: what is run.
-    """
-
-    paths: tuple[Path, ...]
-    rows: int | None = None
-    question: Question = field(default_factory=Question)
-
-    def check(self) -> None:
-        """Refuse what can be refused without running anything.
-
-        Raises:
-            UsageError: a path is missing or no such file, or TensorFlow is not installed.
-            InputError: a file is unreadable or damaged.
-        """
-        open_data(self.paths)
-        if importlib.util.find_spec("tensorflow") is None:
-            raise UsageError(
-                "running a graph needs TensorFlow, which is not installed; pip install "
-                "'ckpt-converter[tensorflow]'"
-            )
 
 
 class Named(Mapping[str, Variable]):
@@ -130,22 +98,19 @@ class Running(Closing):
 
     Raises:
         InputError: a variable is missing, or a file is damaged.
-        UsageError: TensorFlow is not installed; an input is missing or does not fit; no data.
+        UsageError: TensorFlow is not installed; an input is missing or does not fit.
     """
 
-    def __init__(self, checkpoint: Checkpoint, data: Data, probes: Sequence[Probe]) -> None:
-        self._files = open_data(data.paths)
-        self._cut = cut(self._files, open_inputs(checkpoint, data.question), data.rows)
-        first = next(self._batches(), None)
-        if first is None:
-            raise UsageError(f"{data.question.where}: it holds no data")
+    def __init__(self, checkpoint: Checkpoint, data: Opened, probes: Sequence[Probe]) -> None:
+        self._data = data
+        first = next(data.batches())
         self._run = Run(checkpoint, first, probes, data.question)
         self.passes = 0
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What is to be said of the data and of what is run, one line each."""
-        return (*self._cut.notes, *self._run.forward.notes)
+        return (*self._data.notes, *self._run.forward.notes)
 
     def close(self) -> None:
         """Free what it holds."""
@@ -167,10 +132,6 @@ class Running(Closing):
         pools = [
             Pool(probes[0].for_, Moments.of(probes[0].size), list(probes)) for probes in groups
         ]
-        gather(self._run, pools, self._batches())
+        gather(self._run, pools, self._data.batches())
         self.passes += 1
         return [pool.moments for pool in pools]
-
-    def _batches(self) -> Iterator[Batch]:
-        found = self._cut
-        return batches(self._files, found.name, found.rows, keep_rest=found.keep_rest)

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from converter.activations.data import Data, Opened
 from converter.activations.file import Measured, read_measured
 from converter.activations.moments import Moments
 from converter.checkpoint import Checkpoint
@@ -31,7 +32,7 @@ from converter.scaling.equal import Equalised, Normed
 from converter.scaling.multiply import multiply
 from converter.scaling.normed import normed
 from converter.scaling.outputs import bending
-from converter.scaling.running import Data, Named
+from converter.scaling.running import Named
 from converter.scaling.widths import refusal
 from converter.structure.infer import structure_of
 from converter.structure.structure import Structure
@@ -93,7 +94,6 @@ class Targeted:
         self._structure = structure_of(self._checkpoint)
         self._wanted = wanted
         self._method = method
-        self._source = source
         chosen, left = choose(self._checkpoint, self._structure, wanted.only)
         self._widths: dict[str, list[int]] = {}
         if method == "paired":
@@ -104,11 +104,10 @@ class Targeted:
                     self._widths.setdefault(width, []).append(index)
         self._chosen = chosen
         self._left = left
-        if isinstance(source, Data):
-            source.check()
-        else:
+        self._source = source.open(self._checkpoint) if isinstance(source, Data) else source
+        if isinstance(self._source, Path):
             # What is known already is told, and refused, with the plan.
-            self._moments(source)
+            self._moments(self._source)
 
     def variables(self) -> Iterator[Variable]:
         """Give all variables, under the names that they have now."""
@@ -173,7 +172,7 @@ class Targeted:
 
     @cached_property
     def _found(self) -> _Found:
-        if self._method == "sequential" and isinstance(self._source, Data):
+        if self._method == "sequential" and isinstance(self._source, Opened):
             search = Sequential(self._checkpoint, self._structure, self._chosen, self._wanted)
             notes = search.find(self._source)
             pairs = zip(self._chosen, search.searches, strict=True)
@@ -194,8 +193,8 @@ class Targeted:
             notes,
         )
 
-    def _moments(self, source: Data | Path) -> tuple[list[Moments], tuple[str, ...]]:
-        if isinstance(source, Data):
+    def _moments(self, source: Opened | Path) -> tuple[list[Moments], tuple[str, ...]]:
+        if isinstance(source, Opened):
             return measured_once(self._checkpoint, source, self._chosen)
         measured: Measured = self._checkpoint.once(
             (Measured, source), lambda: read_measured(source)

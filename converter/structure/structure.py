@@ -100,7 +100,7 @@ class Structure:
         if self.findings is None or self.write is None:
             raise InputError(
                 "there is no graph whose tensors could be told; put the .meta file that was saved "
-                "with the checkpoint beside it"
+                "with the checkpoint beside it, or give that of another one (--graph-from)"
             )
         return OfGraph(self.findings, self.write)
 

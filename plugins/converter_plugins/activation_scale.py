@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from converter import Strategy, UsageError, hookimpl, option
+from converter.measuring import Measuring
 
 if TYPE_CHECKING:
     from converter import Checkpoint, Variable
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ActivationScale(Strategy):
+class ActivationScale(Measuring):
     """Scale layers so that what they give on data has the same mean magnitude, or deviation.
 
     A layer's kernels and biases, or the gains and offsets of its normalisation, are multiplied, so
@@ -34,11 +35,11 @@ class ActivationScale(Strategy):
     """
 
     name: ClassVar[str] = "activation-scale"
-    data: tuple[Path, ...] = option(
-        (), help="run the model on an .npz, .npy, or directory of them", metavar="PATH"
-    )
     statistics: Path | None = option(
-        None, help="take what convert stats has measured, and run nothing", metavar="FILE"
+        None,
+        help="take what convert stats has measured, and run nothing",
+        metavar="FILE",
+        instead_of=("data",),
     )
     target: float = option(1.0, help="what each layer is to give")
     of: Literal["mean-abs", "std"] = option("mean-abs", help="of what")
@@ -54,14 +55,6 @@ class ActivationScale(Strategy):
         help="only the layers of these variables; one that cannot be scaled is refused",
         metavar="GLOB",
     )
-    batch_size: int | None = option(None, help="rows that run at once", metavar="N")
-    feed: tuple[str, ...] = option(
-        (), help="feed a tensor the same in every batch", metavar="NAME=VALUE"
-    )
-    fetch: tuple[str, ...] = option((), help="run up to this tensor", metavar="NAME")
-    signature: str | None = option(
-        None, help="the signature of an exported model to run", metavar="NAME"
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,13 +66,11 @@ class ActivationScale(Strategy):
         if self.statistics is not None and self.method == "sequential":
             raise UsageError(
                 "sequential measures each layer anew, which a file of statistics cannot; give "
-                "data, or the method once"
+                "data, or the method once or paired"
             )
         for name in ("target", "floor"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"{name} must be a positive number, got {getattr(self, name)}")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise UsageError(f"batch_size must be positive, got {self.batch_size}")
 
     def apply(self, checkpoint: Checkpoint) -> Iterable[Variable]:
         return self._targeted(checkpoint).variables()
@@ -92,15 +83,11 @@ class ActivationScale(Strategy):
 
     def _targeted(self, checkpoint: Checkpoint) -> Targeted:
         def find() -> Targeted:
-            from converter.activations.run import Question
             from converter.scaling.activation import Wanted
-            from converter.scaling.running import Data
             from converter.scaling.targets import Targeted
 
-            where = ", ".join(map(str, self.data))
-            question = Question(self.feed, self.fetch, self.signature, where)
-            source = self.statistics or Data(self.data, self.batch_size, question)
             wanted = Wanted(self.target, self.of, self.per, self.floor, self.only)
+            source = self.statistics or self.what_to_run()
             return Targeted(checkpoint, wanted, self.method, source)
 
         return checkpoint.once((ActivationScale, self), find)

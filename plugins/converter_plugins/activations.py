@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,12 @@ class Activations:
                 f"(convert stats MODEL --data FILE{more} -o {self.path.name})"
             )
         wanted = (length, length) if statistic == "covariance" else (length,)
+        if entry.shape != wanted and entry.shape == (self._together(variable, length),):
+            raise PlanError(
+                f"{variable}: the {statistic} of what it consumes is {list(entry.shape)} in "
+                f"{self.path}: of several axes together, and this width is one of them; choose by "
+                "something else"
+            )
         if entry.shape != wanted:
             raise PlanError(
                 f"{variable}: the {statistic} of what it consumes is {list(entry.shape)} in "
@@ -112,6 +119,11 @@ class Activations:
                 f"{variable}: the {statistic} of what it consumes is {entry.dtype} in {self.path}; "
                 f"it must be floats"
             )
+
+    def _together(self, variable: str, length: int) -> int:
+        """Return the size of the first axes of a variable, if one of them is of a length."""
+        shape = self.checkpoint[variable].shape if variable in self.checkpoint else ()
+        return math.prod(shape[:-1]) if length in shape[:-1] else length
 
     def read(self, variable: str, statistic: str) -> Array:
         """Return a statistic of what a variable consumes, which was checked: float64.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from converter import PlanError, Strategy, UsageError, hookimpl, option
+from converter import NothingToDoError, PlanError, Strategy, UsageError, hookimpl, option
 
 if TYPE_CHECKING:
     from converter import Checkpoint, Variable
@@ -105,7 +105,12 @@ class Equalize(Strategy):
         if not chosen:
             name, reason = left[0] if left else (str(checkpoint.path), "it has no inner widths")
             more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
-            raise PlanError(f"{name}{more}: no factors of its units keep the outputs: {reason}")
+            # What names alone tell, or an op hides, could be equalised for all that is known.
+            is_known = structure.findings is not None and all(
+                structure.widths[name].symmetry != "opaque" for name, _ in left
+            )
+            kind = NothingToDoError if is_known else PlanError
+            raise kind(f"{name}{more}: no factors of its units keep the outputs: {reason}")
         return chosen, left
 
 

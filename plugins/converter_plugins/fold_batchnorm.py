@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from converter import PlanError, Strategy, hookimpl, option
+from converter import NothingToDoError, PlanError, Strategy, hookimpl, option
 
 if TYPE_CHECKING:
     from converter import Checkpoint, Variable
@@ -76,7 +76,7 @@ class FoldBatchnorm(Strategy):
             return {name: one for name, one in found.items() if name in wanted}, ()
         if not found:
             what = "; ".join(f"{name}: {reason}" for name, reason in left[:_FEW])
-            raise PlanError(
+            raise NothingToDoError(
                 f"{checkpoint.path}: no batch normalisation can be folded"
                 + (f" ({what})" if what else ": there is none")
             )

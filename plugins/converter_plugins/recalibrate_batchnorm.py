@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from converter import Strategy, UsageError, hookimpl, option
+from converter.measuring import Measuring
 
 if TYPE_CHECKING:
     from converter import Checkpoint, Variable
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RecalibrateBatchnorm(Strategy):
+class RecalibrateBatchnorm(Measuring):
     """Give batch normalisations the moments of data.
 
     Moving means and variances become those of what is normalised, over all data, each measured
@@ -28,27 +28,14 @@ class RecalibrateBatchnorm(Strategy):
     """
 
     name: ClassVar[str] = "recalibrate-batchnorm"
-    data: tuple[Path, ...] = option(
-        (), help="run the model on an .npz, .npy, or directory of them", metavar="PATH"
-    )
     only: tuple[str, ...] = option(
         (), help="only the normalisations with these variables", metavar="GLOB"
-    )
-    batch_size: int | None = option(None, help="rows that run at once", metavar="N")
-    feed: tuple[str, ...] = option(
-        (), help="feed a tensor the same in every batch", metavar="NAME=VALUE"
-    )
-    fetch: tuple[str, ...] = option((), help="run up to this tensor", metavar="NAME")
-    signature: str | None = option(
-        None, help="the signature of an exported model to run", metavar="NAME"
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.data:
             raise UsageError("data are needed; give --recalibrate-batchnorm-data x.npz")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise UsageError(f"batch_size must be positive, got {self.batch_size}")
 
     def apply(self, checkpoint: Checkpoint) -> Iterable[Variable]:
         return self._recalibrated(checkpoint).variables()
@@ -61,13 +48,9 @@ class RecalibrateBatchnorm(Strategy):
 
     def _recalibrated(self, checkpoint: Checkpoint) -> Recalibrated:
         def find() -> Recalibrated:
-            from converter.activations.run import Question
             from converter.scaling.recalibrate import Recalibrated
-            from converter.scaling.running import Data
 
-            where = ", ".join(map(str, self.data))
-            question = Question(self.feed, self.fetch, self.signature, where)
-            return Recalibrated(checkpoint, Data(self.data, self.batch_size, question), self.only)
+            return Recalibrated(checkpoint, self.what_to_run(), self.only)
 
         return checkpoint.once((RecalibrateBatchnorm, self), find)
 

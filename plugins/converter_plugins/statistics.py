@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import re
-import struct
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 
@@ -24,26 +18,10 @@ from converter import (
     open_checkpoint,
 )
 from converter.dtype import BY_NUMPY
+from converter.formats.npz import Header, read_headers
 from converter.patterns import nearest
 
 _SUFFIX = "/mean_abs"
-
-# What numpy writes before an array of numbers, version 1.0; Python 2 wrote sizes like `10L`.
-_HEADER = re.compile(
-    rb"\s*\{\s*'descr':\s*'(?P<dtype>[<>|=][fiu][1248])',\s*'fortran_order':\s*(?:True|False),"
-    rb"\s*'shape':\s*\((?P<shape>[\dL, ]*)\),?\s*\}\s*"
-)
-# What zipfile raises on files that are none of its own; RuntimeError is for encryption and for what
-# it does not implement.
-_UNREADABLE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    OSError,
-    EOFError,
-    ValueError,
-    RuntimeError,
-)
 
 
 def read_mean_abs(path: Path, checkpoint: Checkpoint) -> dict[str, Array]:
@@ -96,57 +74,16 @@ def _checked(path: Path, entry: Variable, variable: Variable) -> Array:
 
 
 def _npz(path: Path) -> Iterator[Variable]:
-    """Give the arrays of an `.npz` file: only their headers are read.
-
-    Not by numpy.load, which allocates what a header claims before it looks for the bytes.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                if member.filename.endswith(f"{_SUFFIX}.npy"):
-                    with _opened(archive, member.filename) as file:
-                        shape, dtype = _header(file)
-                    name = member.filename.removesuffix(".npy")
-                    known = BY_NUMPY[dtype.newbyteorder("<")]
-                    yield Variable(name, known, shape, _loader(path, member.filename))
-    except _UNREADABLE as error:
-        raise InputError(f"{path}: it is no readable .npz file ({error})") from None
+    """Give the statistics in an `.npz` file: only their headers are read."""
+    for name, header in read_headers(path, lambda name: name.endswith(_SUFFIX)).items():
+        known = BY_NUMPY.get(header.dtype.newbyteorder("<"))
+        if known is None:
+            raise InputError(f"{path}: {name} is {header.dtype}, and must be numbers")
+        yield Variable(name, known, header.shape, _loader(header))
 
 
-def _opened(archive: zipfile.ZipFile, member: str) -> IO[bytes]:
-    info = archive.getinfo(member)
-    # numpy uses no others, and each has errors of its own.
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"{member} is compressed in a way that numpy never uses")
-    return archive.open(info)
-
-
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Return the shape and the dtype of an .npy file, and leave it at its values.
-
-    The order of the values does not matter: there is one axis at most.
-    """
-    magic = file.read(10)
-    match = _HEADER.fullmatch(file.read(int.from_bytes(magic[8:], "little")))
-    if magic[:8] != b"\x93NUMPY\x01\x00" or match is None:
-        raise ValueError(f"{file.name} is no array of numbers")
-    sizes = match["shape"].replace(b"L", b"").split(b",")
-    shape = tuple(int(size) for size in sizes if size.strip())
-    return shape, np.dtype(match["dtype"].decode())
-
-
-def _loader(path: Path, member: str) -> Callable[[Region], Array]:
+def _loader(header: Header) -> Callable[[Region], Array]:
     def load(region: Region) -> Array:
-        try:
-            with zipfile.ZipFile(path) as archive, _opened(archive, member) as file:
-                shape, dtype = _header(file)
-                data = file.read(math.prod(shape) * dtype.itemsize)
-                # The CRC is checked where the end is met.
-                if file.read(1):
-                    raise ValueError(f"{member} is longer than its header says")
-                values = np.frombuffer(data, dtype).reshape(shape)
-        except _UNREADABLE as error:
-            raise InputError(f"{path}: {member} cannot be read ({error})") from None
-        return values.astype(dtype.newbyteorder("<"))[region or ...]
+        return header.read().astype(header.dtype.newbyteorder("<"))[region or ...]
 
     return load

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from converter.errors import InputError
+from converter.graph.definition import is_frozen, names_by_key
 from converter.graph.node import Node, Output, tensor, text_of
 from converter.graph.ops import ASSIGNS, READS, RESTORED, RESTORES, SAVES, UNSLICED, VARIABLES
 from converter.graph.ordered import OrderedGraph
@@ -69,10 +70,10 @@ def bind(graph: OrderedGraph, checkpoint: Checkpoint) -> dict[Node, Binding]:
     Raises:
         InputError: the graph is not that of the checkpoint.
     """
-    if "frozen" in checkpoint.format:
+    if is_frozen(checkpoint):
         found = {name: graph.by_name.get(name) for name in checkpoint}
         return {node: Binding(name, None) for name, node in found.items() if node is not None}
-    names = {key: name for name, keys in checkpoint.stored_keys.items() for key in keys}
+    names = names_by_key(checkpoint)
     bound: dict[Node, Binding] = {}
     for said in _said(graph):
         name = names.get(said.key, said.key)

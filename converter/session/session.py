@@ -1,4 +1,4 @@
-"""Runs a checkpoint's own graph. The only room that imports TensorFlow.
+"""A graph with values, ready to be run.
 
 Of a TF1 graph nothing old is needed: it is cut down to what the outputs need, imported, and its
 variables are given the values that our readers read.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,8 @@ from converter.forward.losses import Gradient
 from converter.forward.prune import prune
 from converter.forward.variables import Held, check_shape
 from converter.graph.node import Tensor, tensor
+from converter.session.library import line_of, tensorflow
+from converter.session.queues import Queue, counted, emptying
 from converter.variable import Array, Variable
 
 _MAX_THREADS = 4
@@ -28,61 +29,6 @@ _MAX_THREADS = 4
 
 class RunError(ConverterError):
     """The graph does not run with what it was fed."""
-
-
-def tensorflow() -> Any:
-    """Return TensorFlow.
-
-    Raises:
-        UsageError: it is not installed.
-    """
-    # What TensorFlow says while it is imported tells nobody anything.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # These kernels round differently from the ones that the model was trained with.
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    try:
-        import tensorflow as tf
-    except ImportError as error:
-        raise UsageError(
-            f"running a graph needs TensorFlow, which is not installed ({error}); "
-            "pip install 'ckpt-converter[tensorflow]'"
-        ) from None
-    tf.get_logger().setLevel("ERROR")
-    return tf
-
-
-def can_run() -> Callable[[str], bool]:
-    """Return what tells of an op whether this TensorFlow has it."""
-    tensorflow()
-    return lambda op: op_definition(op) is not None
-
-
-def op_definition(op: str) -> Any:
-    """Return the OpDef of an op, or None where this TensorFlow does not have it."""
-    tensorflow()
-    from tensorflow.python.framework import op_def_registry
-
-    return op_def_registry.get(op)
-
-
-@dataclass(frozen=True, slots=True)
-class Queue:
-    """A queue that a rewritten graph puts the values of a tensor into.
-
-    Attributes:
-        name: its shared name.
-        dtype: TensorFlow's number for the dtype of what is in it.
-        axis: that holds the units.
-        size: of this axis.
-        keeps: the value for which a row counts of the mask that is put in with each tensor; None
-            where there is no mask.
-    """
-
-    name: str
-    dtype: int
-    axis: int
-    size: int
-    keeps: bool | None
 
 
 Rewrite = Callable[[bytes], tuple[bytes, Sequence[Queue]]]
@@ -133,7 +79,7 @@ class Session(Closing):
         with self._graph.as_default():
             self._import(tf, definition)
             self._assigns = self._make_assigns(tf)
-            self._emptying = {queue.name: _emptying(tf, queue) for queue in queues}
+            self._emptying = {queue.name: emptying(tf, queue) for queue in queues}
         self._found: dict[Tensor, Any] = {}
         self._session, self._sizes = self._open(tf)
         self._feeds = {t: self._read(t.node, where) for t, where in self._constants.items()}
@@ -209,7 +155,7 @@ class Session(Closing):
             except (LookupError, ValueError, TypeError, AttributeError) as error:
                 raise UsageError(
                     f"{self._forward.graph.path}: TensorFlow cannot tell the gradients of "
-                    f"{losses[0]}: {_line(error)}"
+                    f"{losses[0]}: {line_of(error)}"
                 ) from None
         return [_gradient(*pair) for pair in zip(names, found, strict=True) if pair[1] is not None]
 
@@ -230,11 +176,8 @@ class Session(Closing):
         Raises:
             RunError: what is in the queue is not as the queue says.
         """
-        emptying = self._emptying[name]
-        return _counted(
-            emptying.queue,
-            *self._run(emptying.taken, {emptying.count: np.asarray(count, np.int32)}),
-        )
+        one = self._emptying[name]
+        return counted(one.queue, *self._run(one.taken, {one.count: np.asarray(count, np.int32)}))
 
     def _start_again(self, *, draw_again: bool) -> None:
         """Set back what the last run changed: states, and what random numbers come next."""
@@ -279,7 +222,7 @@ class Session(Closing):
         except (ValueError, TypeError, KeyError, tf.errors.OpError) as error:
             raise UsageError(
                 f"{self._forward.graph.path}: TensorFlow {tf.__version__} cannot import the "
-                f"graph: {_line(error)}; choose what to compute (--fetch)"
+                f"graph: {line_of(error)}; choose what to compute (--fetch)"
             ) from None
 
     def _make_assigns(self, tf: Any) -> dict[str, tuple[Any, Any]]:
@@ -335,84 +278,9 @@ class Session(Closing):
         try:
             return compute()
         except (tf.errors.OpError, ValueError, TypeError) as error:
-            raise RunError(f"{self._forward.graph.path}: it does not run: {_line(error)}") from None
-
-
-@dataclass(frozen=True, slots=True)
-class Frozen:
-    """A Keras model as a graph.
-
-    Attributes:
-        name: of the model.
-        definition: the serialized GraphDef.
-        variables: the names of the constants that stand for variables.
-    """
-
-    name: str
-    definition: bytes
-    variables: tuple[str, ...]
-
-
-def freeze(model: Any, inputs: Sequence[Any] | None) -> Frozen:
-    """Trace a Keras model for inference, its variables constants under the names of Keras.
-
-    Args:
-        model: the model.
-        inputs: a TensorSpec for each input; None to ask the model.
-
-    Raises:
-        UsageError: TensorFlow is not installed, the model does not know its inputs, or it cannot
-            be traced.
-    """
-    tf = tensorflow()
-    from tensorflow.python.framework.convert_to_constants import (
-        convert_variables_to_constants_v2,
-    )
-
-    name = str(getattr(model, "name", "model"))
-    known = inputs if inputs is not None else getattr(model, "inputs", None)
-    if not known:
-        raise UsageError(
-            f"{name}: it does not know its inputs yet; call it once, or give them "
-            "(inputs=[tf.TensorSpec(...)])"
-        )
-    specs = [
-        tf.TensorSpec(tuple(one.shape), one.dtype, (one.name or f"input_{i}").partition(":")[0])
-        for i, one in enumerate(known)
-    ]
-    try:
-        traced = tf.function(lambda *given: model(_as_asked(model, given), training=False))
-        concrete = traced.get_concrete_function(*specs)
-        definition = convert_variables_to_constants_v2(concrete).graph.as_graph_def()
-    except (ValueError, TypeError, tf.errors.OpError) as error:
-        raise UsageError(f"{name}: it cannot be traced: {_line(error)}") from None
-    handles = {id(handle): inner.op.name for handle, inner in concrete.graph.captures}
-    names: dict[str, str] = {}
-    for variable in model.variables:
-        held = getattr(variable, "value", variable)
-        held = held if hasattr(held, "handle") else variable
-        path = getattr(variable, "path", None) or variable.name.partition(":")[0]
-        constant = handles.get(id(held.handle))
-        if constant is not None:
-            while path in names.values():
-                path += "_"
-            names[constant] = path
-    _rename_nodes(definition, names)
-    return Frozen(name, definition.SerializeToString(), tuple(names.values()))
-
-
-def _as_asked(model: Any, given: Sequence[Any]) -> Any:
-    return given[0] if len(given) == 1 else list(given)
-
-
-def _rename_nodes(definition: Any, names: Mapping[str, str]) -> None:
-    for node in definition.node:
-        node.name = names.get(node.name, node.name)
-        for number, text in enumerate(node.input):
-            control = "^" if text.startswith("^") else ""
-            source, colon, port = text.removeprefix("^").partition(":")
-            if source in names:
-                node.input[number] = f"{control}{names[source]}{colon}{port}"
+            raise RunError(
+                f"{self._forward.graph.path}: it does not run: {line_of(error)}"
+            ) from None
 
 
 def _gradient(name: str, found: Any) -> Gradient:
@@ -431,88 +299,6 @@ def dtypes_of(forward: Forward, values: Mapping[Tensor, Array]) -> dict[Tensor, 
     }
 
 
-@dataclass(frozen=True, slots=True)
-class _Emptying:
-    """Tensors that empty a queue.
-
-    Attributes:
-        queue: which.
-        size: how many tensors are in it.
-        count: is fed with how many are taken.
-        taken: their rows, how many of them count, and masks.
-    """
-
-    queue: Queue
-    size: Any
-    count: Any
-    taken: Sequence[Any]
-
-
-def _emptying(tf: Any, queue: Queue) -> _Emptying:
-    types = [queue.dtype] if queue.axis != -1 else [queue.dtype, tf.int32]
-    types += [] if queue.keeps is None else [tf.bool]
-    count = tf.compat.v1.placeholder(tf.int32, [])
-    if queue.axis != -1:
-        handle = tf.raw_ops.FIFOQueueV2(component_types=types, shared_name=queue.name)
-        taken = [_looping(tf, queue, handle, types, count)]
-    else:
-        handle = tf.raw_ops.PaddingFIFOQueueV2(
-            component_types=types,
-            shapes=[[None, queue.size], [2], [None]][: len(types)],
-            shared_name=queue.name,
-        )
-        taken = tf.raw_ops.QueueDequeueManyV2(handle=handle, n=count, component_types=types)
-    return _Emptying(queue, tf.raw_ops.QueueSizeV2(handle=handle), count, list(taken))
-
-
-def _counted(
-    queue: Queue, values: Array, shapes: Array | None = None, mask: Array | None = None
-) -> Array:
-    """Return the rows that count of what was in a queue, which is padded to the longest."""
-    if shapes is None:
-        return values
-    rows = shapes[:, :1]
-    if mask is None and (rows == values.shape[1]).all():
-        return values.reshape(-1, queue.size)
-    counts = np.arange(values.shape[1]) < rows
-    if mask is not None and mask.shape[1]:
-        # A mask is for the first axis, and stands for all rows behind it.
-        counts &= np.repeat(mask == queue.keeps, values.shape[1] // mask.shape[1], axis=1)
-    return values[counts]
-
-
-def _looping(tf: Any, queue: Queue, handle: Any, types: Sequence[Any], count: Any) -> Any:
-    """Make the tensor (rows, units) of as many tensors as a queue is to give, by a loop.
-
-    The units are on another axis than the last, where rows would be padded.
-    """
-
-    def take(number: Any, taken: Any) -> tuple[Any, Any]:
-        value, *mask = tf.raw_ops.QueueDequeueV2(handle=handle, component_types=types)
-        if mask:
-            counted = tf.reshape(tf.equal(mask[0], queue.keeps), [-1])
-            value = tf.gather(value, tf.where(counted)[:, 0])
-        rank = tf.rank(value)
-        axis = tf.math.floormod(queue.axis, rank)
-        order = [tf.range(axis), tf.range(axis + 1, rank), [axis]]
-        value = tf.transpose(value, tf.concat(order, 0))
-        return number + 1, taken.write(number + 1, tf.reshape(value, [-1, queue.size]))
-
-    taken = tf.TensorArray(
-        tf.as_dtype(queue.dtype),
-        count + 1,
-        element_shape=[None, queue.size],
-        infer_shape=False,
-        clear_after_read=False,
-    )
-    # Of no rows at all the concatenation would not know how long they are.
-    taken = taken.write(0, tf.zeros([0, queue.size], queue.dtype))
-    _, taken = tf.compat.v1.while_loop(
-        lambda number, _: number < count, take, [0, taken], parallel_iterations=1
-    )
-    return taken.concat()
-
-
 def _config(tf: Any) -> Any:
     config = tf.compat.v1.ConfigProto(
         device_count={"GPU": 0},
@@ -523,13 +309,3 @@ def _config(tf: Any) -> Any:
     # Rewriting costs more than it brings for one run, and rounds differently.
     config.graph_options.rewrite_options.disable_meta_optimizer = True
     return config
-
-
-def _line(error: Exception) -> str:
-    """Return what an error of TensorFlow says is wrong, without where and the stack."""
-    text = getattr(error, "message", None) or str(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    nodes = [number for number, line in enumerate(lines) if line.startswith("Node: ")]
-    # "Graph execution error:", where each node was made, its name, and then what is wrong.
-    lines = lines[nodes[-1] + 1 :] if nodes and nodes[-1] + 1 < len(lines) else lines
-    return lines[0][:300] if lines else type(error).__name__

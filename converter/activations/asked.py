@@ -1,0 +1,134 @@
+"""What of a model is run to measure it, and what that takes from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from converter.activations.signature import signature_of
+from converter.checkpoint import Checkpoint
+from converter.errors import InputError, UsageError
+from converter.forward.feeds import given_values, parse_feed
+from converter.forward.find import Forward, find_forward
+from converter.forward.inputs import Input
+from converter.graph.node import Tensor
+from converter.graph.written import read_graph
+from converter.variable import Array
+
+_FEW = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is run.
+
+    Attributes:
+        feeds: `NAME=VALUE`, for tensors that are fed the same in every batch.
+        fetches: up to where the graph is run; none for what looks like its outputs.
+        signature: of an exported model, whose inputs and outputs are meant; None for none.
+        where: the subject of errors about the data.
+    """
+
+    feeds: tuple[str, ...] = ()
+    fetches: tuple[str, ...] = ()
+    signature: str | None = None
+    where: str = "the data"
+
+
+class Asked:
+    """What a question means in the graph of a checkpoint.
+
+    Args:
+        checkpoint: with a graph.
+        question: what is run.
+
+    Attributes:
+        graph: the graph.
+        called: the tensors of inputs by the names that a signature has for them.
+        fed: what the question gives values for.
+
+    Raises:
+        InputError: there is no graph, or it is damaged.
+        UsageError: TensorFlow is not installed; a feed, a fetch or the signature does not fit.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, question: Question) -> None:
+        from converter.session import can_run
+
+        self._can_run = can_run()
+        graph = read_graph(checkpoint)
+        if graph is None:
+            raise InputError(
+                f"{checkpoint.path}: it has no graph (.meta, .pb) in which it could be run; give "
+                "that of another checkpoint (--graph-from)"
+                + (", or open the model in Python (open_keras)" if checkpoint.object_graph else "")
+            )
+        self.graph = graph
+        self._keys = set(checkpoint)
+        self._where = question.where
+        signed = signature_of(graph, question.signature)
+        self.called: Mapping[str, str] = {} if signed is None else signed.inputs
+        self._fetches = question.fetches or (() if signed is None else signed.outputs)
+        feeds = dict(map(parse_feed, question.feeds))
+        self.fed = given_values(graph, feeds, "--feed", self.called)
+
+    @cached_property
+    def inputs(self) -> Mapping[str, Input]:
+        """The inputs that nothing decides, by the names that data have for them."""
+        found = self.forward(self.fed).inputs
+        return {self._name(one.tensor): one for one in found if _is_open(one, self.fed)}
+
+    def given(self, batch: Mapping[str, Array]) -> dict[Tensor, Array]:
+        """Return what the tensors are fed that a batch or the question gives a value for.
+
+        Raises:
+            UsageError: there is no such tensor, or it takes other values.
+        """
+        return {**given_values(self.graph, batch, self._where, self.called), **self.fed}
+
+    def forward(self, given: Collection[Tensor]) -> Forward:
+        """Return what is run where these tensors are given values.
+
+        Raises:
+            UsageError: nothing looks like an output, or a fetch does not fit.
+        """
+        return find_forward(
+            self.graph,
+            self._keys,
+            fetches=self._fetches,
+            fed=list(map(str, given)),
+            can_run=self._can_run,
+        )
+
+    def check_complete(self, forward: Forward, given: Collection[Tensor], where: str) -> None:
+        """Refuse what lacks an input: nothing is drawn to be measured.
+
+        Args:
+            forward: what is run.
+            given: the tensors that values are given for.
+            where: the subject of the error.
+
+        Raises:
+            UsageError: an input is neither given nor decided.
+        """
+        missing = [self._name(one.tensor) for one in forward.inputs if _is_open(one, given)]
+        if missing:
+            more = f" (and {len(missing) - _FEW} more)" if len(missing) > _FEW else ""
+            raise UsageError(
+                f"{where}: it has no values for {', '.join(missing[:_FEW])}{more}, which the model "
+                "needs; add them to the data, or feed them (--feed NAME=VALUE)"
+            )
+
+    def _name(self, tensor: Tensor) -> str:
+        named = (name for name, source in self.called.items() if source == str(tensor))
+        return next(named, str(tensor))
+
+
+def asked(checkpoint: Checkpoint, question: Question) -> Asked:
+    """Return what a question means, which is found out once. Errors are those of `Asked`."""
+    return checkpoint.once((Asked, question), lambda: Asked(checkpoint, question))
+
+
+def _is_open(found: Input, fed: Collection[Tensor]) -> bool:
+    return found.tensor not in fed and found.value is None and found.kind != "default"
