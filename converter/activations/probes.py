@@ -10,7 +10,15 @@ from typing import Literal, NamedTuple
 from converter.checkpoint import Checkpoint
 from converter.graph.node import Node, Output, Tensor
 from converter.structure.infer import structure_of
-from converter.structure.layers.chains import CELLS, TABLES, Chain, Part, UnitAxis
+from converter.structure.layers.chains import (
+    CELLS,
+    CONVOLUTIONS,
+    TABLES,
+    Chain,
+    Part,
+    UnitAxis,
+)
+from converter.structure.layers.cuts import Cut, cut_of
 from converter.structure.layers.masks import Mask, in_loops, mask_of
 from converter.structure.layers.read import chains_of, tensor_of
 from converter.structure.layers.steps import same_axis
@@ -35,6 +43,7 @@ class Probe:
         mask: a bool tensor [batch] of the same frame, which says what rows count; None for all.
         keeps: the value of the mask for which a row counts.
         for_: the variables, and their sides, that it is measured for.
+        cut: which of their units these are; None for all.
     """
 
     tensor: Tensor
@@ -43,6 +52,7 @@ class Probe:
     mask: Tensor | None
     keeps: bool
     for_: tuple[tuple[str, Side], ...]
+    cut: Cut | None = None
 
 
 class Found(NamedTuple):
@@ -79,6 +89,16 @@ def find_probes(checkpoint: Checkpoint, structure: Structure | None = None) -> F
     return _Finder(checkpoint, structure).find()
 
 
+class _Place(NamedTuple):
+    """Where something is measured: all of a probe but what it is measured for."""
+
+    tensor: Tensor
+    axis: int
+    size: int
+    mask: Mask | None
+    cut: Cut | None
+
+
 class _Finder:
     def __init__(self, checkpoint: Checkpoint, structure: Structure) -> None:
         self._structure = structure
@@ -91,7 +111,7 @@ class _Finder:
         }
         self._why: dict[Key, str] = {}
         self._axes: dict[Key, int] = {}
-        self._found: dict[tuple[Tensor, int, int, Mask | None], dict[Key, None]] = {}
+        self._found: dict[_Place, dict[Key, None]] = {}
         self._masks: dict[Output, Mask | None] = {}
         self._loops = in_loops(self._analysis.graph)
 
@@ -103,14 +123,15 @@ class _Finder:
                     self._take(chain, node, part, mask)
         found = tuple(
             Probe(
-                tensor,
-                axis,
-                size,
-                None if mask is None else tensor_of(mask.output),
-                mask is not None and mask.keeps,
+                place.tensor,
+                place.axis,
+                place.size,
+                None if place.mask is None else tensor_of(place.mask.output),
+                place.mask is not None and place.mask.keeps,
                 tuple(keys),
+                place.cut,
             )
-            for (tensor, axis, size, mask), keys in self._found.items()
+            for place, keys in self._found.items()
         )
         return Found(found, dict(self._unmeasured({key for probe in found for key in probe.for_})))
 
@@ -155,19 +176,22 @@ class _Finder:
         if units is None or units.size is None:
             self._why.setdefault(key, chain.why or f"{node.name} ({node.op}) has no axis for it")
             return
-        if not same_axis(units.atom, part.atom) and not _is_spread(node, part):
-            return
-        if self._is_one_of_several(chain, node, part):
-            self._why.setdefault(key, f"{node.name} ({node.op}) takes one of several in it")
-            return
         length = self._length(chain, node, part)
-        if length != units.size and not _is_spread(node, part):
-            self._why.setdefault(key, f"{node.name} ({node.op}) takes {units.size} of {length}")
+        is_wider = _is_wider(node, part, units.size, length)
+        if not is_wider and not same_axis(units.atom, part.atom):
             return
+        cut = None
+        if self._is_one_of_several(chain, node, part) or (not is_wider and length != units.size):
+            shape = self._shapes[part.variable]
+            cut = cut_of(self._analysis, node, part.variable, shape, part.axis)
+            if cut is None or cut.size != units.size:
+                why = f"{node.name} ({node.op}) takes {units.size} of {length}"
+                self._why.setdefault(key, why)
+                return
         if self._axes.setdefault(key, part.axis) != part.axis:
             # A table that is tied to an output is a kernel the other way round there.
             return
-        place = tensor_of(units.output), units.axis, units.size, mask
+        place = _Place(tensor_of(units.output), units.axis, units.size, mask, cut)
         self._found.setdefault(place, {})[key] = None
 
     def _length(self, chain: Chain, node: Node, part: Part) -> int:
@@ -204,6 +228,12 @@ class _Finder:
                 yield (name, "produced"), why
 
 
-def _is_spread(node: Node, part: Part) -> bool:
-    """Whether one channel makes several: a depthwise kernel is [.., channels, multiplier]."""
-    return node.op == "DepthwiseConv2dNative" and part.use == "produce"
+def _is_wider(node: Node, part: Part, size: int, length: int) -> bool:
+    """Whether there are more channels than the kernel of a convolution has entries for.
+
+    A depthwise kernel `[.., channels, multiplier]` makes several of each, and the groups of a
+    grouped convolution share a kernel that is as deep as one of them.
+    """
+    if node.op == "DepthwiseConv2dNative":
+        return part.use == "produce"
+    return node.op in CONVOLUTIONS and part.use == "consume" and not size % length and size > length

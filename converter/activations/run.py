@@ -204,6 +204,7 @@ class Run(Closing):
     def _sources(self, probes: Sequence[Probe]) -> list[_Source]:
         reach, instead = Reach(self._graph), self.forward.instead
         found: list[_Source] = []
+        queues: dict[tuple[object, ...], str] = {}
         for probe in probes:
             tensor = instead.get(probe.tensor, probe.tensor)
             mask = None
@@ -213,25 +214,31 @@ class Run(Closing):
                     continue
             source = _Source(probe, tensor, mask, "")
             if not all(map(reach.can_fetch, source.tensors)):
-                source = _Source(probe, tensor, mask, f"measured/{len(found)}")
+                # What is measured for several variables in different ways goes through one queue.
+                same = (*source.tensors, probe.axis, probe.size, probe.keeps)
+                queue = queues.setdefault(same, f"measured/{len(queues)}")
+                source = _Source(probe, tensor, mask, queue)
             found.append(source)
         return found
 
     def _rewrite(self, definition: bytes) -> tuple[bytes, list[Queue]]:
         from converter.session import Queue, op_definition
 
+        by_queue = {source.queue: source for source in self._queued}
         taps = [
             Tap(s.queue, s.tensor, s.mask, s.probe.size if s.probe.axis == -1 else None)
-            for s in self._queued
+            for s in by_queue.values()
         ]
         subject = str(self._graph.path)
         changed, dtypes = instrument(definition, taps, op_definition, subject)
         self._queued = [source for source in self._queued if source.queue in dtypes]
         queues = []
-        for source in self._queued:
+        for name, source in by_queue.items():
+            if name not in dtypes:
+                continue
             probe = source.probe
             keeps = None if source.mask is None else probe.keeps
-            queues.append(Queue(source.queue, dtypes[source.queue], probe.axis, probe.size, keeps))
+            queues.append(Queue(name, dtypes[name], probe.axis, probe.size, keeps))
         return changed, queues
 
 

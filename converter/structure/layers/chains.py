@@ -22,6 +22,7 @@ from converter.graph.ops import (
 )
 from converter.graph.ordered import OrderedGraph
 from converter.structure.axes.axis import Use
+from converter.structure.layers.cuts import is_block, whole_axes
 from converter.structure.layers.steps import (
     Step,
     normalisation_from,
@@ -173,6 +174,7 @@ class Chains:
     def __init__(self, analysis: Analysis, gates: Collection[str]) -> None:
         self._analysis = without_unread(analysis)
         self._gates = gates
+        self._whole = whole_axes(analysis)
         self._taken: dict[Node, Chain] = {}
 
     def find(self) -> list[Chain]:
@@ -247,6 +249,9 @@ class Chains:
     def _trim(self, chain: Chain) -> None:
         """Leave out what belongs to something else that follows."""
         steps = chain.steps
+        is_gate = self._is_gate(chain)
+        while steps and is_gate and steps[-1].what in ("activate", "constant", "pass"):
+            steps.pop()
         if steps and steps[-1].what == "activate" and self._is_split(chain):
             steps.pop()
         is_dropped = False
@@ -257,6 +262,11 @@ class Chains:
                 break
             is_dropped = what == "drop"
             steps.pop()
+
+    def _is_gate(self, chain: Chain) -> bool:
+        """Whether a kernel was cut into the gates of a cell before."""
+        roles = [r for n in chain.kernels for r in self._analysis.roles.get(n, ())]
+        return any(r.use == "produce" and is_block(r, self._whole) for r in roles)
 
     def _is_split(self, chain: Chain) -> bool:
         """Whether the gates of a cell are activated at once, and cut apart then."""
@@ -283,7 +293,7 @@ class Chains:
         chain.inputs = [units for other in found for units in other.inputs]
         chain.steps = [step for other in found for step in other.steps]
         chain.linear = found[0].linear
-        return Step("pass", (nodes[0],), at, Output(nodes[0], 0), axis)
+        return Step("sum", (nodes[0],), at, Output(nodes[0], 0), axis)
 
     def _raw(self, output: Output, depth: int) -> Chain | None:
         """Return the kernels of which a tensor is made, if it is made of nothing but biases else.
@@ -321,7 +331,7 @@ class Chains:
         first, second = (self._raw(output, depth) for output in data)
         if first is None or second is None:
             return None
-        own = Step("pass", (node,), data[0], Output(node, 0), -1)
+        own = Step("sum", (node,), data[0], Output(node, 0), -1)
         return Chain(
             first.kernels + second.kernels,
             first.inputs + second.inputs,
@@ -399,7 +409,7 @@ def _is_clip(first: Step, second: Step) -> bool:
 
 def _has_more(chain: Chain) -> bool:
     """Whether something was done that no sum of kernels has before it."""
-    return any(step.what not in ("pass", "bias") for step in chain.steps)
+    return any(step.what not in ("pass", "sum", "bias") for step in chain.steps)
 
 
 def _are_alike(a: Sequence[Atom] | None, b: Sequence[Atom] | None) -> bool:

@@ -32,6 +32,7 @@ from converter.structure.layers.layer import (
 )
 from converter.structure.layers.masks import in_loops
 from converter.structure.layers.steps import Step
+from converter.structure.layers.trials import without_trials
 from converter.structure.structure import Structure
 from converter.structure.tensors.analysis import Analysis
 from converter.structure.tensors.atoms import size_of
@@ -97,7 +98,8 @@ def chains_of(structure: Structure) -> list[Chain]:
         for name, axes in structure.axes.items()
         if any(isinstance(term[0], Blocks) for axis in axes for term in axis.terms)
     }
-    return Chains(structure.graph.findings.analysis, gates).find()
+    analysis = structure.graph.findings.analysis
+    return without_trials(analysis, Chains(analysis, gates).find())
 
 
 def _read(structure: Structure) -> tuple[Layer, ...]:
