@@ -163,6 +163,15 @@ def test_multiplier_of_a_depthwise_convolution() -> None:
     }
 
 
+def test_grouped_convolution() -> None:
+    m = Net()
+    kernel = m.variable("w", 3, 3, N, 6)
+    strides: dict[str, Any] = {"padding": "SAME", "strides": [1, 1, 1, 1]}
+    m.op("Conv2D", m.input(-1, 5, 5, 2 * N), kernel, name="conv", **strides)
+    found = told(m.found())
+    assert found == {"w consumed": "x[-1] of 8", "w produced": "conv[-1] of 6"}
+
+
 def test_transposed_convolution() -> None:
     m = Net()
     kernel = m.variable("t/w", 3, 3, 6, N)
@@ -656,11 +665,19 @@ def test_cell_that_is_one_op() -> None:
     cell, _ = layers(checkpoint)
     assert (cell.kind, cell.places[0].finished) == ("recurrent", None)
     assert [tuple(rows) for rows in cell.state] == [("lstm_fused_cell/kernel", 7, 22)]
-    why = find_probes(checkpoint).unmeasured
-    assert {name for name, _ in why} == {
-        f"lstm_fused_cell/{name}" for name in ("kernel", "bias", "w_f_diag", "w_i_diag", "w_o_diag")
+    found = find_probes(checkpoint)
+    assert found.unmeasured == {}
+    op = "lstm_fused_cell/BlockLSTM"
+    assert told(found) == {
+        "lstm_fused_cell/kernel consumed": f"{op}:taken[-1] of 22",
+        "lstm_fused_cell/kernel produced": f"{op}:gates[-1] of 60",
+        "lstm_fused_cell/bias produced": f"{op}:gates[-1] of 60",
+        **{f"lstm_fused_cell/w_{g}_diag produced": f"{op}:peephole_{g}[-1] of 15" for g in "ifo"},
+        "head/kernel consumed": "strided_slice[-1] of 15",
+        "head/kernel produced": "head/BiasAdd[-1] of 2",
+        "head/bias produced": "head/BiasAdd[-1] of 2",
     }
-    assert set(why.values()) == {"BlockLSTM holds all of the cell"}
+    assert {str(p.mask) for p in found.probes if p.mask is not None} == {f"{op}:lives"}
 
 
 def test_cell_whose_gates_have_a_kernel_each() -> None:

@@ -175,15 +175,6 @@ def test_steps_behind_the_end_of_a_sequence_do_not_count() -> None:
     check(found[gate, "consumed"], np.concatenate(taken))
 
 
-@pytest.fixture(params=["frames", "functions"])
-def flow(request: pytest.FixtureRequest, tf: Any) -> Iterator[str]:
-    """Control flow of both kinds: with loop frames as in TensorFlow 1, and in functions."""
-    was = tf.control_flow_v2_enabled()
-    (tf.enable_control_flow_v2 if request.param == "functions" else tf.disable_control_flow_v2)()
-    yield request.param
-    (tf.enable_control_flow_v2 if was else tf.disable_control_flow_v2)()
-
-
 class Cell:
     """A recurrent cell as TensorFlow takes it."""
 
@@ -348,21 +339,12 @@ def test_an_unrolled_cell_and_lengths(tf: Any, tmp_path: Path, flow: str) -> Non
     feeds = {"x": SEQUENCES, "lengths": lengths}
     made(tf, tmp_path, build, feeds=feeds, fetches=["out"])
     checkpoint = open_checkpoint(tmp_path)
-    masks = masks_of(tmp_path, "Tanh")
-    assert len(masks) == 7
-    probes = [probe(name, 5, "cell/w", mask=mask) for name, mask in masks.items()]
-    if flow == "frames":
-        # The state of a step is the one before where nothing lives any more; it is no operand then.
-        for name, mask in masks.items():
-            taken = name.replace("made", "taken")
-            probes.append(probe(taken, 8, "cell/w", "consumed", mask=mask))
     variable = "rnn/cell/w" if "rnn/cell/w" in checkpoint else "cell/w"
-    found = measure(checkpoint, [feeds, feeds], probes=probes)
+    found = measure(checkpoint, [feeds, feeds])
     takes, makes = rnn(SEQUENCES, checkpoint[variable].read().astype("f8"), lengths)
-    check(found["cell/w", "produced"], np.concatenate(makes * 2))
-    if flow == "frames":
-        check(found["cell/w", "consumed"], np.concatenate(takes * 2))
-    assert found.tensors["cell/w", "produced"] == tuple(masks)
+    check(found[variable, "produced"], np.concatenate(makes * 2))
+    check(found[variable, "consumed"], np.concatenate(takes * 2))
+    assert found.tensors[variable, "produced"] == tuple(names_of(tmp_path, "Tanh"))
 
 
 def test_a_raw_rnn(tf: Any, tmp_path: Path, flow: str) -> None:
@@ -432,6 +414,19 @@ def test_it_equals_what_is_fetched(name: str) -> None:
     for p in probes:
         check(found[p.for_[0]], np.concatenate([values[str(p.tensor)]] * 2))
         assert found.tensors[p.for_[0]] == (str(p.tensor),)
+
+
+def test_a_grouped_convolution(tf: Any, tmp_path: Path) -> None:
+    def build() -> None:
+        x = tf.placeholder(tf.float32, [None, 5, 5, 4], "x")
+        w = tf.get_variable("w", [3, 3, 2, 6], initializer=tf.glorot_normal_initializer(1))
+        tf.nn.relu(tf.nn.conv2d(x, w, strides=1, padding="SAME"), "out")
+
+    x = np.random.default_rng(5).standard_normal((3, 5, 5, 4)).astype("f4")
+    wanted = made(tf, tmp_path, build, feeds={"x": x}, fetches=["out"])
+    found = measure(open_checkpoint(tmp_path), [{"x": x}])
+    check(found["w", "produced"], wanted["out"])
+    check(found["w", "consumed"], x)
 
 
 def test_a_keras_model() -> None:

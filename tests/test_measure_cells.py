@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from conftest import case
 from test_measure import check, sigmoid
+from test_session import made
 
-from converter import Checkpoint, open_checkpoint
+from converter import Checkpoint, Measured, open_checkpoint
 from converter.activations.measure import measure
-from converter.activations.probes import find_probes
+from converter.activations.probes import Side, find_probes
 from converter.variable import Array
 
 pytestmark = pytest.mark.slow
@@ -120,3 +123,229 @@ def test_parts_of_which_some_are_not_run() -> None:
     twice = measure(checkpoint, [batch], probes=[*find_probes(checkpoint).probes, *again])
     why = "first/bias (produced): its parts have 24 to 48 observations each: left out"
     assert why in twice.notes
+
+
+# -- cells that are one op ----------------------------------------------------------------------
+
+UNITS = 5
+STEPS = np.random.default_rng(2).standard_normal((7, 6, 4)).astype("f4")
+LENGTHS = np.array([2, 5, 3, 5, 0, 4], "i4")
+
+
+class Lstm(NamedTuple):
+    """The variables of an LSTM, and the order of its gates; its steps come first.
+
+    Attributes:
+        order: of input gate, candidate, forget gate and output gate in the kernel.
+        forget: what is added to the forget gate.
+        clip: beyond which the state is cut off; 0 for nowhere.
+    """
+
+    kernel: Array
+    bias: Array
+    peepholes: Array | None = None
+    order: str = "icfo"
+    forget: float = 1
+    clip: float = 0
+
+    def run(self, x: Array, lengths: Array | None = None) -> dict[str, Array]:
+        """Return what it takes and makes at the steps of the sequences that go on."""
+        h = c = np.zeros((x.shape[1], len(self.bias) // 4))
+        peepholes = np.zeros((3, h.shape[1])) if self.peepholes is None else self.peepholes
+        found: dict[str, list[Array]] = {}
+        for step in range(len(x)):
+            lives = np.full(len(h), True) if lengths is None else step < lengths
+            taken = np.concatenate([x[step], h], 1)
+            gates = taken @ self.kernel + self.bias
+            gate = dict(zip(self.order, np.split(gates, 4, 1), strict=True))
+            i = sigmoid(gate["i"] + c * peepholes[0])
+            f = sigmoid(gate["f"] + c * peepholes[1] + self.forget)
+            after = f * c + i * np.tanh(gate["c"])
+            after = np.clip(after, -self.clip, self.clip) if self.clip else after
+            new = sigmoid(gate["o"] + after * peepholes[2]) * np.tanh(after)
+            made = {"taken": taken, "gates": gates, "i": c * peepholes[0], "f": c * peepholes[1]}
+            for name, rows in {**made, "o": after * peepholes[2], "h": new}.items():
+                found.setdefault(name, []).append(rows[lives])
+            h, c = (np.where(lives[:, None], a, b) for a, b in ((new, h), (after, c)))
+        return {name: np.concatenate(rows) for name, rows in found.items()}
+
+
+def check_lstm(found: Measured, made: dict[str, Array], names: dict[str, str]) -> None:
+    check(found[names["kernel"], "consumed"], made["taken"])
+    check(found[names["kernel"], "produced"], made["gates"])
+    check(found[names["bias"], "produced"], made["gates"])
+    for gate in set(names) & set("ifo"):
+        check(found[names[gate], "produced"], made[gate])
+
+
+def test_a_recorded_cell_that_is_one_op() -> None:
+    checkpoint, batch = recorded("tf115_v2_lstmblockfused")
+    cell = "lstm_fused_cell"
+    peepholes = [f"{cell}/w_{gate}_diag" for gate in "ifo"]
+    kernel, bias, *rest = values(checkpoint, f"{cell}/kernel", f"{cell}/bias", *peepholes)
+    made = Lstm(kernel, bias, np.stack(rest)).run(batch["x_time_major:0"])
+    with np.load(case("tf115_v2_lstmblockfused").directory / "io.npz") as arrays:
+        wanted = arrays["out_rnn"]
+    assert np.abs(made["h"] - wanted.reshape(made["h"].shape)).max() < 1e-6
+    found = measure(checkpoint, [batch, batch], covariance=[f"{cell}/kernel"])
+    names = {"kernel": f"{cell}/kernel", "bias": f"{cell}/bias"}
+    twice = {name: np.concatenate([rows, rows]) for name, rows in made.items()}
+    check_lstm(found, twice, {**names, **dict(zip("ifo", peepholes, strict=True))})
+    sides: list[tuple[Side, Array]] = [("consumed", made["taken"]), ("produced", made["gates"])]
+    for side, rows in sides:
+        covariance = found[f"{cell}/kernel", side].covariance
+        assert covariance is not None
+        assert np.abs(covariance - np.cov(rows.T, bias=True)).max() <= 1e-6
+    assert found.tensors[f"{cell}/kernel", "consumed"] == (f"{cell}/BlockLSTM:taken",)
+    assert found.notes == ()
+
+
+def some(tf: Any, name: str, *shape: int) -> Any:
+    return tf.get_variable(name, shape, initializer=tf.random_normal_initializer(0, 0.7, seed=1))
+
+
+@pytest.mark.parametrize("place", ["outside", "branch"])
+@pytest.mark.parametrize("lengths", [None, LENGTHS])
+@pytest.mark.parametrize("op", ["BlockLSTM", "BlockLSTMV2"])
+def test_all_steps_in_one_op(
+    tf: Any, tmp_path: Path, flow: str, op: str, lengths: Array | None, place: str
+) -> None:
+    if flow == "functions" and place == "outside":
+        pytest.skip("there are no functions then")
+    names = ("i", "f", "o")
+
+    def build() -> None:
+        x = tf.placeholder(tf.float32, [None, 6, 4], "x")
+        said = tf.placeholder_with_default(LENGTHS, [6], "lengths")
+        kernel, bias = some(tf, "kernel", 9, 20), some(tf, "bias", 20)
+        peepholes = dict(
+            zip(("wci", "wcf", "wco"), (some(tf, n, UNITS) for n in names), strict=True)
+        )
+        last = tf.shape(x)[0] if lengths is None else tf.reduce_max(said)
+
+        def cell() -> Any:
+            zeros = tf.zeros([6, UNITS])
+            given = {} if op.endswith("V2") else {"forget_bias": 0.5}
+            return getattr(tf.raw_ops, op)(
+                seq_len_max=tf.cast(last, tf.int64),
+                x=x,
+                cs_prev=zeros,
+                h_prev=zeros,
+                w=kernel,
+                b=bias,
+                **peepholes,
+                cell_clip=0.9,
+                use_peephole=True,
+                **given,
+            ).h
+
+        is_there = tf.reduce_max(x) > -9
+        h = (
+            cell()
+            if place == "outside"
+            else tf.cond(is_there, cell, lambda: x[:, :, :1] + tf.zeros([UNITS]))
+        )
+        tf.matmul(h[-1], some(tf, "head", UNITS, 2), name="out")
+
+    made(tf, tmp_path, build, feeds={"x": STEPS, "lengths": LENGTHS}, fetches=["out"])
+    checkpoint = open_checkpoint(tmp_path)
+    kernel, bias, *peepholes = values(checkpoint, "kernel", "bias", *names)
+    order, forget = ("icfo", 0.5) if op == "BlockLSTM" else ("ifco", 0)
+    lstm = Lstm(kernel, bias, np.stack(peepholes), order, forget, 0.9)
+    found = measure(checkpoint, [{"x": STEPS, "lengths": LENGTHS}])
+    if flow == "functions" and lengths is not None:
+        # They stand outside of the function: what is behind their ends must not be counted.
+        assert {name for name, _ in found} == {"head"}
+        assert found.notes[-1].startswith("not measured, as nothing of it was run: bias (produced)")
+        return
+    every = ("kernel", "bias", *names)
+    check_lstm(found, lstm.run(STEPS, lengths), dict(zip(every, every, strict=True)))
+
+
+class BlockCell:
+    """A recurrent cell that is one op, as TensorFlow takes it."""
+
+    output_size = UNITS
+
+    def __init__(self, tf: Any, op: str) -> None:
+        self.tf, self.op = tf, op
+        self.state_size = (UNITS, UNITS) if op == "LSTMBlockCell" else UNITS
+
+    def zero_state(self, batch: Any, dtype: Any) -> Any:
+        zeros = self.tf.zeros([batch, UNITS], dtype)
+        return (zeros, zeros) if self.op == "LSTMBlockCell" else zeros
+
+    def get_initial_state(
+        self, inputs: Any = None, batch_size: Any = None, dtype: Any = None
+    ) -> Any:
+        size = self.tf.shape(inputs)[0] if inputs is not None else batch_size
+        return self.zero_state(size, dtype)
+
+    def __call__(self, x: Any, state: Any, scope: Any = None) -> tuple[Any, Any]:
+        tf = self.tf
+        with tf.variable_scope("cell", reuse=tf.AUTO_REUSE):
+            if self.op == "LSTMBlockCell":
+                kernel, bias = some(tf, "kernel", 9, 20), some(tf, "bias", 20)
+                zeros = tf.zeros([UNITS])
+                found = tf.raw_ops.LSTMBlockCell(
+                    x=x, cs_prev=state[0], h_prev=state[1], w=kernel, b=bias,
+                    wci=zeros, wcf=zeros, wco=zeros,
+                )  # fmt: skip
+                return found.h, (found.cs, found.h)
+            found = tf.raw_ops.GRUBlockCell(
+                x=x, h_prev=state, w_ru=some(tf, "gates/w", 9, 10), b_ru=some(tf, "gates/b", 10),
+                w_c=some(tf, "candidate/w", 9, 5), b_c=some(tf, "candidate/b", 5),
+            )  # fmt: skip
+            return found.h, found.h
+
+
+def gru(x: Array, weights: Sequence[Array], lengths: Array) -> dict[str, Array]:
+    """Return what a GRU takes and makes at the steps of the sequences that go on."""
+    kernel, bias, of_candidate, its_bias = weights
+    h = np.zeros((x.shape[1], UNITS))
+    found: dict[str, list[Array]] = {}
+    for step in range(len(x)):
+        lives = step < lengths
+        taken = np.concatenate([x[step], h], 1)
+        gates = taken @ kernel + bias
+        r, u = np.split(sigmoid(gates), 2, 1)
+        reset = np.concatenate([x[step], r * h], 1)
+        new = np.tanh(reset @ of_candidate + its_bias)
+        for name, rows in {"taken": taken, "gates": gates, "reset": reset, "new": new}.items():
+            found.setdefault(name, []).append(rows[lives])
+        h = np.where(lives[:, None], u * h + (1 - u) * new, h)
+    return {name: np.concatenate(rows) for name, rows in found.items()}
+
+
+@pytest.mark.parametrize("loop", ["dynamic", "static"])
+@pytest.mark.parametrize("op", ["LSTMBlockCell", "GRUBlockCell"])
+def test_a_step_in_one_op(tf: Any, tmp_path: Path, flow: str, op: str, loop: str) -> None:
+    def build() -> None:
+        x = tf.placeholder(tf.float32, [7, 6, 4], "x")
+        said = tf.placeholder(tf.int32, [6], "lengths")
+        cell = BlockCell(tf, op)
+        if loop == "static":
+            steps, _ = tf.nn.static_rnn(cell, tf.unstack(x), dtype=tf.float32, sequence_length=said)
+        else:
+            steps, _ = tf.nn.dynamic_rnn(
+                cell, x, dtype=tf.float32, sequence_length=said, time_major=True
+            )
+        tf.matmul(steps[-1], some(tf, "head", UNITS, 2), name="out")
+
+    feeds = {"x": STEPS, "lengths": LENGTHS}
+    made(tf, tmp_path, build, feeds=feeds, fetches=["out"])
+    checkpoint = open_checkpoint(tmp_path)
+    found = measure(checkpoint, [feeds])
+    (first, *_) = (name for name in checkpoint if "cell/" in name)
+    scope = first.partition("cell/")[0] + "cell/"
+    if op == "LSTMBlockCell":
+        kernel, bias = values(checkpoint, f"{scope}kernel", f"{scope}bias")
+        names = {"kernel": f"{scope}kernel", "bias": f"{scope}bias"}
+        check_lstm(found, Lstm(kernel, bias).run(STEPS, LENGTHS), names)
+        return
+    weights = [f"{scope}{n}" for n in ("gates/w", "gates/b", "candidate/w", "candidate/b")]
+    rows = gru(STEPS, values(checkpoint, *weights), LENGTHS)
+    check(found[weights[0], "consumed"], rows["taken"])
+    check(found[weights[2], "consumed"], rows["reset"])
+    for name, what in zip(weights, ("gates", "gates", "new", "new"), strict=True):
+        check(found[name, "produced"], rows[what])

@@ -168,9 +168,7 @@ def _moments(rows: Array, shift: Floats | None, *, covariance: bool) -> Moments:
         if not np.isfinite(sums.squares).all():
             raise NotFiniteError(_not_finite(rows))
         result.merge(
-            Moments(
-                count, sums.mean, sums.squares, sums.absolute, sums.min, sums.max, sums.zero
-            )
+            Moments(count, sums.mean, sums.squares, sums.absolute, sums.min, sums.max, sums.zero)
         )
     if covariance:
         result.products = _products(rows, result.mean)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from converter.activations.cells import lives_of, tensors_of
 from converter.checkpoint import Checkpoint
 from converter.graph.node import Node, Output, Tensor
 from converter.structure.infer import structure_of
@@ -18,8 +20,8 @@ from converter.structure.layers.chains import (
     Part,
     UnitAxis,
 )
-from converter.structure.layers.cuts import Cut, cut_of
-from converter.structure.layers.masks import Mask, in_loops, mask_of
+from converter.structure.layers.cuts import Cut, cut_of, places_of
+from converter.structure.layers.masks import has_choices, in_loops, mask_of
 from converter.structure.layers.read import chains_of, tensor_of
 from converter.structure.layers.steps import same_axis
 from converter.structure.structure import Structure
@@ -37,7 +39,8 @@ class Probe:
 
     Attributes:
         tensor: which. A node of a function's body has the names of the calls before its own, as
-            `converter.structure` names it.
+            `converter.structure` names it; what is computed beside a cell that is one op has the
+            names of `converter.activations.cells`.
         axis: of the units; negative ones are counted from the end.
         size: how many units there are.
         mask: a bool tensor [batch] of the same frame, which says what rows count; None for all.
@@ -89,13 +92,20 @@ def find_probes(checkpoint: Checkpoint, structure: Structure | None = None) -> F
     return _Finder(checkpoint, structure).find()
 
 
+class _Rows(NamedTuple):
+    """What says which rows count: a bool for each, and which of the two does."""
+
+    mask: Tensor
+    keeps: bool
+
+
 class _Place(NamedTuple):
     """Where something is measured: all of a probe but what it is measured for."""
 
     tensor: Tensor
     axis: int
     size: int
-    mask: Mask | None
+    rows: _Rows | None
     cut: Cut | None
 
 
@@ -112,22 +122,25 @@ class _Finder:
         self._why: dict[Key, str] = {}
         self._axes: dict[Key, int] = {}
         self._found: dict[_Place, dict[Key, None]] = {}
-        self._masks: dict[Output, Mask | None] = {}
+        self._masks: dict[Output, _Rows | None] = {}
         self._loops = in_loops(self._analysis.graph)
 
     def find(self) -> Found:
-        for chain in chains_of(self._structure):
-            mask = self._mask(chain)
+        chains = chains_of(self._structure)
+        self._uses = Counter(name for chain in chains for name in _variables(chain))
+        self._has_choices = has_choices(self._analysis)
+        for chain in chains:
+            rows = self._rows(chain)
             for node, part in chain.parts:
                 if part.variable in self._shapes:
-                    self._take(chain, node, part, mask)
+                    self._take(chain, node, part, rows)
         found = tuple(
             Probe(
                 place.tensor,
                 place.axis,
                 place.size,
-                None if place.mask is None else tensor_of(place.mask.output),
-                place.mask is not None and place.mask.keeps,
+                None if place.rows is None else place.rows.mask,
+                place.rows is not None and place.rows.keeps,
                 tuple(keys),
                 place.cut,
             )
@@ -135,40 +148,60 @@ class _Finder:
         )
         return Found(found, dict(self._unmeasured({key for probe in found for key in probe.for_})))
 
-    def _mask(self, chain: Chain) -> Mask | None:
-        if chain.linear is None or chain.linear.output.node not in self._loops:
+    def _rows(self, chain: Chain) -> _Rows | None:
+        begin = chain.linear.output if chain.linear is not None else None
+        if chain.kernels and chain.kernels[0].op in CELLS:
+            lives = lives_of(chain.kernels[0])
+            if lives is not None:
+                return _Rows(lives, keeps=True)
+            begin = Output(chain.kernels[0], 0)
+        if begin is None or not (begin.node in self._loops or self._is_unrolled(chain)):
             return None
-        begin = chain.linear.output
         if begin not in self._masks:
-            self._masks[begin] = mask_of(self._analysis, begin)
+            found = mask_of(self._analysis, begin)
+            self._masks[begin] = found and _Rows(tensor_of(found.output), found.keeps)
         return self._masks[begin]
 
-    def _take(self, chain: Chain, node: Node, part: Part, mask: Mask | None) -> None:
+    def _is_unrolled(self, chain: Chain) -> bool:
+        """Whether a variable is taken in several places, and rows are chosen somewhere."""
+        return self._has_choices and any(self._uses[name] > 1 for name in _variables(chain))
+
+    def _take(self, chain: Chain, node: Node, part: Part, rows: _Rows | None) -> None:
         is_kernel = node in chain.kernels
         if node.op in CELLS:
-            side: Side = "consumed" if part.use == "consume" else "produced"
-            self._why.setdefault((part.variable, side), chain.why)
+            self._take_cell(chain, node, part, rows)
         elif part.use == "consume" or (is_kernel and part.use == "gain"):
-            self._take_input(chain, node, part, mask)
+            self._take_input(chain, node, part, rows)
         elif part.use in ("mean", "variance"):
-            self._add(chain.normalised, part, "produced", mask, chain, node)
+            self._add(chain.normalised, part, "produced", rows, chain, node)
         else:
-            self._add(chain.finished, part, "produced", mask, chain, node)
+            self._add(chain.finished, part, "produced", rows, chain, node)
 
-    def _take_input(self, chain: Chain, node: Node, part: Part, mask: Mask | None) -> None:
+    def _take_cell(self, chain: Chain, node: Node, part: Part, rows: _Rows | None) -> None:
+        side: Side = "consumed" if part.use == "consume" else "produced"
+        places = places_of(self._analysis, node, part.variable)
+        found = [tensors_of(node, place, part.use) for place in places]
+        size = self._shapes[part.variable][part.axis]
+        if len(found) != 1 or found[0] is None:
+            self._why.setdefault((part.variable, side), chain.why)
+            return
+        place = _Place(found[0], -1, size, rows, None)
+        self._found.setdefault(place, {})[part.variable, side] = None
+
+    def _take_input(self, chain: Chain, node: Node, part: Part, rows: _Rows | None) -> None:
         key: Key = (part.variable, "consumed")
         if node.op in TABLES:
             self._why.setdefault(key, LOOKED_UP)
         elif node in chain.kernels:
             given = chain.inputs[chain.kernels.index(node)]
-            self._add(given, part, "consumed", mask, chain, node)
+            self._add(given, part, "consumed", rows, chain, node)
 
     def _add(
         self,
         units: UnitAxis | None,
         part: Part,
         side: Side,
-        mask: Mask | None,
+        rows: _Rows | None,
         chain: Chain,
         node: Node,
     ) -> None:
@@ -191,7 +224,7 @@ class _Finder:
         if self._axes.setdefault(key, part.axis) != part.axis:
             # A table that is tied to an output is a kernel the other way round there.
             return
-        place = _Place(tensor_of(units.output), units.axis, units.size, mask, cut)
+        place = _Place(tensor_of(units.output), units.axis, units.size, rows, cut)
         self._found.setdefault(place, {})[key] = None
 
     def _length(self, chain: Chain, node: Node, part: Part) -> int:
@@ -226,6 +259,10 @@ class _Finder:
                 elif name in taken:
                     why = "it is not clear which tensor it makes"
                 yield (name, "produced"), why
+
+
+def _variables(chain: Chain) -> set[str]:
+    return {part.variable for _, part in chain.parts}
 
 
 def _is_wider(node: Node, part: Part, size: int, length: int) -> bool:

@@ -64,6 +64,12 @@ def is_block(role: Role, axes: Mapping[tuple[str, int], Atom]) -> bool:
     return all(len(part) > 1 or parts.count(part) > 1 for part in parts)
 
 
+def places_of(analysis: Analysis, node: Node, variable: str) -> list[int]:
+    """Return which inputs of a node are a variable, or a part of it."""
+    ways = (_way(analysis, output, variable) for output in node.inputs)
+    return [place for place, way in enumerate(ways) if way is not None]
+
+
 def cut_of(
     analysis: Analysis, node: Node, variable: str, shape: Sequence[int], axis: int
 ) -> Cut | None:

@@ -1,12 +1,25 @@
-"""The rows that a recurrent loop throws away, as their sequences have ended before."""
+"""The rows that a recurrent cell throws away, as their sequences have ended before."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from converter.graph.node import Node, Output
-from converter.graph.ops import ENTERS, EXITS, NEXT_ITERATION, REPEATS, RESHAPES, SAME, SELECTS, ops
+from converter.graph.ops import (
+    COMPARING,
+    ENTERS,
+    EXITS,
+    MERGES,
+    NEXT_ITERATION,
+    REPEATS,
+    RESHAPES,
+    SAME,
+    SELECTS,
+    SWITCHES,
+    ops,
+)
 from converter.graph.ordered import OrderedGraph
+from converter.structure.layers.chains import CELLS
 from converter.structure.layers.steps import takers
 from converter.structure.tensors.analysis import Analysis
 from converter.structure.tensors.atoms import size_of
@@ -37,22 +50,27 @@ def mask_of(analysis: Analysis, begin: Output) -> Mask | None:
 
     Args:
         analysis: of the graph.
-        begin: a tensor that a loop makes in each turn.
+        begin: a tensor that a cell makes in a step; of a cell that is one op any of its own.
     """
     found: dict[object, Mask] = {}
-    waiting, seen = [begin], {begin}
+    waiting = [begin]
+    if begin.node.op in CELLS:
+        waiting = [Output(begin.node, port) for port in range(_ports(analysis, begin.node))]
+    seen = set(waiting)
     while waiting and len(seen) < _MAX_NODES:
         output = waiting.pop()
         for node in takers(analysis, output):
             if node.op in _ENDS or node.op in _KEEPS:
                 # It is kept as it is, or handed on to the next turn.
                 return None
-            mask = _chosen_by(analysis, node, output)
+            mask = _chosen_by(analysis, node, output) or _chosen_beside(analysis, node, output)
             if mask is not None:
                 condition = mask.output.node
                 # Old cells compare the lengths anew for each tensor.
                 said = (condition.op, condition.inputs, mask.output.port, mask.keeps)
                 found.setdefault(said, mask)
+                if len(found) > 1:
+                    return None
                 continue
             given = {Output(node, port) for port in range(_ports(analysis, node))} - seen
             seen |= given
@@ -65,14 +83,42 @@ def _ports(analysis: Analysis, node: Node) -> int:
     return max(taken, default=0) + 1
 
 
+def has_choices(analysis: Analysis) -> bool:
+    """Tell whether anything of a graph is chosen row by row."""
+    return any(
+        node.op in SELECTS and node.inputs and _by_row(analysis, node.inputs[0]) is not None
+        for node in analysis.flow.telling
+    )
+
+
 def _chosen_by(analysis: Analysis, node: Node, output: Output) -> Mask | None:
     """Return the mask of a choice, row by row, between a tensor and what was there before it."""
-    if node.op not in SELECTS or len(node.inputs) != 3 or output not in node.inputs[1:]:
+    if node.op not in SELECTS or len(node.inputs) != 3:
         return None
+    own = _origin(output)
+    is_own = [_origin(given) == own for given in node.inputs[1:]]
     condition = _by_row(analysis, node.inputs[0])
-    if condition is None or node.inputs[1] == node.inputs[2]:
+    return None if condition is None or sum(is_own) != 1 else Mask(condition, is_own[0])
+
+
+def _chosen_beside(analysis: Analysis, node: Node, output: Output) -> Mask | None:
+    """Return the mask of a choice that is left out in a branch, as no sequence has ended yet."""
+    if node.op not in MERGES and node.op != "_Join":
         return None
-    return Mask(condition, node.inputs[1] == output)
+    for given in node.inputs:
+        mask = _chosen_by(analysis, _origin(given).node, output)
+        if mask is not None and _origin(mask.output).node.op in COMPARING:
+            return mask
+    return None
+
+
+def _origin(output: Output) -> Output:
+    """Return what a tensor is before it was handed on, into branches too."""
+    for _ in range(_MAX_PASSED):
+        if output.node.op not in SAME | SWITCHES or not output.node.inputs:
+            break
+        output = output.node.inputs[0]
+    return output
 
 
 def _by_row(analysis: Analysis, condition: Output) -> Output | None:
