@@ -3,10 +3,12 @@
 Such an op takes the input and the state apart, and gives its gates as they are activated. What its
 kernel is multiplied with, and what that makes, is computed again beside it. These tensors are
 called by the name of the op and by their own: `lstm_cell/BlockLSTM:gates`, as no other tensor is.
+So is what tells the steps that count, where the graph does that in a branch that is not always run.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -24,6 +26,9 @@ RESET = "reset"
 
 LIVES = "lives"
 """Whether a sequence has not ended, (steps, batch)."""
+
+LONGER = re.compile(r"longer_(\d{1,9})")
+"""Beside lengths of sequences: whether one is longer than so many steps, (batch,)."""
 
 PEEPHOLES = ("peephole_i", "peephole_f", "peephole_o")
 """What is added to a gate of the cell's state."""
@@ -60,6 +65,11 @@ def tensors_of(node: Node, place: int, use: Use) -> Tensor | None:
 def lives_of(node: Node) -> Tensor | None:
     """Return what says which steps of a cell count; None of what is one step only."""
     return Tensor(f"{node.name}:{LIVES}") if node.op.startswith("BlockLSTM") else None
+
+
+def longer_than(lengths: Tensor, step: int) -> Tensor:
+    """Return what says which sequences go on behind a step."""
+    return Tensor(f"{lengths.node}:longer_{step}")
 
 
 def cell_of(source: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from converter.activations.cells import BOOL, INT32, Cell, Graph, compute
+from converter.activations.cells import BOOL, INT32, LONGER, Cell, Graph, compute
 from converter.errors import InputError
 from converter.formats.messages import message, parse
 from converter.graph.node import Tensor
@@ -207,12 +207,21 @@ class _Scope:
         self._awaited.setdefault(name, []).append(b"^" + put.name)
         return dtype
 
+    def _longer(self, name: str, step: int) -> _Place:
+        """Return which of the sequences are longer whose lengths a node gives."""
+        text, dtype = self.reference(name, 0)
+        prefix = self.nodes[name].name + b"/longer"
+        taken = [self._constant(prefix, step, dtype, [b"^" + self.nodes[name].name]), text]
+        return _Place(self, self._operation(prefix, "Less", taken, {"T": dtype}), BOOL)
+
     def computed(self, name: str, what: str) -> _Place:
-        """Return a tensor that is computed beside a cell.
+        """Return a tensor that is computed beside a cell, or beside lengths of sequences.
 
         Raises:
             InputError: the cell is none, or lacks inputs.
         """
+        if (longer := LONGER.fullmatch(what)) is not None:
+            return self._longer(name, int(longer[1]))
         node = self.nodes[name]
         dtype = next((entry.value.type for entry in node.attr if entry.key == b"T"), 0)
         ports = _outputs(node, self._op_definition(_text(node.op)))

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from converter.activations.cells import lives_of, tensors_of
+from converter.activations.cells import lives_of, longer_than, tensors_of
 from converter.checkpoint import Checkpoint
 from converter.graph.node import Node, Output, Tensor
 from converter.structure.infer import structure_of
@@ -21,7 +21,7 @@ from converter.structure.layers.chains import (
     UnitAxis,
 )
 from converter.structure.layers.cuts import Cut, cut_of, places_of
-from converter.structure.layers.masks import has_choices, in_loops, mask_of
+from converter.structure.layers.masks import Mask, has_choices, in_loops, mask_of
 from converter.structure.layers.read import chains_of, tensor_of
 from converter.structure.layers.steps import same_axis
 from converter.structure.structure import Structure
@@ -159,7 +159,7 @@ class _Finder:
             return None
         if begin not in self._masks:
             found = mask_of(self._analysis, begin)
-            self._masks[begin] = found and _Rows(tensor_of(found.output), found.keeps)
+            self._masks[begin] = found and _Rows(_mask(found), found.keeps)
         return self._masks[begin]
 
     def _is_unrolled(self, chain: Chain) -> bool:
@@ -259,6 +259,11 @@ class _Finder:
                 elif name in taken:
                     why = "it is not clear which tensor it makes"
                 yield (name, "produced"), why
+
+
+def _mask(found: Mask) -> Tensor:
+    given = tensor_of(found.output)
+    return given if found.step is None else longer_than(given, found.step)
 
 
 def _variables(chain: Chain) -> set[str]:

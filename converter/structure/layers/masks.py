@@ -29,6 +29,8 @@ _KEEPS = ops("""
     TensorArrayWrite TensorArrayWriteV2 TensorArrayWriteV3 TensorListSetItem TensorListPushBack
     """)
 _WIDENS = SAME | RESHAPES | REPEATS
+# Says of each length that it is not above a step: in which order it takes both.
+_ENDED = {"LessEqual": 1, "GreaterEqual": -1}
 _MAX_NODES = 4096
 _MAX_PASSED = 16
 
@@ -37,12 +39,14 @@ class Mask(NamedTuple):
     """What says which rows count.
 
     Attributes:
-        output: a bool for each row.
+        output: a bool for each row, or with `step` the length of each sequence.
         keeps: which of the two counts.
+        step: the number of the step, beyond which sequences have to go on; None where bools tell.
     """
 
     output: Output
     keeps: bool
+    step: int | None = None
 
 
 def mask_of(analysis: Analysis, begin: Output) -> Mask | None:
@@ -65,10 +69,11 @@ def mask_of(analysis: Analysis, begin: Output) -> Mask | None:
                 return None
             mask = _chosen_by(analysis, node, output) or _chosen_beside(analysis, node, output)
             if mask is not None:
+                mask = _outside(analysis, mask)
                 condition = mask.output.node
                 # Old cells compare the lengths anew for each tensor.
-                said = (condition.op, condition.inputs, mask.output.port, mask.keeps)
-                found.setdefault(said, mask)
+                said: object = (condition.op, condition.inputs, mask.output.port, mask.keeps)
+                found.setdefault(said if mask.step is None else mask, mask)
                 if len(found) > 1:
                     return None
                 continue
@@ -110,6 +115,18 @@ def _chosen_beside(analysis: Analysis, node: Node, output: Output) -> Mask | Non
         if mask is not None and _origin(mask.output).node.op in COMPARING:
             return mask
     return None
+
+
+def _outside(analysis: Analysis, mask: Mask) -> Mask:
+    """Return what a mask is computed of where that is done in a branch, which may not be taken."""
+    compare = mask.output.node
+    if compare.op not in _ENDED or mask.keeps:
+        return mask
+    lengths, step = compare.inputs[:: _ENDED[compare.op]]
+    steps, outer = analysis.tensor(step).values, _origin(lengths)
+    if lengths.node.op not in SWITCHES or not steps or outer.port:
+        return mask
+    return Mask(outer, True, steps[0])
 
 
 def _origin(output: Output) -> Output:
