@@ -775,7 +775,15 @@ def test_every_variable_of_the_model_is_measured(name: str) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, *map(slow, (1, 2))])
-@pytest.mark.parametrize("name", ["tf012_v2_gru_seqlen", "tf14_v2_attention_bahdanau"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tf012_v2_gru_seqlen",
+        "tf14_v2_attention_bahdanau",
+        "tf115_v2_keras_rnn",
+        "tf115_v2_lstmblockfused",
+    ],
+)
 def test_mutated_graphs(name: str, seed: int) -> None:
     checkpoint = case(name)
     assert checkpoint.meta is not None

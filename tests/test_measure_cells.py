@@ -204,14 +204,16 @@ def some(tf: Any, name: str, *shape: int) -> Any:
     return tf.get_variable(name, shape, initializer=tf.random_normal_initializer(0, 0.7, seed=1))
 
 
-@pytest.mark.parametrize("place", ["outside", "branch"])
+@pytest.mark.parametrize(
+    ("flow", "place"),
+    [("frames", "outside"), ("frames", "branch"), ("functions", "branch")],
+    indirect=["flow"],
+)
 @pytest.mark.parametrize("lengths", [None, LENGTHS])
 @pytest.mark.parametrize("op", ["BlockLSTM", "BlockLSTMV2"])
 def test_all_steps_in_one_op(
     tf: Any, tmp_path: Path, flow: str, op: str, lengths: Array | None, place: str
 ) -> None:
-    if flow == "functions" and place == "outside":
-        pytest.skip("there are no functions then")
     names = ("i", "f", "o")
 
     def build() -> None:
@@ -349,3 +351,48 @@ def test_a_step_in_one_op(tf: Any, tmp_path: Path, flow: str, op: str, loop: str
     check(found[weights[2], "consumed"], rows["reset"])
     for name, what in zip(weights, ("gates", "gates", "new", "new"), strict=True):
         check(found[name, "produced"], rows[what])
+
+
+@pytest.mark.parametrize("flow", ["frames"], indirect=True)
+def test_lengths_that_are_compared_in_a_branch(tf: Any, tmp_path: Path, flow: str) -> None:
+    """TensorFlow 1.0 to 1.4 unroll in this way, each tensor with a comparison of its own."""
+
+    def build() -> None:
+        x = tf.placeholder(tf.float32, [7, 6, 4], "x")
+        lengths = tf.placeholder(tf.int32, [6], "lengths")
+        kernel = some(tf, "kernel", 9, UNITS)
+        shortest, longest = tf.reduce_min(lengths), tf.reduce_max(lengths)
+        h = output = zeros = tf.zeros([6, UNITS])
+
+        def step(number: int, h: Any) -> Any:
+            new = tf.tanh(tf.matmul(tf.concat([x[number], h], 1), kernel))
+
+            def some_end() -> list[Any]:
+                return [tf.where(lengths <= number, old, new) for old in (h, zeros)]
+
+            return tf.cond(number < shortest, lambda: [new, new], some_end)
+
+        for number in range(7):
+            h, output = tf.cond(
+                number >= longest,
+                lambda h=h: [h, zeros],
+                lambda number=number, h=h: step(number, h),
+            )
+        tf.matmul(h + output, some(tf, "head", UNITS, 2), name="out")
+
+    lengths = np.array([2, 5, 3, 5, 2, 4], "i4")
+    feeds = {"x": STEPS, "lengths": lengths}
+    made(tf, tmp_path, build, feeds=feeds, fetches=["out"])
+    checkpoint = open_checkpoint(tmp_path)
+    found = measure(checkpoint, [feeds])
+    (kernel,) = values(checkpoint, "kernel")
+    h, taken, new = np.zeros((6, UNITS)), [], []
+    for number in range(7):
+        lives = number < lengths
+        taken.append(np.concatenate([STEPS[number], h], 1)[lives])
+        new.append(np.tanh(taken[-1] @ kernel))
+        h[lives] = new[-1]
+    check(found["kernel", "consumed"], np.concatenate(taken))
+    check(found["kernel", "produced"], np.concatenate(new))
+    masks = {str(probe.mask) for probe in find_probes(checkpoint).probes if probe.mask is not None}
+    assert masks == {f"lengths:longer_{number}" for number in range(7)}
