@@ -133,8 +133,9 @@ class Session(Closing):
         with self._graph.as_default():
             self._import(tf, definition)
             self._assigns = self._make_assigns(tf)
-            self._emptying = {queue: _emptying(tf, queue) for queue in queues}
-        self._session = self._open(tf)
+            self._emptying = {queue.name: _emptying(tf, queue) for queue in queues}
+        self._found: dict[Tensor, Any] = {}
+        self._session, self._sizes = self._open(tf)
         self._feeds = {t: self._read(t.node, where) for t, where in self._constants.items()}
         self._assigned: dict[str, Array] = {}
         self._initialize()
@@ -212,32 +213,42 @@ class Session(Closing):
                 ) from None
         return [_gradient(*pair) for pair in zip(names, found, strict=True) if pair[1] is not None]
 
-    def empty(self) -> dict[str, Array]:
-        """Take what the queues of the rewritten graph hold.
+    def held(self) -> dict[str, int]:
+        """Return how many tensors each queue of the rewritten graph holds, by their names."""
+        return dict(zip(self._emptying, self._called(self._sizes), strict=True))
+
+    def dequeue(self, name: str, count: int) -> Array:
+        """Take what a queue of the rewritten graph holds; other threads may fill it meanwhile.
+
+        Args:
+            name: of the queue.
+            count: how many tensors are taken; it holds as many.
 
         Returns:
-            By the names of the queues, arrays (rows, units) in the order in which they were filled.
+            An array (rows, units) in the order in which it was filled.
 
         Raises:
-            RunError: what is in a queue is not as the queue says.
+            RunError: what is in the queue is not as the queue says.
         """
-        held = self._run(list(self._emptying.values()), {})
-        return {
-            queue.name: _counted(queue, *parts)
-            for queue, parts in zip(self._emptying, held, strict=True)
-        }
+        emptying = self._emptying[name]
+        return _counted(
+            emptying.queue,
+            *self._run(emptying.taken, {emptying.count: np.asarray(count, np.int32)}),
+        )
 
     def _start_again(self, *, draw_again: bool) -> None:
         """Set back what the last run changed: states, and what random numbers come next."""
         draw_again = draw_again and bool(self._forward.random)
         if draw_again:
             self._session.close()
-            self._session = self._open(tensorflow())
+            self._session, self._sizes = self._open(tensorflow())
         if draw_again or self._pruned.is_changing:
             self._initialize()
 
-    def _open(self, tf: Any) -> Any:
-        return tf.compat.v1.Session(graph=self._graph, config=_config(tf))
+    def _open(self, tf: Any) -> tuple[Any, Callable[[], Any]]:
+        """Return a session, and what tells the sizes of all queues in it."""
+        session = tf.compat.v1.Session(graph=self._graph, config=_config(tf))
+        return session, session.make_callable([one.size for one in self._emptying.values()])
 
     def _set(self, name: str, value: Array) -> None:
         operation, placeholder = self._assigns[name]
@@ -245,12 +256,15 @@ class Session(Closing):
         self._session.run(operation, {placeholder: value})
 
     def _tensor(self, source: Tensor) -> Any:
-        try:
-            return self._graph.get_tensor_by_name(f"{source.node}:{source.port}")
-        except (KeyError, ValueError):
-            raise UsageError(
-                f"{source}: {source.node} has no such output; choose another (--fetch)"
-            ) from None
+        if source not in self._found:
+            try:
+                found = self._graph.get_tensor_by_name(f"{source.node}:{source.port}")
+            except (KeyError, ValueError):
+                raise UsageError(
+                    f"{source}: {source.node} has no such output; choose another (--fetch)"
+                ) from None
+            self._found[source] = found
+        return self._found[source]
 
     def _import(self, tf: Any, serialized: bytes) -> None:
         definition = tf.compat.v1.GraphDef.FromString(serialized)
@@ -314,12 +328,14 @@ class Session(Closing):
         return value.astype(dtype.numpy)
 
     def _run(self, fetches: Sequence[Any], feeds: Mapping[Any, Array]) -> list[Any]:
+        return self._called(lambda: self._session.run(fetches, feeds))
+
+    def _called(self, compute: Callable[[], list[Any]]) -> list[Any]:
         tf = tensorflow()
         try:
-            values: list[Any] = self._session.run(fetches, feeds)
+            return compute()
         except (tf.errors.OpError, ValueError, TypeError) as error:
             raise RunError(f"{self._forward.graph.path}: it does not run: {_line(error)}") from None
-        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -415,17 +431,38 @@ def dtypes_of(forward: Forward, values: Mapping[Tensor, Array]) -> dict[Tensor, 
     }
 
 
-def _emptying(tf: Any, queue: Queue) -> list[Any]:
-    """Make the tensors that take all that is in a queue: its rows, how many count, and masks."""
+@dataclass(frozen=True, slots=True)
+class _Emptying:
+    """Tensors that empty a queue.
+
+    Attributes:
+        queue: which.
+        size: how many tensors are in it.
+        count: is fed with how many are taken.
+        taken: their rows, how many of them count, and masks.
+    """
+
+    queue: Queue
+    size: Any
+    count: Any
+    taken: Sequence[Any]
+
+
+def _emptying(tf: Any, queue: Queue) -> _Emptying:
+    types = [queue.dtype] if queue.axis != -1 else [queue.dtype, tf.int32]
+    types += [] if queue.keeps is None else [tf.bool]
+    count = tf.compat.v1.placeholder(tf.int32, [])
     if queue.axis != -1:
-        return [_looping(tf, queue)]
-    types = [queue.dtype, tf.int32] if queue.keeps is None else [queue.dtype, tf.int32, tf.bool]
-    shapes = [[None, queue.size], [2], [None]][: len(types)]
-    handle = tf.raw_ops.PaddingFIFOQueueV2(
-        component_types=types, shapes=shapes, shared_name=queue.name
-    )
-    size = tf.raw_ops.QueueSizeV2(handle=handle)
-    return list(tf.raw_ops.QueueDequeueManyV2(handle=handle, n=size, component_types=types))
+        handle = tf.raw_ops.FIFOQueueV2(component_types=types, shared_name=queue.name)
+        taken = [_looping(tf, queue, handle, types, count)]
+    else:
+        handle = tf.raw_ops.PaddingFIFOQueueV2(
+            component_types=types,
+            shapes=[[None, queue.size], [2], [None]][: len(types)],
+            shared_name=queue.name,
+        )
+        taken = tf.raw_ops.QueueDequeueManyV2(handle=handle, n=count, component_types=types)
+    return _Emptying(queue, tf.raw_ops.QueueSizeV2(handle=handle), count, list(taken))
 
 
 def _counted(
@@ -444,13 +481,11 @@ def _counted(
     return values[counts]
 
 
-def _looping(tf: Any, queue: Queue) -> Any:
-    """Make the tensor (rows, units) that takes all that is in a queue, by a loop.
+def _looping(tf: Any, queue: Queue, handle: Any, types: Sequence[Any], count: Any) -> Any:
+    """Make the tensor (rows, units) of as many tensors as a queue is to give, by a loop.
 
     The units are on another axis than the last, where rows would be padded.
     """
-    types = [queue.dtype] if queue.keeps is None else [queue.dtype, tf.bool]
-    handle = tf.raw_ops.FIFOQueueV2(component_types=types, shared_name=queue.name)
 
     def take(number: Any, taken: Any) -> tuple[Any, Any]:
         value, *mask = tf.raw_ops.QueueDequeueV2(handle=handle, component_types=types)
@@ -463,10 +498,9 @@ def _looping(tf: Any, queue: Queue) -> Any:
         value = tf.transpose(value, tf.concat(order, 0))
         return number + 1, taken.write(number + 1, tf.reshape(value, [-1, queue.size]))
 
-    size = tf.raw_ops.QueueSizeV2(handle=handle)
     taken = tf.TensorArray(
         tf.as_dtype(queue.dtype),
-        size + 1,
+        count + 1,
         element_shape=[None, queue.size],
         infer_shape=False,
         clear_after_read=False,
@@ -474,7 +508,7 @@ def _looping(tf: Any, queue: Queue) -> Any:
     # Of no rows at all the concatenation would not know how long they are.
     taken = taken.write(0, tf.zeros([0, queue.size], queue.dtype))
     _, taken = tf.compat.v1.while_loop(
-        lambda number, _: number < size, take, [0, taken], parallel_iterations=1
+        lambda number, _: number < count, take, [0, taken], parallel_iterations=1
     )
     return taken.concat()
 

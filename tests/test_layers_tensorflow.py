@@ -83,7 +83,7 @@ class Check:
             for u in units
         }
         with Run(checkpoint, batch, list(probes.values()), question or Question()) as run:
-            taken = {id(t.probe): t for t in run.take(batch)}
+            taken = {id(t.probe): t for t in [*run.take(batch), *run.empty(run.held())]}
         self._rows = {
             u: taken[id(p)].rows().astype("f8") for u, p in probes.items() if id(p) in taken
         }

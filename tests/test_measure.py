@@ -122,6 +122,18 @@ def test_inside_a_loop_however_the_data_are_cut() -> None:
             assert np.abs(one - other).max() <= 1e-6 * np.abs(one).max()
 
 
+def test_what_is_added_up_together_is_the_same_every_time() -> None:
+    checkpoint, ids, wanted = charlm()
+    batch = {"x": np.tile(ids, (10, 1))}
+    one, other = (measure(checkpoint, [batch] * 25, probes=CHARLM) for _ in range(2))
+    for key, rows in wanted.items():
+        assert one[key].count == 250 * rows.reshape(-1, one[key].size).shape[0]
+        assert np.abs(one[key].std - rows.reshape(-1, one[key].size).std(0)).max() <= 1e-6
+    for key in one:
+        for name in ("mean", "squares", "absolute", "min", "max", "zero"):
+            assert (getattr(one[key], name) == getattr(other[key], name)).all()
+
+
 def test_what_is_wanted_alone_and_its_covariance() -> None:
     checkpoint, ids, wanted = charlm()
     found = measure(

@@ -70,27 +70,65 @@ def test_a_large_mean_takes_nothing_from_the_deviation() -> None:
     assert np.allclose(found.std, 1, rtol=0.02)
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1e15, 1e30])
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1e15, 1e30, 1e37])
 @pytest.mark.parametrize("shift", [0, 5])
-def test_squares_that_leave_the_range_of_float32(scale: float, shift: float) -> None:
-    values = np.random.default_rng(0).standard_normal((700, 4)) + shift
+@pytest.mark.parametrize("count", [700, 7000])
+def test_squares_that_leave_the_range_of_float32(scale: float, shift: float, count: int) -> None:
+    values = np.random.default_rng(0).standard_normal((count, 4)) + shift
     values[:, 2] = 0
+    values[:, 3] = np.maximum(values[:, 3], 0)
     found = Moments.of(4)
     found.add((values * scale).astype("f4"))
     assert np.allclose(found.std / scale, values.std(0), rtol=1e-5)
     assert np.allclose(found.mean / scale, values.mean(0), rtol=1e-4, atol=1e-6)
+    assert np.allclose(found.mean_abs / scale, np.abs(values).mean(0), rtol=1e-5)
 
 
 @pytest.mark.parametrize("mean", [3, 100, 1e5])
-def test_a_large_mean_of_float32(mean: float) -> None:
-    values = (mean + np.random.default_rng(0).standard_normal((3000, 5))).astype("f4")
+@pytest.mark.parametrize("parts", [1, 7, 300])
+def test_a_large_mean_of_float32(mean: float, parts: int) -> None:
+    values = (mean + np.random.default_rng(0).standard_normal((30_000, 5))).astype("f4")
     values[:, 3] = mean
     found = Moments.of(5)
-    for part in np.array_split(values, 7):
+    for part in np.array_split(values, parts):
         found.add(part)
     wide = values.astype("f8")
     assert np.allclose(found.std, wide.std(0), rtol=1e-6, atol=1e-12)
-    assert np.allclose(found.mean, wide.mean(0), rtol=1e-9)
+    assert np.allclose(found.mean, wide.mean(0), rtol=1e-7)
+    assert np.allclose(found.mean_abs, np.abs(wide).mean(0), rtol=1e-7)
+
+
+@pytest.mark.parametrize("far", [1, 40])
+def test_units_that_move_away_from_zero_later(far: int) -> None:
+    values = np.random.default_rng(0).standard_normal((40_000, 40)).astype("f4")
+    values[10_000:, :far] += 1000
+    values[:, far:] *= 1e-3
+    found = Moments.of(40)
+    for part in np.array_split(values, 4):
+        found.add(part)
+    wide = values.astype("f8")
+    assert np.allclose(found.std, wide.std(0), rtol=1e-6)
+    assert np.allclose(found.mean, wide.mean(0), rtol=1e-6, atol=1e-9)
+    last = Moments.of(40)
+    last.add(values[10_000:])
+    assert np.allclose(last.std, wide[10_000:].std(0), rtol=1e-6)
+
+
+def test_observations_that_fill_no_row() -> None:
+    values = np.random.default_rng(0).standard_normal((900, 30)).astype("f4")
+    values[-16:] *= 30
+    found = Moments.of(30, covariance=True)
+    found.add(values)
+    check(found, values)
+
+
+def test_more_units_than_a_tile_is_wide() -> None:
+    values = np.random.default_rng(0).standard_normal((70, 5000)).astype("f4")
+    values[:, ::3] = np.maximum(values[:, ::3], 0)
+    values[:, 4000:] = np.abs(values[:, 4000:]) + 50
+    found = Moments.of(5000, covariance=False)
+    found.add(values)
+    check(found, values)
 
 
 def test_more_rows_than_are_summed_together() -> None:
@@ -133,14 +171,15 @@ def test_integers_and_what_ml_dtypes_has() -> None:
 
 
 @pytest.mark.parametrize(("value", "said"), [(np.nan, "1 NaN"), (-np.inf, "1 infinite")])
-def test_what_is_not_finite_is_refused(value: float, said: str) -> None:
-    values = np.ones((400, 3), "f4")
+@pytest.mark.parametrize("count", [400, 8192])
+def test_what_is_not_finite_is_refused(value: float, said: str, count: int) -> None:
+    values = np.ones((count, 3), "f4")
     found = Moments.of(3)
     found.add(values)
     values[321, 1] = value
-    with pytest.raises(NotFiniteError, match=rf"of 1,200 values {said}"):
+    with pytest.raises(NotFiniteError, match=rf"of [0-9,]+ values {said}"):
         found.add(values)
-    assert found.count == 400
+    assert found.count == count
     assert (found.mean == 1).all()
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from converter.activations.moments import Floats, Moments
+from converter.activations.moments import Moments
 from converter.activations.probes import Side
+from converter.activations.sums import Floats
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.errors import ConverterError, InputError, PlanError, UsageError, printable
 from converter.formats import safetensors

@@ -1,14 +1,15 @@
 """Runs a model on data, and gathers the moments of its activations on the way.
 
-TensorFlow runs a batch while a thread adds up the one before. No more than two batches are held, so
-that memory does not grow with the data.
+TensorFlow runs a batch while threads add up the ones before. Small batches are held until there are
+enough values for each call to be worth it, large ones one at a time, so that memory does not grow
+with the data.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import chain
@@ -30,6 +31,7 @@ MAX_COVARIANCE = 8192
 """Units of which a covariance can be had: it takes 8 bytes for each pair of them."""
 
 _FEW = 3
+_ITEMS_TOGETHER = 1 << 22  # that are added up at once: 16 MB of float32
 
 
 def measure(
@@ -229,28 +231,27 @@ def pools_of(probes: Sequence[Probe], covariance: Collection[str] = ()) -> list[
 
 
 def gather(run: Run, pools: Sequence[Pool], batches: Iterable[Batch]) -> int:
-    """Run all batches, and add what they give while the next one runs; return how many."""
+    """Run all batches, and add what they give while the next ones run; return how many."""
     probes = [probe for pool in pools for probe in pool.probes]
-    of_probe = {id(probe): pool for pool in pools for probe in pool.probes}
-
-    def add(taken: Sequence[Taken]) -> None:
-        by_pool: dict[int, list[Taken]] = {}
-        for one in taken:
-            by_pool.setdefault(id(of_probe[id(one.probe)]), []).append(one)
-        for parts in by_pool.values():
-            of_probe[id(parts[0].probe)].add(parts)
-
     count = 0
-    with ThreadPoolExecutor(1) as adding:
-        before: Future[None] | None = None
+    with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2)) as adding:
+        before: list[Future[int]] = []
+        waiting: list[Taken] = []
+        fed, allowed = 0, 0.0
         for batch in batches:
-            taken = run.take(batch, probes)
-            if before is not None:
-                before.result()
-            before = adding.submit(add, taken)
+            waiting += run.take(batch, probes)
             count += 1
-        if before is not None:
-            before.result()
+            fed += sum(value.size for value in batch.values())
+            if fed < allowed:
+                continue
+            _await(before)
+            before = _added(adding, run, pools, waiting)
+            if not allowed:
+                # What the first batch gave tells how much may be fed until enough waits again.
+                allowed = fed * _ITEMS_TOGETHER / max(_await(before), 1)
+            waiting, fed = [], 0
+        _await(before)
+        _await(_added(adding, run, pools, waiting))
     return count
 
 
@@ -281,6 +282,29 @@ def _whole(pools: Iterable[Pool], covariance: Collection[str]) -> tuple[list[Poo
                 f"{_few([str(probe.tensor) for probe in whole[-1].probes])}"
             )
     return whole, notes
+
+
+def _added(
+    adding: Executor, run: Run, pools: Sequence[Pool], waiting: Iterable[Taken]
+) -> list[Future[int]]:
+    """Let threads add, for each pool, what was taken and what is in its queues."""
+    held = run.held()
+    taken: dict[int, list[Taken]] = {}
+    for one in waiting:
+        taken.setdefault(id(one.probe), []).append(one)
+
+    def add(pool: Pool) -> int:
+        found = [one for probe in pool.probes for one in taken.get(id(probe), ())]
+        found += run.empty(held, pool.probes)
+        if found:
+            pool.add(found)
+        return sum(one.values.size for one in found)
+
+    return [adding.submit(add, pool) for pool in pools]
+
+
+def _await(added: Iterable[Future[int]]) -> int:
+    return sum(future.result() for future in added)
 
 
 def _measured(

@@ -10,6 +10,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from converter.activations.sums import LARGE, Floats, sums_of
 from converter.variable import Array
 
 _FIRST = 32  # observations that tell about where the others are
+_FEW_FAR = 32  # of so many units one may be far from zero
 _PART_ITEMS = 1 << 22  # whose sums over a few rows fit into the cache
 _PRODUCT_ITEMS = 1 << 20  # products of matrices want larger blocks
 
@@ -120,19 +122,30 @@ class Moments:
         if not len(rows):
             return
         covariance = self.products is not None
-        near = self if self.count else _moments(rows[:_FIRST], None, covariance=False)
-        shift = near.mean if near.is_far() else None
+        shift = self._shift(rows[:_FIRST])
         step = max(1, _PART_ITEMS // self.size)
         parts = [
-            _moments(rows[start : start + step], shift, covariance=covariance)
+            part
             for start in range(0, len(rows), step)
+            for part in _moments(rows[start : start + step], shift, covariance=covariance)
         ]
         for part in parts:
             self.merge(part)
 
-    def is_far(self) -> bool:
-        """Whether the mean of a unit is large beside its deviation."""
-        return bool((self.mean**2 * self.count > LARGE * self.squares).any())
+    def _shift(self, first: Array) -> Floats | None:
+        """Return where values are about, if many are far from zero beside their deviation.
+
+        A few are added up again for less than it costs to take something off all.
+
+        Args:
+            first: observations, which tell if there are none yet.
+        """
+        mean, squares, count = self.mean, self.squares, self.count
+        if not count:
+            count, sums = sums_of(first)[0]
+            mean, squares = sums.mean, sums.squares
+        is_far = mean * mean * count > LARGE * squares
+        return mean if np.count_nonzero(is_far) * _FEW_FAR > len(mean) else None
 
     def merge(self, other: Moments) -> None:
         """Add the observations of which others are the moments.
@@ -161,18 +174,25 @@ class Moments:
         self.count = count
 
 
-def _moments(rows: Array, shift: Floats | None, *, covariance: bool) -> Moments:
-    """Return the moments of (observations, units), contiguous and of float32 or float64."""
-    result = Moments.of(rows.shape[1])
+def _moments(rows: Array, shift: Floats | None, *, covariance: bool) -> Iterator[Moments]:
+    """Yield the moments of parts of (observations, units), contiguous, float32 or float64."""
+    start = 0
     for count, sums in sums_of(rows, shift):
         if not np.isfinite(sums.squares).all():
             raise NotFiniteError(_not_finite(rows))
-        result.merge(
-            Moments(count, sums.mean, sums.squares, sums.absolute, sums.min, sums.max, sums.zero)
+        part = rows[start : start + count]
+        products = _products(part, sums.mean) if covariance else None
+        yield Moments(
+            count,
+            sums.mean,
+            sums.squares,
+            sums.absolute,
+            sums.min,
+            sums.max,
+            sums.zero,
+            products,
         )
-    if covariance:
-        result.products = _products(rows, result.mean)
-    return result
+        start += count
 
 
 def _products(rows: Array, mean: Floats) -> Floats:

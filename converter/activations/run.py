@@ -169,7 +169,9 @@ class Run(Closing):
                 self._session.assign(node, where.read(variables[where.key]))
 
     def take(self, batch: Batch, wanted: Collection[Probe] | None = None) -> list[Taken]:
-        """Run a batch, and return what it gave for the probes that are reached.
+        """Run a batch, and return what it gave for the probes that can be fetched.
+
+        What the others gave stays in queues until they are emptied.
 
         Args:
             batch: the values.
@@ -183,20 +185,38 @@ class Run(Closing):
             odd = sorted(self._names ^ frozenset(batch))[0]
             raise UsageError(f"{self._where}: {odd} is in some batches, and not in all")
         values = {**self._decided, **self._given(batch)}
-        chosen = None if wanted is None else {id(probe) for probe in wanted}
-        fetched = [s for s in self._fetched if chosen is None or id(s.probe) in chosen]
+        fetched = _of(wanted, self._fetched)
         tensors = {tensor for source in fetched for tensor in source.tensors}
         also = [tensor for tensor in self._also if tensor in tensors]
         found = {**self._session.run(values, also, draw_again=False), **values}
-        queues = self._session.empty() if self._queued else {}
         taken = []
         for source in fetched:
             probe, mask = source.probe, None
             if source.mask is not None:
                 mask = found[source.mask].astype(bool) == probe.keeps
             taken.append(Taken(probe, found[source.tensor], probe.axis, mask))
-        queued = [s for s in self._queued if chosen is None or id(s.probe) in chosen]
-        return taken + [Taken(s.probe, queues[s.queue], -1) for s in queued]
+        return taken
+
+    def held(self) -> Mapping[str, int]:
+        """Return how many tensors are in each queue: what the batches so far gave."""
+        return self._session.held() if self._queued else {}
+
+    def empty(
+        self, held: Mapping[str, int], wanted: Collection[Probe] | None = None
+    ) -> list[Taken]:
+        """Take what is in the queues of the other probes; another thread may run a batch meanwhile.
+
+        Args:
+            held: how many tensors are taken of each queue.
+            wanted: the probes that are taken of these; None for all.
+
+        Raises:
+            RunError: what is in a queue is not as the queue says.
+        """
+        return [
+            Taken(s.probe, self._session.dequeue(s.queue, held[s.queue]), -1)
+            for s in _of(wanted, self._queued)
+        ]
 
     def _given(self, batch: Batch) -> dict[Tensor, Array]:
         named = {self._aliases.get(name, name): value for name, value in batch.items()}
@@ -205,7 +225,6 @@ class Run(Closing):
     def _sources(self, probes: Sequence[Probe]) -> list[_Source]:
         reach, instead = Reach(self._graph), self.forward.instead
         found: list[_Source] = []
-        queues: dict[tuple[object, ...], str] = {}
         for probe in probes:
             tensor = instead.get(probe.tensor, probe.tensor)
             mask = None
@@ -215,32 +234,33 @@ class Run(Closing):
                     continue
             source = _Source(probe, tensor, mask, "")
             if not all(map(reach.can_fetch, source.tensors)):
-                # What is measured for several variables in different ways goes through one queue.
-                same = (*source.tensors, probe.axis, probe.size, probe.keeps)
-                queue = queues.setdefault(same, f"measured/{len(queues)}")
-                source = _Source(probe, tensor, mask, queue)
+                source = _Source(probe, tensor, mask, f"measured/{len(found)}")
             found.append(source)
         return found
 
     def _rewrite(self, definition: bytes) -> tuple[bytes, list[Queue]]:
         from converter.session import Queue, op_definition
 
-        by_queue = {source.queue: source for source in self._queued}
         taps = [
             Tap(s.queue, s.tensor, s.mask, s.probe.size if s.probe.axis == -1 else None)
-            for s in by_queue.values()
+            for s in self._queued
         ]
         subject = str(self._graph.path)
         changed, dtypes = instrument(definition, taps, op_definition, subject)
         self._queued = [source for source in self._queued if source.queue in dtypes]
         queues = []
-        for name, source in by_queue.items():
-            if name not in dtypes:
-                continue
+        for source in self._queued:
             probe = source.probe
             keeps = None if source.mask is None else probe.keeps
-            queues.append(Queue(name, dtypes[name], probe.axis, probe.size, keeps))
+            queues.append(Queue(source.queue, dtypes[source.queue], probe.axis, probe.size, keeps))
         return changed, queues
+
+
+def _of(wanted: Collection[Probe] | None, sources: Sequence[_Source]) -> Sequence[_Source]:
+    if wanted is None:
+        return sources
+    chosen = {id(probe) for probe in wanted}
+    return [source for source in sources if id(source.probe) in chosen]
 
 
 def open_inputs(checkpoint: Checkpoint, question: Question) -> list[Input]:

@@ -105,7 +105,7 @@ def _of_many(rows: Array, shift: Array, beside: int) -> Sums:
         tiles.zero.sum(0, dtype=np.int64).reshape(beside, size).sum(0),
     )
     # What is always the same has lost nothing once that is taken off.
-    units = np.flatnonzero(is_lost & ((largest > 0) | ~np.isfinite(squares)))
+    units = np.flatnonzero(is_lost & (largest != 0))
     if len(units):
         again = _of_few(rows[:, units])
         found.mean[units], found.squares[units] = again.mean, again.squares
@@ -118,8 +118,8 @@ class _Tiles:
     """The sums over a few rows each, all (tiles, columns), in the dtype of the rows.
 
     Attributes:
-        sums: (3, tiles, columns) of what is left when the shift is taken off, of its squares, and of
-            absolute values with nothing taken off.
+        sums: (3, tiles, columns) of what is left when the shift is taken off, of its squares, and
+            of absolute values with nothing taken off.
         min: the least value.
         max: the largest value.
         zero: how many values are exactly zero.
@@ -148,10 +148,12 @@ class _Tiles:
                 tiles._add((number, columns), rows[start : start + _ROWS, columns], off, room)
         return tiles
 
-    def _add(self, at: tuple[int, slice], tile: Array, shift: Array | None, room: tuple[Array, Array]) -> None:
+    def _add(
+        self, at: tuple[int, slice], tile: Array, shift: Array | None, room: tuple[Array, Array]
+    ) -> None:
         values, is_zero = (part[: len(tile), : tile.shape[1]] for part in room)
         low = self.min[at]
-        total, squares, absolute = self.sums[(slice(None), *at)]
+        total, squares, absolute = self.sums[:, at[0], at[1]]
         np.minimum.reduce(tile, axis=0, out=low)
         np.maximum.reduce(tile, axis=0, out=self.max[at])
         apart = tile if shift is None else np.subtract(tile, shift[: len(tile)], out=values)
@@ -162,6 +164,6 @@ class _Tiles:
             np.add.reduce(np.abs(tile, out=values), axis=0, out=absolute)
         else:
             # What a Relu gives is its own absolute value.
-            np.add(total, 0 if shift is None else shift[0] * tile.dtype.type(len(tile)), out=absolute)
+            absolute[:] = total if shift is None else total + shift[0] * len(tile)
         if np.equal(tile, 0, out=is_zero).any():
             np.add.reduce(is_zero.view(np.uint8), axis=0, dtype=np.uint8, out=self.zero[at])
