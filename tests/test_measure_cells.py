@@ -396,3 +396,66 @@ def test_lengths_that_are_compared_in_a_branch(tf: Any, tmp_path: Path, flow: st
     check(found["kernel", "produced"], np.concatenate(new))
     masks = {str(probe.mask) for probe in find_probes(checkpoint).probes if probe.mask is not None}
     assert masks == {f"lengths:longer_{number}" for number in range(7)}
+
+
+# -- steps beside loops -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flow", ["frames"], indirect=True)
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_a_step_for_nothing_does_not_count(
+    tf: Any, tmp_path: Path, flow: str, is_shared: bool
+) -> None:
+    """Keras in TensorFlow 1 sees from one what a cell gives, before it makes the loop."""
+
+    def build() -> None:
+        x = tf.placeholder(tf.float32, [7, 6, 4], "x")
+        kernel, recurrent = some(tf, "kernel", 4, UNITS), some(tf, "recurrent", UNITS, UNITS)
+
+        def step(given: Any, h: Any) -> Any:
+            return tf.tanh(tf.matmul(given, kernel) + tf.matmul(h, recurrent))
+
+        def layer(x: Any) -> Any:
+            first = tf.zeros([6, UNITS])
+            seen = step(x[0], first)
+
+            def turn(number: Any, h: Any) -> Any:
+                return number + 1, step(x[number], h) + tf.zeros_like(seen)
+
+            return tf.while_loop(lambda number, _: number < 7, turn, [0, first])[1]
+
+        h = layer(x) + layer(-x) if is_shared else layer(x)
+        tf.matmul(h, some(tf, "head", UNITS, 2), name="out")
+
+    made(tf, tmp_path, build, feeds={"x": STEPS}, fetches=["out"])
+    checkpoint = open_checkpoint(tmp_path)
+    found = measure(checkpoint, [{"x": STEPS}])
+    kernel, recurrent = values(checkpoint, "kernel", "recurrent")
+    rows = []
+    for x in (STEPS, -STEPS)[: 1 + is_shared]:
+        h = np.zeros((6, UNITS))
+        for given in x:
+            h = np.tanh(given @ kernel + h @ recurrent)
+            rows.append(h)
+    for name in ("kernel", "recurrent"):
+        check(found[name, "produced"], np.concatenate(rows))
+
+
+@pytest.mark.parametrize("flow", ["frames"], indirect=True)
+def test_an_output_that_a_loop_computes_too_counts(tf: Any, tmp_path: Path, flow: str) -> None:
+    """A model that is trained on all steps at once, and draws one after the other."""
+
+    def build() -> None:
+        x = tf.placeholder(tf.float32, [6, 4], "x")
+        kernel, head = some(tf, "kernel", 4, UNITS), some(tf, "head", UNITS, 4)
+        hidden = tf.tanh(tf.matmul(x, kernel))
+        tf.matmul(hidden, head, name="logits")
+
+        def turn(number: Any, given: Any) -> Any:
+            return number + 1, tf.matmul(tf.matmul(given, kernel), head)
+
+        tf.identity(tf.while_loop(lambda number, _: number < 3, turn, [0, x])[1], "drawn")
+
+    made(tf, tmp_path, build, feeds={"x": STEPS[0]}, fetches=["drawn"])
+    tensors = [str(probe.tensor) for probe in find_probes(open_checkpoint(tmp_path)).probes]
+    assert "logits" in tensors

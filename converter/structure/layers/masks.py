@@ -151,14 +151,17 @@ def _by_row(analysis: Analysis, condition: Output) -> Output | None:
     return found
 
 
-def in_loops(graph: OrderedGraph) -> set[Node]:
-    """Return the nodes that a loop runs in each turn, as far as they lead to the next one."""
-    found: set[Node] = set()
+def in_loops(graph: OrderedGraph) -> dict[Node, str]:
+    """Return the nodes that a loop runs in each turn, as far as they lead to the next one.
+
+    And the name of the loop: of one in another one it may be that of the outer one.
+    """
+    found: dict[Node, str] = {}
     for node in graph.nodes:
         if node.op in NEXT_ITERATION:
-            scope = ""
+            scope, loop = "", _frame(graph, node)
         elif node.op == "_Loop":
-            scope = node.name.rpartition("/")[0] + "/"
+            scope = loop = node.name.rpartition("/")[0] + "/"
         else:
             continue
         waiting = [output.node for output in node.inputs[-1:]]
@@ -166,6 +169,12 @@ def in_loops(graph: OrderedGraph) -> set[Node]:
             source = waiting.pop()
             if source in found or source.op in ENTERS or not source.name.startswith(scope):
                 continue
-            found.add(source)
+            found[source] = loop
             waiting += [output.node for output in source.inputs]
     return found
+
+
+def _frame(graph: OrderedGraph, node: Node) -> str:
+    """Return the name of the loop that a node begins a turn of."""
+    merged = [output.node for user in graph.consumers[node] for output in user.inputs]
+    return next((n.text("frame_name") for n in merged if n.op in ENTERS), "")
