@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from conftest import VALID, Case, case
 from model_maker import Build, Maker, N, save
+from test_measure import check as check_moments
+from test_session import made
 
 from converter import Checkpoint, open_checkpoint
 from converter.activations.measure import measure
@@ -259,6 +261,19 @@ def test_functions_that_are_written_out(check: Any) -> None:
         return [m.dense(x, "out", N, tf.nn.elu)]
 
     assert all(layer.activation for layer in check(make) if layer.kernels != ("a/kernel",))
+
+
+def test_a_grouped_convolution(tf: Any, tmp_path: Path) -> None:
+    def build() -> None:
+        x = tf.placeholder(tf.float32, [None, 5, 5, 4], "x")
+        w = tf.get_variable("w", [3, 3, 2, 6], initializer=tf.glorot_normal_initializer(1))
+        tf.nn.relu(tf.nn.conv2d(x, w, strides=1, padding="SAME"), "out")
+
+    x = np.random.default_rng(5).standard_normal((3, 5, 5, 4)).astype("f4")
+    wanted = made(tf, tmp_path, build, feeds={"x": x}, fetches=["out"])
+    found = measure(open_checkpoint(tmp_path), [{"x": x}])
+    check_moments(found["w", "produced"], wanted["out"])
+    check_moments(found["w", "consumed"], x)
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -428,19 +428,6 @@ def test_it_equals_what_is_fetched(name: str) -> None:
         assert found.tensors[p.for_[0]] == (str(p.tensor),)
 
 
-def test_a_grouped_convolution(tf: Any, tmp_path: Path) -> None:
-    def build() -> None:
-        x = tf.placeholder(tf.float32, [None, 5, 5, 4], "x")
-        w = tf.get_variable("w", [3, 3, 2, 6], initializer=tf.glorot_normal_initializer(1))
-        tf.nn.relu(tf.nn.conv2d(x, w, strides=1, padding="SAME"), "out")
-
-    x = np.random.default_rng(5).standard_normal((3, 5, 5, 4)).astype("f4")
-    wanted = made(tf, tmp_path, build, feeds={"x": x}, fetches=["out"])
-    found = measure(open_checkpoint(tmp_path), [{"x": x}])
-    check(found["w", "produced"], wanted["out"])
-    check(found["w", "consumed"], x)
-
-
 def test_a_keras_model() -> None:
     keras = pytest.importorskip("keras")
     inputs = keras.Input((7, 3), name="steps")

@@ -76,7 +76,10 @@ def _is_for_nothing(
 
 
 def _is_first(analysis: Analysis, chain: Chain, own: Collection[Node]) -> bool:
-    """Whether a chain takes one entry of a tensor of which a loop takes all."""
+    """Whether a chain takes one entry of what a loop takes one by one, or a state of zeros."""
+    taken = ([o for o in n.inputs if not analysis.is_weight(o)] for n in chain.kernels)
+    if any(given and not any(map(analysis.is_data, given)) for given in taken):
+        return True
     before = _reached(chain.kernels, lambda node: [o.node for o in node.inputs], own)
     sources = [node.inputs[0].node for node in before if node.op in _PICKS and node.inputs]
     return any(user.op in _ONE_BY_ONE for s in sources for user in analysis.graph.consumers[s])
