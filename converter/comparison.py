@@ -54,6 +54,7 @@ class Compared:
         likeness: how much the second is like the first, all entries together.
         passed: whether it is within the tolerance; None where it cannot be compared.
         note: what else is to be said.
+        multiple: of the first, with which the second is compared.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Compared:
     likeness: Likeness
     passed: bool | None
     note: str = ""
+    multiple: float = 1.0
 
     @property
     def is_float(self) -> bool:
@@ -85,11 +87,20 @@ def compare(
     b: Array,
     tolerance: float = TOLERANCE,
     distribution: Distribution | None = None,
+    multiple: float = 1.0,
 ) -> Compared:
     """Compare what two models give for one output.
 
     NaN is equal to NaN and an infinity to itself, but an output of nothing else fails: it would
     prove nothing.
+
+    Args:
+        name: of the output.
+        a: what the first gives.
+        b: what the second gives.
+        tolerance: the largest difference that passes, as a part of the scale.
+        distribution: which the last axis is one of, if it is.
+        multiple: of `a`, which `b` is to be, if these are floats.
     """
     dtype, shape = str(a.dtype), a.shape
     if a.shape != b.shape:
@@ -102,7 +113,7 @@ def compare(
         passed = differing <= tolerance * a.size
         scale = float(a.size)
         return Compared(name, dtype, shape, float(differing), scale, (0, 0), UNKNOWN, passed)
-    x, y = wide(a), wide(b)
+    x, y = wide(a) * multiple, wide(b)
     nans = int(np.isnan(x).sum()), int(np.isnan(y).sum())
     finite = np.isfinite(x)
     scale = float(np.abs(x[finite]).max(initial=0))
@@ -112,7 +123,7 @@ def compare(
     if finite.all() and scale == 0:
         note = "zeros only"
     found = likeness(x, y, distribution)
-    return Compared(name, dtype, shape, largest, scale, nans, found, passed, note)
+    return Compared(name, dtype, shape, largest, scale, nans, found, passed, note, multiple)
 
 
 def is_float(values: Array) -> bool:

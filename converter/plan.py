@@ -122,6 +122,23 @@ class Plan:
                 raise _raised(strategy, error) from error
         return tuple(found)
 
+    def multiples(self) -> dict[str, float]:
+        """Return by what tensors are multiplied, by the names of their nodes in the graph.
+
+        Raises:
+            ConverterError: a strategy raised something.
+        """
+        found: dict[str, float] = {}
+        for strategy, checkpoint in self.applied:
+            try:
+                for name, number in strategy.multiples(checkpoint).items():
+                    found[name] = found.get(name, 1.0) * number
+            except ConverterError:
+                raise
+            except Exception as error:
+                raise _raised(strategy, error) from error
+        return found
+
     def width_entries(self) -> list[dict[str, Any]]:
         """Return the widths that change as plain data, as `--json` has them."""
         return [

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from converter.baselines import Baseline, baselines
@@ -165,7 +166,7 @@ def prove_plan(
     else:
         second = Side(_graph_of_result(plan, graph), source, held, plan)
     reference = first_run(Side(graph, source, source), question or Question())
-    proof = _prove(reference, second, tensors)
+    proof = _prove(reference, second, tensors, plan.multiples())
     if not is_judged:
         return proof
     named = second if second.plan is not None else None
@@ -225,14 +226,26 @@ def _judged(
     return replace(proof, notes=tuple(notes))
 
 
-def _prove(reference: Reference, side: Side, tensors: Tensors | None = None) -> Proof:
+def _prove(
+    reference: Reference,
+    side: Side,
+    tensors: Tensors | None = None,
+    multiples: Mapping[str, float] = MappingProxyType({}),
+) -> Proof:
     question, graph = reference.question, reference.forward.graph
     with Second(reference, side, tensors) as second:
         ran = second.run(tensors)
         notes = [*reference.forward.notes, *second.notes]
         notes += [note for note in second.forward.notes if note not in notes]
     compared = [
-        compare(str(name), a, b, question.tolerance, distribution(graph, name))
+        compare(
+            str(name),
+            a,
+            b,
+            question.tolerance,
+            distribution(graph, name),
+            multiples.get(name.node, 1.0),
+        )
         for name, a, b in ran.pairs
     ]
     if question.fetches:

@@ -90,6 +90,7 @@ def proof_json(proof: Proof) -> dict[str, object]:
                 "largest": found.largest,
                 "scale": found.scale,
                 "error": found.error,
+                "multiple": found.multiple,
                 "nans": list(found.nans),
                 **found.likeness._asdict(),
                 "passed": found.passed,

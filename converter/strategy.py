@@ -125,6 +125,14 @@ class Strategy:
         """
         return ()
 
+    def multiples(self, checkpoint: Checkpoint) -> Mapping[str, float]:
+        """Say by what tensors are multiplied when this is applied to `checkpoint`.
+
+        By the names of their nodes in the graph; what is not named is promised nothing. A proof
+        compares outputs with these multiples of what they were.
+        """
+        return {}
+
     def beside(self, checkpoint: Checkpoint) -> Beside | None:
         """Give what goes along with the variables when this is applied to `checkpoint`."""
         return None

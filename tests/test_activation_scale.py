@@ -14,9 +14,10 @@ from command_line import run as run_command
 from converter_plugins.activation_scale import ActivationScale
 from converter_plugins.recalibrate_batchnorm import RecalibrateBatchnorm
 from converter_plugins.rename import Rename
+from converter_plugins.scale import Scale
 from converter_plugins.truncate import Truncate
 from measured_cases import case
-from nets import N, Net, hidden
+from nets import MODELS, N, Net, hidden
 
 from converter import (
     Array,
@@ -162,6 +163,20 @@ def test_once_divides_each_layer_by_what_it_gave(tmp_path: Path) -> None:
     found_lines = list(strategy.findings(checkpoint))
     mean = np.abs(rows["h"]).mean(0).mean()
     assert found_lines[0] == f"h/w: mean |a| {mean:.4g}, times {2 / mean:.4g}"
+
+
+@pytest.mark.parametrize(("name", "is_bent"), [("tanh", True), ("relu", False)])
+def test_what_no_factor_goes_through_is_told(tmp_path: Path, name: str, is_bent: bool) -> None:
+    net = Net()
+    MODELS[name](net)
+    checkpoint = net.checkpoint()
+    file = statistics(tmp_path, {"h": np.ones((2, N)), "out": np.ones((2, 3))})
+    said = (
+        "h/w: no factor goes through Tanh, so that dividing the weights before it does not divide "
+        "what it gives; activation-scale's sequential method measures again"
+    )
+    for strategy in (ActivationScale(statistics=file, method="once"), Scale(statistics=file)):
+        assert (said in strategy.notes(checkpoint)) == is_bent
 
 
 @pytest.mark.parametrize("of_", ["mean-abs", "std"])

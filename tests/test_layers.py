@@ -54,15 +54,33 @@ class Net(Model):
         more: dict[str, Any] = {"data_format": layout, "is_training": False}
         return self.op("FusedBatchNormV3", x, *rest, **more)
 
-    def unfused(self, x: str, name: str) -> str:
-        """Normalise by stored moments as `tf.nn.batch_normalization` does."""
+    def unfused(self, x: str, name: str, *, chosen: bool = False) -> str:
+        """Normalise by stored moments as `tf.nn.batch_normalization` does.
+
+        Where they are `chosen`, a placeholder says whether by those of the batch, as in
+        `tf.layers` of TensorFlow 1.3 and 1.4.
+        """
         gamma, beta, mean, variance = (
             self.variable(f"{name}/{part}", N) for part in ("gamma", "beta", "mean", "var")
         )
+        if chosen:
+            axes = self.constant(np.array([0], "i4"))
+            own = self.op("Mean", x, axes, keep_dims=True)
+            squared = self.op("SquaredDifference", x, self.op("StopGradient", own))
+            spread = self.op("Mean", squared, axes, keep_dims=True)
+            mean, variance = self.choose(own, mean), self.choose(spread, variance)
         raised = self.op("Add", variance, self.constant(np.float32(1e-3)))
         scale = self.op("Mul", self.op("Rsqrt", raised), gamma)
         shift = self.op("Sub", beta, self.op("Mul", mean, scale))
         return self.op("Add", self.op("Mul", x, scale), shift)
+
+    def choose(self, own: str, stored: str) -> str:
+        first = self.constant(np.array(0, "i4"))
+        flag = self.placeholder(f"training_{len(self.definition.node)}", "bool", ())
+        flag = self.op("Reshape", flag, self.constant(np.array([1], "i4")))
+        own = self.op("ExpandDims", self.op("Squeeze", own, squeeze_dims=[0]), first)
+        found = self.op("Select", flag, own, self.op("ExpandDims", stored, first))
+        return self.op("Squeeze", found, squeeze_dims=[0])
 
     def layer_norm(self, x: str, name: str, axis: int = -1) -> str:
         axes = self.constant(np.array([axis], "i4"))
@@ -172,6 +190,34 @@ def test_grouped_convolution() -> None:
     assert found == {"w consumed": "x[-1] of 8", "w produced": "conv[-1] of 6"}
 
 
+def test_dilated_convolution_of_parts_of_space() -> None:
+    m = Net()
+    blocks, pads = m.constant(np.array([2, 2], "i4")), m.constant(np.zeros((2, 2), "i4"))
+    cut = m.op("SpaceToBatchND", m.images(), blocks, pads)
+    joined = m.op("BatchToSpaceND", m.convolve(cut, "c"), blocks, pads)
+    m.op("Relu", m.op("BiasAdd", joined, m.variable("c/b", N)), name="out")
+    (layer,) = m.layers()
+    assert (layer.kernels, layer.biases, layer.activation) == (("c/w",), ("c/b",), ("Relu", True))
+    assert told(m.found()) == {
+        "c/w consumed": "x[-1] of 4",
+        "c/w produced": "out[-1] of 4",
+        "c/b produced": "out[-1] of 4",
+    }
+
+
+def test_averages_that_were_saved_as_the_model() -> None:
+    m = Net()
+    average = "ExponentialMovingAverage"
+    product = m.op("MatMul", m.input(-1, N), m.variable(f"w/{average}", N, 3))
+    m.op("BiasAdd", product, m.variable(f"b/{average}", 3), name="out")
+    assert m.checkpoint().roles()[f"w/{average}"].kind == "average"
+    assert told(m.found()) == {
+        f"w/{average} consumed": "x[-1] of 4",
+        f"w/{average} produced": "out[-1] of 3",
+        f"b/{average} produced": "out[-1] of 3",
+    }
+
+
 def test_transposed_convolution() -> None:
     m = Net()
     kernel = m.variable("t/w", 3, 3, 6, N)
@@ -199,14 +245,15 @@ def test_separable_convolution_is_two_layers() -> None:
     assert (second.kernels, second.sources) == (("p/w",), (0,))
 
 
-def test_normalisation_that_is_written_out() -> None:
+@pytest.mark.parametrize("chosen", [False, True])
+def test_normalisation_that_is_written_out(chosen: bool) -> None:
     m = Net()
-    x = m.unfused(m.op("MatMul", m.input(-1, N), m.variable("w", N, N), name="linear"), "n")
-    m.op("Relu", x, name="act")
+    x = m.op("MatMul", m.input(-1, N), m.variable("w", N, N), name="linear")
+    m.op("Relu", m.unfused(x, "n", chosen=chosen), name="act")
     (layer,) = m.layers()
     norm = layer.normalisation
     assert norm is not None
-    assert (norm.over, norm.is_fused) == ("batch", False)
+    assert (norm.over, norm.is_fused, norm.is_training) == ("batch", False, False)
     assert norm.epsilon == pytest.approx(1e-3)
     assert (norm.gamma, norm.beta, norm.mean, norm.variance) == (
         "n/gamma",
@@ -330,6 +377,14 @@ def swish(m: Net, x: str) -> str:
     return m.op("Mul", x, m.op("Sigmoid", x), name="act")
 
 
+def swish_with_its_gradient(m: Net, x: str) -> str:
+    """As `tf.nn.swish` of TensorFlow 1.15 and after it writes it."""
+    both = m.op("Mul", x, m.op("Sigmoid", x))
+    node = m.op("IdentityN", both, x, name="act")
+    m.definition.node[-1].attr.add(key=b"T").value.list.type.extend([1, 1])
+    return node
+
+
 def leaky(m: Net, x: str) -> str:
     return m.op("Maximum", x, m.op("Mul", x, m.constant(np.float32(0.2))), name="act")
 
@@ -349,6 +404,7 @@ def prelu(m: Net, x: str) -> str:
     [
         (gelu, "Erf", False),
         (swish, "Sigmoid", False),
+        (swish_with_its_gradient, "Sigmoid", False),
         (leaky, "Maximum", True),
         (clipped, "Minimum", False),
         (prelu, "Abs", True),

@@ -428,6 +428,23 @@ def test_it_equals_what_is_fetched(name: str) -> None:
         assert found.tensors[p.for_[0]] == (str(p.tensor),)
 
 
+def test_what_an_iterator_would_give_is_measured_where_it_is_consumed(
+    tf: Any, tmp_path: Path
+) -> None:
+    x = np.random.default_rng(0).standard_normal((5, 4)).astype("f4")
+
+    def build() -> None:
+        taken = tf.data.make_one_shot_iterator(tf.data.Dataset.from_tensors(x)).get_next("taken")
+        tf.matmul(taken, tf.get_variable("w", [4, 3]), name="out")
+
+    with tf.Graph().as_default(), tf.Session() as session:
+        build()
+        session.run(tf.global_variables_initializer())
+        tf.train.Saver().save(session, str(tmp_path / "model"))
+    found = measure(open_checkpoint(tmp_path), [{"taken": x}])
+    check(found["w", "consumed"], x)
+
+
 def test_a_keras_model() -> None:
     keras = pytest.importorskip("keras")
     inputs = keras.Input((7, 3), name="steps")
@@ -457,6 +474,33 @@ def test_a_keras_model_that_does_not_know_its_inputs(tf: Any) -> None:
     check(found["late/head/kernel", "produced"], model(SEQUENCES[:, 0]).numpy())
     bare = measure(checkpoint, [SEQUENCES[:, 0]])["late/head/kernel", "produced"]
     assert (bare.mean_abs == found["late/head/kernel", "produced"].mean_abs).all()
+
+
+def test_what_keras_computes_once_to_learn_of_shapes_does_not_count() -> None:
+    recorded = case("tf115_v2_keras_rnn")
+    with np.load(recorded.directory / "io.npz") as arrays:
+        x = arrays["in_x"]
+    found = measure(open_checkpoint(recorded.path), [{"x": x}])
+    check(found["first/kernel", "consumed"], x)
+    assert found["first/recurrent_kernel", "consumed"].count == x.shape[0] * x.shape[1]
+    assert found.tensors["first/recurrent_kernel", "consumed"] == ("first/while/Identity_2",)
+
+
+def test_a_keras_model_whose_steps_are_masked() -> None:
+    keras = pytest.importorskip("keras")
+    ids = np.array([[1, 2, 3, 0, 0, 0], [4, 5, 0, 0, 0, 0], [1, 2, 3, 4, 5, 6]], "i4")
+    inputs = keras.Input((6,), name="ids", dtype="int32")
+    rows = keras.layers.Embedding(9, 4, mask_zero=True, name="table")(inputs)
+    both = keras.layers.Bidirectional(keras.layers.SimpleRNN(5), name="both")(rows)
+    model = keras.Model(inputs, keras.layers.Dense(2)(both))
+    found = measure(open_keras(model), [{"ids": ids}])
+    table = model.get_layer("table").embeddings.numpy()
+    layer = model.get_layer("both")
+    for one in (layer.forward_layer, layer.backward_layer):
+        kernel, recurrent, bias = (variable.path for variable in one.weights)
+        check(found[kernel, "consumed"], table[ids[ids > 0]])
+        assert found[recurrent, "consumed"].count == (ids > 0).sum()
+        assert found[bias, "produced"].count == (ids > 0).sum()
 
 
 def test_memory_does_not_grow_with_the_data() -> None:

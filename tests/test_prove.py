@@ -48,6 +48,16 @@ def test_scalars_are_compared_as_all_else() -> None:
     assert compared([1.0, 2.0], [1.0, 2.0], 0).passed is True
 
 
+def test_a_multiple_of_the_first_is_what_counts() -> None:
+    a = np.array([[1.0, -200.0]])
+    found = compare("y", a, a / 4, multiple=0.25)
+    assert (found.passed, found.scale, found.multiple) == (True, 50, 0.25)
+    assert found.likeness.relative_error == 0
+    assert compare("y", a, a / 4, multiple=0.2).passed is False
+    # What is decided is no multiple.
+    assert compare("y", np.array([3]), np.array([3]), multiple=0.25).passed is True
+
+
 def test_nan_and_infinity() -> None:
     assert compared([1.0, NAN, -INF], [1.0, NAN, -INF]).passed is True
     assert compared([1.0, NAN], [1.0, NAN]).nans == (1, 1)

@@ -25,6 +25,7 @@ from converter import (
     open_checkpoint,
 )
 from converter.errors import InputError
+from converter.plan import make_plan
 from converter.scaling.kinds import Biases
 from converter.scaling.multiply import Factor, multiply, one_number
 from converter.scaling.outputs import of_output
@@ -118,6 +119,20 @@ def test_slots_and_averages_follow_the_units() -> None:
     assert np.allclose(values["h/w/Adam_1"], slot**2 / factor**2)
     assert np.allclose(values["h/w/ExponentialMovingAverage"], average * factor)
     assert np.allclose(values["out/w/Momentum"], factor[0][:, None])
+
+
+def test_averages_that_were_saved_as_the_model() -> None:
+    average = "ExponentialMovingAverage"
+
+    def saved(m: Net) -> None:
+        h = m.op("MatMul", m.x(4), m.variable(f"h/{average}", 4, N))
+        m.op("MatMul", m.op("Relu", h), m.variable(f"out/{average}", N, 3))
+
+    net = of(saved)
+    values = made(net, Equalize())
+    made_, taken = np.abs(values[f"h/{average}"]), np.abs(values[f"out/{average}"])
+    assert np.allclose(made_.max(axis=0), taken.max(axis=1))
+    assert error(net, values) < EXACT
 
 
 def chain(net: Net) -> None:
@@ -391,24 +406,100 @@ def test_what_is_added_to_its_own_normalisation_is_no_multiple() -> None:
 
 
 @pytest.mark.parametrize("biases", ["left", "scaled", "power"])
-def test_batch_statistics_follow(biases: Biases) -> None:
+@pytest.mark.parametrize("factor", [0.5, 3.0])
+def test_batch_statistics_follow(biases: Biases, factor: float) -> None:
     net = of("batch norm")
-    # Without it, what is normalised is what it was.
-    net.held = {name: value * 0 if value == 1e-3 else value for name, value in net.held.items()}
     kernel = net.values["h/w"].copy()
-    values = made(net, Scale(kind={"dense": 0.5}, biases=biases, scale={"out/*": 2.0}))
+    average = net.rng.uniform(0.5, 2, N)
+    # The last layer, whose input is not multiplied, has its factor undone.
+    scale = Scale(kind={"dense": factor}, biases=biases, scale={"out/*": 1 / factor})
+    values = made(net, scale, **{"variance/ExponentialMovingAverage": average})
     if biases == "left":
         values["out/b"] = net.values["out/b"]
-    assert np.allclose(values["h/w"], kernel / 2)
-    assert np.allclose(values["variance"], net.values["variance"] / 4)
+    assert np.allclose(values["h/w"], kernel * factor)
+    variance = factor**2 * (net.values["variance"] + 1e-3) - 1e-3
+    assert np.allclose(values["variance"], variance)
+    followed = values.pop("variance/ExponentialMovingAverage")
+    assert np.allclose(followed, factor**2 * (average + 1e-3) - 1e-3)
     if biases != "left":
-        assert np.allclose(values["mean"], net.values["mean"] / 2)
+        assert np.allclose(values["mean"], net.values["mean"] * factor)
     if biases == "power":
-        # The last layer, whose input is not multiplied, had its factor undone.
         assert np.allclose(values["out/b"], net.values["out/b"])
     assert error(net, values) < EXACT
-    notes = list(Scale(kind={"dense": 0.5}, biases=biases).notes(net.checkpoint()))
-    assert "each unit is off by about 1.5*epsilon/variance of itself" in notes[-1]
+    notes = list(Scale(kind={"dense": factor}, biases=biases).notes(net.checkpoint()))
+    least = "; those below 0.003 cannot far enough, and become 0" if factor < 1 else ""
+    assert notes[-1] == (
+        f"batch statistics follow, with the epsilons that are added to variances{least}"
+    )
+
+
+def test_variances_that_cannot_follow_become_zero() -> None:
+    net = of("batch norm")
+    net.values["variance"][:2] = [2.9e-3, 3.1e-3]
+    found = {v.name: v for v in Scale(kind={"dense": 0.5}).apply(net.checkpoint())}["variance"]
+    values = found.read()
+    assert values[0] == 0
+    assert 0 < values[1] < 1e-4
+    assert dict(found.counts) == {"would be less than 0, and are 0": 1}
+
+
+def test_variances_without_an_epsilon_follow_alone() -> None:
+    def bare(m: Net) -> None:
+        m.values["variance"] = m.rng.uniform(0.5, 2, N)
+        h = m.op("MatMul", m.x(4), m.variable("h/w", 4, N))
+        scale = m.op("Mul", m.op("Rsqrt", m.variable("variance", N)), m.variable("gamma", N))
+        shift = m.op("Mul", m.variable("mean", N), scale)
+        shift = m.op("Sub", m.variable("beta", N), shift)
+        m.op("Tanh", m.op("Add", m.op("Mul", h, scale), shift))
+
+    net = of(bare)
+    scale = Scale(kind={"dense": 0.5})
+    values = made(net, scale)
+    assert np.allclose(values["variance"], net.values["variance"] / 4)
+    assert error(net, values) < EXACT
+    first, last = scale.notes(net.checkpoint())
+    assert first == "keeps the outputs in inference"
+    assert last.endswith("each unit is off by about 1.5*epsilon/variance of itself")
+
+
+def test_what_a_normalisation_turns_round_is_not_kept() -> None:
+    def only(m: Net) -> None:
+        m.op("Tanh", normalised(m, m.op("MatMul", m.x(4), m.variable("h/w", 4, N))))
+
+    net = of(only)
+    kept, turned = (next(iter(Scale(kind={"dense": f}).notes(net.checkpoint()))) for f in (2, -2))
+    assert kept == "keeps the outputs in inference"
+    assert turned.startswith("changes the outputs")
+    assert error(net, made(net, Scale(kind={"dense": -2.0}))) > 0.1
+
+
+def test_a_factor_of_one_changes_nothing() -> None:
+    net = of("relu")
+    same = "keeps the outputs: a factor of 1 changes nothing"
+    named = Scale(scale={"h/*": 1.0})
+    plan = make_plan(net.checkpoint(), [named])
+    assert [change.steps for change in plan.changes] == [()] * 4
+    assert plan.notes == (f"scale: {same}",)
+    assert list(Scale(kind={"dense": 1.0}).notes(net.checkpoint())) == [same]
+    assert list(Scale(gate={"f": 1.0}).notes(cell())) == [same]
+    before = cell()
+    assert [v is before[v.name] for v in Scale(gate={"f": 1.0}).apply(before)] == [True, True]
+    both = Scale(kind={"dense": 0.5}, scale={"h/*": 1.0})
+    assert [n.split(";")[0] for n in both.notes(net.checkpoint())] == ["changes the outputs"]
+
+
+def test_a_plan_promises_the_multiples_of_tensors() -> None:
+    net = of(chain)
+    half, twice = (Scale(kind={"dense": f}, biases="power") for f in (0.5, 2.0))
+    source = net.checkpoint()
+    promised = make_plan(source, [half]).multiples()
+    assert sorted(set(promised.values())) == [0.125, 0.25, 0.5]
+    assert promised["BiasAdd_21"] == 0.125
+    assert set(make_plan(source, [half, twice]).multiples().values()) == {1.0}
+    left = Scale(kind={"dense": 0.5})
+    named = Scale(kind={"dense": 0.5}, biases="power", scale={"a/w": 2.0})
+    for other in (left, named):
+        assert make_plan(source, [other]).multiples() == {}
 
 
 def lstm(m: Net) -> None:

@@ -15,10 +15,13 @@ from converter_plugins.fold_batchnorm import FoldBatchnorm
 from converter_plugins.pad import Pad
 from growth import growth_error
 from model_maker import asked
+from naive import dumped, rows
 from structure_maker import told
+from test_statistics_naive import check, three_ways
 
 from converter import Checkpoint, open_checkpoint
 from converter.activations.probes import find_probes
+from converter.activations.run import Question as Measuring
 from converter.initializers import HeNormal
 from converter.model import Model
 from converter.permutation import permute
@@ -49,6 +52,19 @@ def fetched(package: str, directory: Path) -> Path:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fetched("musicnn==0.1.0", tmp_path_factory.mktemp("published")) / "musicnn"
+
+
+def test_statistics_are_those_of_all_activations(models: Path, tmp_path: Path) -> None:
+    prefix = f"{models}/MTT_musicnn/"
+    x = np.random.default_rng(0).random((6, 187, 96), np.float32) * 3
+    inference = Measuring(("model/Placeholder_2=false",))
+    ways = three_ways(prefix, {"model/Placeholder:0": x}, inference, tmp_path, 3)
+    assert {name for name, _ in ways[0]} >= {"conv2d_7/kernel", "dense_1/kernel"}
+    assert ways[0].tensors["conv2d/kernel", "produced"] == ("model/conv2d/Relu",)
+    names = sorted({tensor for tensors in ways[0].tensors.values() for tensor in tensors})
+    feeds = {"model/Placeholder": x, "model/Placeholder_2": False}
+    turns = dumped(prefix, ["model/Sigmoid:0"], feeds, names)
+    check(ways, lambda tensor, units: rows(turns[tensor], units))
 
 
 @pytest.mark.parametrize("name", ["MTT_musicnn", "MSD_musicnn", "MTT_vgg", "MSD_vgg"])

@@ -11,9 +11,9 @@ from typing import Literal, NamedTuple
 from converter.activations.cells import lives_of, longer_than, tensors_of
 from converter.checkpoint import Checkpoint
 from converter.graph.node import Node, Output, Tensor
+from converter.graph.ops import CELLS
 from converter.structure.infer import structure_of
 from converter.structure.layers.chains import (
-    CELLS,
     CONVOLUTIONS,
     TABLES,
     Chain,
@@ -111,13 +111,19 @@ class _Place(NamedTuple):
 
 class _Finder:
     def __init__(self, checkpoint: Checkpoint, structure: Structure) -> None:
-        self._structure = structure
         self._analysis = structure.graph.findings.analysis
         roles = checkpoint.roles()
+        self._chains = chains_of(structure)
+        # An average whose variable is not there was saved to be the model.
+        taken = {part.variable for chain in self._chains for _, part in chain.parts}
         self._shapes = {
             name: checkpoint[name].shape
             for name in checkpoint
-            if name not in structure.follows and roles[name].kind in ("model", "batch_statistic")
+            if name not in structure.follows
+            and (
+                roles[name].kind in ("model", "batch_statistic")
+                or (roles[name].kind == "average" and name in taken)
+            )
         }
         self._why: dict[Key, str] = {}
         self._axes: dict[Key, int] = {}
@@ -126,10 +132,9 @@ class _Finder:
         self._loops = in_loops(self._analysis.graph)
 
     def find(self) -> Found:
-        chains = chains_of(self._structure)
-        self._uses = Counter(name for chain in chains for name in _variables(chain))
+        self._uses = Counter(name for chain in self._chains for name in _variables(chain))
         self._has_choices = has_choices(self._analysis)
-        for chain in chains:
+        for chain in self._chains:
             rows = self._rows(chain)
             for node, part in chain.parts:
                 if part.variable in self._shapes:

@@ -147,7 +147,9 @@ class Run(Closing):
         self._session = Session(self.forward, checkpoint, dtypes, rewrite=self._rewrite)
         nodes = self._session.nodes
         self._fetched = [
-            s for s in sources if not s.queue and all(t.node in nodes for t in s.tensors)
+            s
+            for s in sources
+            if not s.queue and all(t in dtypes or t.node in nodes for t in s.tensors)
         ]
         wanted = dict.fromkeys(tensor for source in self._fetched for tensor in source.tensors)
         self._also = [tensor for tensor in wanted if tensor not in dtypes]

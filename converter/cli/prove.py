@@ -57,9 +57,10 @@ def command(
       graph      the file of the first graph
       inputs     [{name, dtype, shape, source, value}]; source is "given", "drawn" or "decided",
                  value is null unless it is a single number
-      outputs    [{name, dtype, shape, largest, scale, error, nans, relative_error, cosine,
-                 agreement, divergence, passed, note}]: the largest absolute difference, the largest
-                 absolute value, the first as a part of the second, how many values are NaN in each,
+      outputs    [{name, dtype, shape, largest, scale, error, multiple, nans, relative_error,
+                 cosine, agreement, divergence, passed, note}]: the largest absolute difference, the
+                 largest absolute value, the first as a part of the second, the multiple of A that B
+                 is compared with (1 but where a plan promises one), how many are NaN in each,
                  the norm of the difference as a part of that of A, the cosine, the share of equal
                  argmax along the last axis, the divergence of the distribution of logits or
                  probabilities in nats (each null where there is none); passed is null for what
@@ -158,7 +159,8 @@ def show_inputs(forward: Forward, feeds: Feeds) -> None:
 
 def _row(found: Compared) -> tuple[str, ...]:
     result = {True: "passes", False: "fails", None: "not compared"}[found.passed]
-    note = f"{result}: {found.note}" if found.note else result
+    times = f"{found.multiple:g} times the original's" if found.multiple != 1 else ""
+    note = ": ".join(filter(None, (result, times, found.note)))
     if found.passed is None:
         return found.name, shape(found.shape), "", "", "", "", note
     if any(found.nans):

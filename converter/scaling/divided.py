@@ -14,9 +14,9 @@ from converter.checkpoint import Checkpoint
 from converter.errors import PlanError, UsageError
 from converter.patterns import nearest
 from converter.scaling.multiply import Factor, along
-from converter.scaling.outputs import of_output
+from converter.scaling.outputs import bending, of_output
 from converter.structure.infer import structure_of
-from converter.structure.layers import layers
+from converter.structure.layers import Activation, layers
 from converter.variable import Array, Variable
 
 _FEW = 3
@@ -43,10 +43,12 @@ class _Layer(NamedTuple):
     Attributes:
         names: what was measured of the first of them counts for all.
         factors: gives the factor of each variable that is multiplied.
+        activation: the function behind it; None for none, or where it is not known.
     """
 
     names: tuple[str, ...]
     factors: Callable[[Callable[[], Array]], Mapping[str, Factor]]
+    activation: Activation | None = None
 
 
 def divided(checkpoint: Checkpoint, path: Path, floor: float) -> Divided:
@@ -76,6 +78,7 @@ def divided(checkpoint: Checkpoint, path: Path, floor: float) -> Divided:
         )
     factors: dict[str, list[Factor]] = {}
     left: list[str] = []
+    functions: list[tuple[str, Activation | None]] = []
     dead = units = 0
     for layer in _layers(checkpoint, measured):
         known = [name for name in layer.names if (name, "produced") in measured]
@@ -88,22 +91,27 @@ def divided(checkpoint: Checkpoint, path: Path, floor: float) -> Divided:
         except PlanError as error:
             left.append(str(error))
             continue
+        functions.append((known[0], layer.activation))
         dead += int((mean_abs < floor).sum())
         units += mean_abs.size
         factors |= {name: [factor] for name, factor in found.items()}
     if not factors:
         why = f": {left[0]}" if left else ""
         raise PlanError(f"{path}: it is about no layer that can be divided{why}")
-    return Divided(factors, tuple(_told(dead, units, floor, left)))
+    notes = (*_told(dead, units, floor), *bending(functions), *_told_left(left))
+    return Divided(factors, notes)
 
 
-def _told(dead: int, units: int, floor: float, left: Sequence[str]) -> Iterator[str]:
+def _told(dead: int, units: int, floor: float) -> Iterator[str]:
     yield (
         "changes the outputs: each layer is divided by what it gave, and takes what those before "
         "it give then, so that the factors compound; activation-scale brings each to a target"
     )
     if dead:
         yield f"{dead} of {units} units are below the floor {floor:g}, and stay"
+
+
+def _told_left(left: Sequence[str]) -> Iterator[str]:
     yield from (f"a layer stays: {reason}" for reason in left[:_FEW])
     if len(left) > _FEW:
         yield f"{len(left) - _FEW} more layers stay"
@@ -144,7 +152,7 @@ def _layers(checkpoint: Checkpoint, measured: Measured) -> Iterator[_Layer]:
         own = () if norm is None else (norm.gamma, norm.beta)
         named = (*layer.kernels, *layer.biases, *(name for name in own if name is not None))
         if named and all(name in checkpoint for name in named):
-            yield _Layer(named, partial(of_output, checkpoint, structure, layer))
+            yield _Layer(named, partial(of_output, checkpoint, structure, layer), layer.activation)
 
 
 def _by_tensors(checkpoint: Checkpoint, measured: Measured) -> Iterator[_Layer]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -21,6 +21,7 @@ from converter.variable import Array, Region, Variable
 Kind = Literal["convolution", "dense", "recurrent", "embedding"]
 KINDS: tuple[str, ...] = get_args(Kind)
 Biases = Literal["left", "scaled", "power"]
+UNCHANGED = "keeps the outputs: a factor of 1 changes nothing"
 
 
 class Scaled(NamedTuple):
@@ -28,15 +29,17 @@ class Scaled(NamedTuple):
 
     Attributes:
         factors: by variable.
-        replaced: means behind biases that stay, which no factor gives.
-        is_kept: whether the model computes what it did, but for what is added to variances.
+        replaced: means behind biases that stay, and variances, which no factor gives.
+        is_kept: whether the model computes what it did.
         notes: what a user should know.
+        multiples: of tensors, by the names of their nodes, where they are promised.
     """
 
     factors: Mapping[str, Sequence[Factor]]
     replaced: Mapping[str, Variable]
     is_kept: bool
     notes: tuple[str, ...]
+    multiples: Mapping[str, float]
 
 
 def scaled_kinds(
@@ -65,8 +68,9 @@ def scaled_kinds(
         raise PlanError(f"no layer is {' or '.join(missing)}; {_kinds_of(layers)}")
     own = [kinds.get(layer.kind, 1.0) for layer in layers]
     outputs: Mapping[str, float | NoMultiple] = {}
+    tensors: Mapping[str, float] = {}
     if biases == "power":
-        linear, outputs = multiples(
+        linear, outputs, tensors = multiples(
             structure, layers, own, outputs_of(structure, checkpoint), called_now(checkpoint)
         )
     else:
@@ -82,12 +86,10 @@ def scaled_kinds(
         norm = layer.normalisation
         if norm is not None and norm.over == "batch":
             numbers |= _statistics(norm, made)
-            if biases == "left" and norm.mean is not None and layer.kernels and layer.biases:
-                if lacking := next((n for n in layer.biases if n not in checkpoint), None):
-                    raise _changed(lacking)
-                if norm.mean in checkpoint:
-                    offset = [checkpoint[name] for name in layer.biases]
-                    replaced[norm.mean] = _moved(checkpoint[norm.mean], offset, made)
+            if biases == "left" and made != 1:
+                replaced |= _means(checkpoint, layer, norm, made)
+            if made != 1:
+                replaced |= _variances(checkpoint, structure, norm, made)
         for name, factor in numbers.items():
             if found.setdefault(name, factor) != factor:
                 raise PlanError(
@@ -104,16 +106,21 @@ def scaled_kinds(
         all(number == 1 for number in outputs.values())
         if biases == "power"
         else all(
-            number == 1 or _is_normalised(layers, index, biases) for index, number in enumerate(own)
+            number == 1 or (number > 0 and _is_normalised(layers, index, biases))
+            for index, number in enumerate(own)
         )
     )
-    normalised = {m for layer, m in zip(layers, linear, strict=True) if layer.normalisation}
+    normalised = [
+        (layer.normalisation.epsilon, made)
+        for layer, made in zip(layers, linear, strict=True)
+        if made != 1 and layer.normalisation is not None and layer.normalisation.over == "batch"
+    ]
     notes = (
-        *_told(is_kept, outputs),
+        *_told(is_kept, outputs, is_inference=bool(normalised)),
         *(f"no layer is {kind}; {_kinds_of(layers)}" for kind in missing),
-        *_of_statistics(normalised - {1.0}),
+        *_of_statistics(normalised),
     )
-    return Scaled(factors, {n: v for n, v in replaced.items() if n in factors}, is_kept, notes)
+    return Scaled(factors, replaced, is_kept, notes, tensors)
 
 
 def _changed(name: str) -> PlanError:
@@ -152,6 +159,19 @@ def _statistics(norm: Normalisation, factor: float) -> Iterator[tuple[str, float
         yield norm.variance, factor**2
 
 
+def _means(
+    checkpoint: Checkpoint, layer: Layer, norm: Normalisation, factor: float
+) -> Iterator[tuple[str, Variable]]:
+    """Yield what a mean becomes behind biases that stay."""
+    if norm.mean is None or not layer.kernels or not layer.biases:
+        return
+    if lacking := next((name for name in layer.biases if name not in checkpoint), None):
+        raise _changed(lacking)
+    if norm.mean in checkpoint:
+        offset = [checkpoint[name] for name in layer.biases]
+        yield norm.mean, _moved(checkpoint[norm.mean], offset, factor)
+
+
 def _moved(mean: Variable, biases: Sequence[Variable], factor: float) -> Variable:
     """Return the mean of what is multiplied before biases that stay are added."""
 
@@ -161,6 +181,36 @@ def _moved(mean: Variable, biases: Sequence[Variable], factor: float) -> Variabl
         return round_to(factor * (wide - offset) + offset, mean.dtype, mean.counts)
 
     return mean.derive(load)
+
+
+def _variances(
+    checkpoint: Checkpoint, structure: Structure, norm: Normalisation, factor: float
+) -> Iterator[tuple[str, Variable]]:
+    """Yield what a variance becomes, and its averages, so that with epsilon it is a multiple."""
+    if norm.variance is None or norm.epsilon is None:
+        return
+    averages = {
+        name
+        for name, role in structure.follows.items()
+        if role.of == norm.variance and role.kind == "average" and role.slot is None
+    }
+    for name in (norm.variance, *sorted(averages)):
+        if name in checkpoint:
+            yield name, _raised(checkpoint[name], factor, norm.epsilon)
+
+
+def _raised(variance: Variable, factor: float, epsilon: float) -> Variable:
+    def load(region: Region) -> Array:
+        values = factor**2 * (np.asarray(variance.load(region), np.float64) + epsilon) - epsilon
+        if number := int((values < 0).sum()):
+            counts = variance.counts
+            counts[_RAISED] = counts.get(_RAISED, 0) + number
+        return round_to(np.maximum(values, 0), variance.dtype, variance.counts)
+
+    return variance.derive(load)
+
+
+_RAISED = "would be less than 0, and are 0"
 
 
 def _is_normalised(layers: Sequence[Layer], index: int, biases: Biases) -> bool:
@@ -184,9 +234,11 @@ def _passes(layer: Layer) -> bool:
     return layer.activation is None or layer.activation.is_homogeneous
 
 
-def _told(is_kept: bool, outputs: Mapping[str, float | NoMultiple]) -> Iterator[str]:
+def _told(
+    is_kept: bool, outputs: Mapping[str, float | NoMultiple], *, is_inference: bool
+) -> Iterator[str]:
     if is_kept:
-        yield "keeps the outputs, but for the epsilons of batch normalisations"
+        yield "keeps the outputs in inference" if is_inference else UNCHANGED
         return
     if not outputs:
         yield "changes the outputs; --scale-biases power keeps multiples of them"
@@ -199,11 +251,23 @@ def _told(is_kept: bool, outputs: Mapping[str, float | NoMultiple]) -> Iterator[
             yield f"changes the output {name}: {broken.why}"
 
 
-def _of_statistics(numbers: Iterable[float]) -> Iterator[str]:
-    """Tell how far off what is normalised is, as nothing scales what is added to variances."""
-    largest = max((abs(1 / number**2 - 1) / 2 for number in numbers if number), default=0)
-    if largest:
+def _of_statistics(normalised: Sequence[tuple[float | None, float]]) -> Iterator[str]:
+    """Tell how batch statistics follow.
+
+    Args:
+        normalised: what is added to a variance, if that is known, and the factor before it.
+    """
+    if not normalised:
+        return
+    known = [(epsilon, factor) for epsilon, factor in normalised if epsilon is not None]
+    # What stays what it was has to be at least epsilon, as no variance is less than 0.
+    least = max((e * (1 / f**2 - 1) for e, f in known if f), default=0)
+    told = f"; those below {least:.2g} cannot far enough, and become 0" if least > 0 else ""
+    if known:
+        yield f"batch statistics follow, with the epsilons that are added to variances{told}"
+    if len(known) < len(normalised):
+        largest = max(abs(1 / f**2 - 1) / 2 for e, f in normalised if e is None and f)
         yield (
-            f"batch statistics follow; as epsilons do not, each unit is off by about "
-            f"{largest:.2g}*epsilon/variance of itself"
+            f"where no epsilon is written down, variances follow without it: each unit is off by "
+            f"about {largest:.2g}*epsilon/variance of itself"
         )

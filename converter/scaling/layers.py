@@ -8,7 +8,7 @@ from typing import Protocol
 from converter.checkpoint import Checkpoint
 from converter.errors import PlanError, UsageError
 from converter.patterns import matching
-from converter.scaling.kinds import Biases, Scaled, scaled_kinds
+from converter.scaling.kinds import UNCHANGED, Biases, Scaled, scaled_kinds
 from converter.scaling.multiply import Factor
 from converter.scaling.recurrent import (
     RecurrentKernel,
@@ -60,7 +60,7 @@ def scaled_layers(checkpoint: Checkpoint, wanted: Wanted) -> Scaled:
     """
     structure = structure_of(checkpoint)
     known = layers(checkpoint) if wanted.kind or structure.findings is not None else ()
-    scaled = Scaled({}, {}, True, ())
+    scaled = Scaled({}, {}, True, (), {})
     if wanted.kind:
         scaled = scaled_kinds(checkpoint, structure, known, wanted.kind, wanted.biases)
     parts = wanted.input_to_hidden, wanted.hidden_to_hidden, wanted.spectral_radius, wanted.gate
@@ -72,6 +72,9 @@ def scaled_layers(checkpoint: Checkpoint, wanted: Wanted) -> Scaled:
     factors = {name: list(found) for name, found in scaled.factors.items()}
     for name, factor in _of_parts(checkpoint, structure, kernels, wanted):
         factors.setdefault(name, []).append(factor)
+    numbers = [*parts[0].values(), *parts[1].values(), *parts[3].values()]
+    if not wanted.spectral_radius and all(number == 1 for number in numbers):
+        return scaled if wanted.kind else scaled._replace(notes=(UNCHANGED,))
     notes = [note for note in scaled.notes if not note.startswith(("keeps", "changes"))]
     notes.append(
         f"changes the outputs: recurrent layers are not homogeneous; recurrent kernels: "
@@ -83,7 +86,7 @@ def scaled_layers(checkpoint: Checkpoint, wanted: Wanted) -> Scaled:
             wanted.spectral_radius, [kernel for kernel in kernels if kernel.state]
         ).items()
     ]
-    return Scaled(factors, scaled.replaced, False, tuple(notes))
+    return Scaled(factors, scaled.replaced, False, tuple(notes), {})
 
 
 def _chosen(values: Mapping[str, float], kernels: Sequence[RecurrentKernel]) -> dict[str, float]:

@@ -68,10 +68,12 @@ class Multiples(NamedTuple):
         linear: for each layer what its kernels make, biases included; 1 where that is not known to
             be anything else.
         outputs: the outputs, by the names of their nodes.
+        tensors: whatever is another multiple than 1, by the names of nodes.
     """
 
     linear: tuple[float, ...]
     outputs: Mapping[str, float | NoMultiple]
+    tensors: Mapping[str, float]
 
 
 def multiples(
@@ -114,6 +116,7 @@ class _Following:
         self._known: dict[Node, _Multiple] = {}
         self._later: list[tuple[Node, Output]] = []
         self._linear: dict[int, float] = {}
+        self._between: dict[Node, float] = {}
 
     def find(self, outputs: Sequence[Tensor]) -> Multiples:
         flow = self._analysis.flow
@@ -133,7 +136,9 @@ class _Following:
         by_name = self._analysis.graph.by_name
         nodes = [by_name[t.node] for t in outputs if t.node in by_name] or flow.outputs
         found = {node.name: self._known[node] for node in nodes if node in self._known}
-        return Multiples(linear, found)
+        numbers = {n.name: m for n, m in self._known.items() if isinstance(m, float) and m != 1}
+        numbers |= {node.name: number for node, number in self._between.items()}
+        return Multiples(linear, found, numbers)
 
     def _given(self, node: Node, inside: frozenset[Node] = frozenset()) -> list[_Multiple]:
         """Return the multiples of the data that a node takes; later ones are looked at later."""
@@ -172,6 +177,7 @@ class _Following:
         if chain.linear is None:
             return NoMultiple(f"{named(chain.kernels[0])} gives no multiple")
         normalised = {n for n, p in chain.parts if p.use in ("mean", "variance")}
+        self._between |= dict.fromkeys(chain.kernels, linear)
         for step in chain.steps:
             if step.what in ("normalise", "centre") or normalised & set(step.nodes):
                 node = adding_itself(chain)
@@ -179,6 +185,7 @@ class _Following:
             adds = step.what == "constant" and any(node.op in _SUMS for node in step.nodes)
             if adds or (step.what == "activate" and not step.is_homogeneous):
                 return NoMultiple(f"{step.op} {step.nodes[0].name} gives no multiple")
+            self._between[step.after.node] = linear
         return linear
 
     def _name(self, chain: Chain, index: int | None) -> str:

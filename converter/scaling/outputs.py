@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from converter.checkpoint import Checkpoint
 from converter.errors import PlanError
 from converter.scaling.multiply import Factor, along
-from converter.structure.layers import Layer
+from converter.structure.layers import Activation, Layer
 from converter.structure.structure import Structure
 from converter.variable import Array, Variable
 
@@ -81,3 +81,18 @@ def unit_axis(variable: Variable, structure: Structure, layer: Layer) -> int:
         f"{variable.name}: none of its axes is known to be the units {layer.produced}; scale it by "
         f"its name"
     )
+
+
+def bending(named: Iterable[tuple[str, Activation | None]]) -> Iterator[str]:
+    """Say of which layers the factor of their weights is not that of what they give.
+
+    Args:
+        named: layers that are divided by what they give, by a variable of each.
+    """
+    bent = [(name, act.op) for name, act in named if act is not None and not act.is_homogeneous]
+    if bent:
+        (name, op), more = bent[0], f" (and {len(bent) - 1} more)" if len(bent) > 1 else ""
+        yield (
+            f"{name}{more}: no factor goes through {op}, so that dividing the weights before it "
+            f"does not divide what it gives; activation-scale's sequential method measures again"
+        )

@@ -30,6 +30,7 @@ from converter.scaling.activation import (
 from converter.scaling.equal import Equalised, Normed
 from converter.scaling.multiply import multiply
 from converter.scaling.normed import normed
+from converter.scaling.outputs import bending
 from converter.scaling.running import Data, Named
 from converter.scaling.widths import refusal
 from converter.structure.infer import structure_of
@@ -146,6 +147,9 @@ class Targeted:
             "what they are multiplied by",
         }
         yield what[self._method]
+        if self._method == "once":
+            called = self._named.called
+            yield from bending((called(one.name), one.layer.activation) for one in self._chosen)
         for name, reason in self._left[:_FEW]:
             yield f"the layer of {self._named.called(name)} stays: {reason}"
         if len(self._left) > _FEW:

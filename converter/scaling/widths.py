@@ -53,7 +53,8 @@ def axes_with(structure: Structure, checkpoint: Checkpoint, width: str) -> Itera
     """Yield the axes of variables of the model that hold a width; slots and averages follow."""
     roles = checkpoint.roles()
     for name, axes in structure.axes.items():
-        is_model = roles[name].kind in ("model", "batch_statistic")
+        # An average whose variable is not there was saved to be the model.
+        is_model = roles[name].kind in ("model", "batch_statistic", "average")
         if not is_model or name in structure.follows:
             continue
         used = structure.uses.get(name, ({},) * len(axes))

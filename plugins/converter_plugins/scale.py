@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -149,12 +149,13 @@ class Scale(Strategy):
         divided = self._divided(checkpoint)
         told = list(self._scaled(checkpoint).notes) if self._by_layers else []
         named = self._named(checkpoint)
-        if divided is not None or named:
+        changed = [name for name, factors in named.items() if factors]
+        if divided is not None or changed:
             told = [note for note in told if not note.startswith(_OF_OUTPUTS)]
         if divided is not None:
             yield from divided.notes
-        elif named:
-            yield self._told(checkpoint, named)
+        elif changed or (named and not self._by_layers):
+            yield self._told(checkpoint, changed)
         yield from told
         floored = {
             name: number
@@ -167,21 +168,34 @@ class Scale(Strategy):
                 f"{next(iter(floored))}, are below the floor {self.floor:g}, and count as it"
             )
 
-    def _told(self, checkpoint: Checkpoint, named: Iterable[str]) -> str:
+    def multiples(self, checkpoint: Checkpoint) -> Mapping[str, float]:
+        is_by_name = any(self._named(checkpoint).values())
+        if not self.kind or is_by_name or self._divided(checkpoint) is not None:
+            return {}
+        return self._scaled(checkpoint).multiples
+
+    def _told(self, checkpoint: Checkpoint, named: Collection[str]) -> str:
         """Say what becomes of the outputs where variables are multiplied by their names."""
+        from converter.scaling.kinds import UNCHANGED
+
+        if not named:
+            return UNCHANGED
         roles = checkpoint.roles()
-        if not self._by_layers and all(roles[name].of is not None for name in named):
+        if self._by_layers:
+            return "changes the outputs, as nothing follows what is chosen by its name"
+        if all(roles[name].of is not None for name in named):
             return "keeps the outputs: only slots and averages are multiplied"
         return "changes the outputs, as nothing follows what is chosen by its name"
 
     def _named(self, checkpoint: Checkpoint) -> dict[str, list[Factor]]:
-        """Return the factors of variables that globs and statistics name."""
+        """Return the factors of variables that globs and statistics name; none for one of 1."""
         import numpy as np
 
         from converter.scaling.multiply import Factor, one_number
 
         factors = {
-            name: [one_number(factor)] for name, factor in by_name(self.scale, checkpoint).items()
+            name: [one_number(factor)] if factor != 1 else []
+            for name, factor in by_name(self.scale, checkpoint).items()
         }
         for name, mean_abs in self._mean_abs(checkpoint).items():
             inverse = 1.0 / np.maximum(mean_abs, self.floor)

@@ -10,9 +10,9 @@ from typing import NamedTuple
 from converter.graph.node import Node, Output
 from converter.graph.ops import (
     BATCH_NORMS,
+    CELLS,
     CONTRACTIONS,
     LOOKUPS,
-    LSTM_BLOCKS,
     MATMULS,
     SHAPE_ONLY,
     SLICES,
@@ -22,7 +22,7 @@ from converter.graph.ops import (
 )
 from converter.graph.ordered import OrderedGraph
 from converter.structure.axes.axis import Use
-from converter.structure.layers.cuts import is_block, whole_axes
+from converter.structure.layers.cuts import takes_blocks, whole_axes
 from converter.structure.layers.steps import (
     Step,
     normalisation_from,
@@ -31,13 +31,13 @@ from converter.structure.layers.steps import (
     step_from,
     takers,
 )
+from converter.structure.layers.trials import without_trials
 from converter.structure.tensors.analysis import Analysis, Axes, Role
 from converter.structure.tensors.atoms import Atom, size_of
 
 TRANSPOSED = ops("Conv2DBackpropInput Conv3DBackpropInputV2")
 DEPTHWISE = ops("DepthwiseConv2dNative")
 CONVOLUTIONS = ops("Conv1D Conv2D Conv3D") | DEPTHWISE | TRANSPOSED
-CELLS = LSTM_BLOCKS | ops("GRUBlockCell")
 TABLES = LOOKUPS | ops("GatherNd")
 _KERNELS = CONTRACTIONS | CONVOLUTIONS | CELLS | TABLES | ops("Sum")
 _HANDS_OUT = ops("_Join _Loop")
@@ -172,7 +172,7 @@ class Chains:
     """
 
     def __init__(self, analysis: Analysis, gates: Collection[str]) -> None:
-        self._analysis = without_unread(analysis)
+        self._analysis = without_trials(without_unread(analysis))
         self._gates = gates
         self._whole = whole_axes(analysis)
         self._taken: dict[Node, Chain] = {}
@@ -249,9 +249,9 @@ class Chains:
     def _trim(self, chain: Chain) -> None:
         """Leave out what belongs to something else that follows."""
         steps = chain.steps
-        is_gate = self._is_gate(chain)
-        while steps and is_gate and steps[-1].what in ("activate", "constant", "pass"):
-            steps.pop()
+        if takes_blocks(self._analysis, chain.kernels, self._whole):
+            while steps and steps[-1].what in ("activate", "constant", "pass"):
+                steps.pop()
         if steps and steps[-1].what == "activate" and self._is_split(chain):
             steps.pop()
         is_dropped = False
@@ -262,11 +262,6 @@ class Chains:
                 break
             is_dropped = what == "drop"
             steps.pop()
-
-    def _is_gate(self, chain: Chain) -> bool:
-        """Whether a kernel was cut into the gates of a cell before."""
-        roles = [r for n in chain.kernels for r in self._analysis.roles.get(n, ())]
-        return any(r.use == "produce" and is_block(r, self._whole) for r in roles)
 
     def _is_split(self, chain: Chain) -> bool:
         """Whether the gates of a cell are activated at once, and cut apart then."""
@@ -392,9 +387,7 @@ class Chains:
 
 
 _SUMS = ops("Add AddV2 AddN")
-_NORMALISING = BATCH_NORMS | ops("""
-    Mean Square SquaredDifference Mul Sub Switch RefSwitch Reshape
-    """)
+_NORMALISING = BATCH_NORMS | ops("Mean Square SquaredDifference Mul Sub Switch RefSwitch Reshape")
 
 
 def _can_be_kernel(node: Node) -> bool:
@@ -454,13 +447,29 @@ def _taken_by(analysis: Analysis, node: Node, roles: Sequence[Role]) -> UnitAxis
         return None
     axes = analysis.tensor(data).axes
     if node.op in CONVOLUTIONS:
-        return _channels(node, data, axes) if axes else None
+        found = _channels(node, data, axes) if axes else None
+        return found and _before_dilation(analysis, found)
     atoms = _different(role.atom for role in roles if role.use == "consume")
     if len(atoms) != 1:
         return None
     (atom,) = atoms
     axis = place_of(atom, axes, _contracted(node, data))
     return None if axis is None else UnitAxis(data, axis, atom)
+
+
+def _before_dilation(analysis: Analysis, units: UnitAxis) -> UnitAxis:
+    """Return what a dilated convolution takes, which old versions write as one of parts of space.
+
+    Between the cutting and it, one in one dimension gets another one.
+    """
+    node = units.output.node
+    if node.op == "ExpandDims":
+        node = node.inputs[0].node
+    if node.op != "SpaceToBatchND":
+        return units
+    axes = analysis.tensor(node.inputs[0]).axes
+    place = place_of(units.atom, axes, units.axis)
+    return units if place is None else UnitAxis(node.inputs[0], place, units.atom)
 
 
 def _channels(node: Node, output: Output, axes: Axes) -> UnitAxis:

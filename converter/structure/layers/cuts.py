@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import EllipsisType
 from typing import NamedTuple
 
@@ -47,13 +47,21 @@ def whole_axes(analysis: Analysis) -> dict[tuple[str, int], Atom]:
     return found
 
 
-def is_block(role: Role, axes: Mapping[tuple[str, int], Atom]) -> bool:
-    """Whether an op takes one of several parts of an axis that have the same units, as gates do.
+def takes_blocks(
+    analysis: Analysis, nodes: Iterable[Node], axes: Mapping[tuple[str, int], Atom]
+) -> bool:
+    """Whether kernels are parts of axes of which several have the same units, as gates do.
 
     Args:
-        role: what the op does with a variable.
-        axes: of the variables.
+        analysis: of the graph.
+        nodes: that take the kernels.
+        axes: of all variables.
     """
+    roles = (role for node in nodes for role in analysis.roles.get(node, ()))
+    return any(role.use == "produce" and _is_block(role, axes) for role in roles)
+
+
+def _is_block(role: Role, axes: Mapping[tuple[str, int], Atom]) -> bool:
     whole = axes.get(role.origin[:2])
     if whole is None or (size_of(role.atom) or 0) >= (size_of(whole) or 0):
         return False

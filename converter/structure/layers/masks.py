@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from converter.graph.node import Node, Output
 from converter.graph.ops import (
+    CELLS,
     COMPARING,
     ENTERS,
     EXITS,
@@ -19,7 +20,6 @@ from converter.graph.ops import (
     ops,
 )
 from converter.graph.ordered import OrderedGraph
-from converter.structure.layers.chains import CELLS
 from converter.structure.layers.steps import takers
 from converter.structure.tensors.analysis import Analysis
 from converter.structure.tensors.atoms import size_of
@@ -151,17 +151,14 @@ def _by_row(analysis: Analysis, condition: Output) -> Output | None:
     return found
 
 
-def in_loops(graph: OrderedGraph) -> dict[Node, str]:
-    """Return the nodes that a loop runs in each turn, as far as they lead to the next one.
-
-    And the name of the loop: of one in another one it may be that of the outer one.
-    """
-    found: dict[Node, str] = {}
+def in_loops(graph: OrderedGraph) -> set[Node]:
+    """Return the nodes that a loop runs in each turn, as far as they lead to the next one."""
+    found: set[Node] = set()
     for node in graph.nodes:
         if node.op in NEXT_ITERATION:
-            scope, loop = "", _frame(graph, node)
+            scope = ""
         elif node.op == "_Loop":
-            scope = loop = node.name.rpartition("/")[0] + "/"
+            scope = node.name.rpartition("/")[0] + "/"
         else:
             continue
         waiting = [output.node for output in node.inputs[-1:]]
@@ -169,12 +166,6 @@ def in_loops(graph: OrderedGraph) -> dict[Node, str]:
             source = waiting.pop()
             if source in found or source.op in ENTERS or not source.name.startswith(scope):
                 continue
-            found[source] = loop
+            found.add(source)
             waiting += [output.node for output in source.inputs]
     return found
-
-
-def _frame(graph: OrderedGraph, node: Node) -> str:
-    """Return the name of the loop that a node begins a turn of."""
-    merged = [output.node for user in graph.consumers[node] for output in user.inputs]
-    return next((n.text("frame_name") for n in merged if n.op in ENTERS), "")

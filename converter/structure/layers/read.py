@@ -7,12 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from converter.graph.node import Node, Output, Tensor
-from converter.graph.ops import BATCH_NORMS, BOOLS, CONTRACTIONS, JOINS, ops
+from converter.graph.ops import BATCH_NORMS, BOOLS, CELLS, CONTRACTIONS, JOINS, ops
 from converter.structure.axes.axis import Axis, Blocks
 from converter.structure.called import called_now
 from converter.structure.infer import structure_of
 from converter.structure.layers.chains import (
-    CELLS,
     CONVOLUTIONS,
     TABLES,
     Chain,
@@ -32,7 +31,6 @@ from converter.structure.layers.layer import (
 )
 from converter.structure.layers.masks import in_loops
 from converter.structure.layers.steps import Step
-from converter.structure.layers.trials import without_trials
 from converter.structure.structure import Structure
 from converter.structure.tensors.analysis import Analysis
 from converter.structure.tensors.atoms import size_of
@@ -99,7 +97,7 @@ def chains_of(structure: Structure) -> list[Chain]:
         if any(isinstance(term[0], Blocks) for axis in axes for term in axis.terms)
     }
     analysis = structure.graph.findings.analysis
-    return without_trials(analysis, Chains(analysis, gates).find())
+    return Chains(analysis, gates).find()
 
 
 def _read(structure: Structure) -> tuple[Layer, ...]:

@@ -36,7 +36,8 @@ What = Literal["pass", "sum", "bias", "gain", "constant", "centre", "drop", "nor
 are added or multiplied, one number for each unit; `constant`: numbers are; `centre`: its mean is
 taken off; `drop`: a dropout."""
 
-_MOVES = LAYOUT | SWITCHES | MERGES | {"_Join"}
+# What a dilated convolution in parts ends with, and what hands on a function with its gradient.
+_MOVES = LAYOUT | SWITCHES | MERGES | ops("_Join BatchToSpaceND IdentityN")
 _SUMS = ADDS | BIAS_ADDS | ops("Sub AddN")
 _PRODUCTS = DIVISIONS | {"Mul"}
 _ROOTS = ops("Sqrt Rsqrt Pow")

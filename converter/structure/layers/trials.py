@@ -1,102 +1,142 @@
-"""Steps of cells that stand beside their loops, and count for nothing.
-
-Keras in TensorFlow 1 applies a cell once outside of its loop, only to see what shapes it gives. No
-other layer takes what that gives, but as part of a graph it is computed.
-"""
+"""Cells that are computed once before their loop, to see what they give, and thrown away."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable
+from copy import copy
+from dataclasses import replace
 
-from converter.graph.node import Node
-from converter.graph.ops import ARRAY_MOVES, ENTERS, LOOKUPS, SHAPE_ONLY, SLICES, ops
-from converter.structure.layers.chains import Chain
+from converter.graph.node import Node, Output
+from converter.graph.ops import (
+    ARRAY_MOVES,
+    ENTERS,
+    LAYOUT,
+    LOOKUPS,
+    MERGES,
+    QUOTIENTS,
+    REVERSES,
+    SELECTS,
+    SHAPE_ONLY,
+    SLICES,
+    SWITCHES,
+    ops,
+)
 from converter.structure.layers.masks import in_loops
 from converter.structure.tensors.analysis import Analysis
 
+_ENTERS = ENTERS | {"_Loop"}
 _PICKS = SLICES | LOOKUPS
 # What takes a tensor into a loop, or to where a loop takes its entries from.
-_ONE_BY_ONE = ARRAY_MOVES | ENTERS | ops("TensorListFromTensor")
+_ONE_BY_ONE = ARRAY_MOVES | _ENTERS | ops("TensorListFromTensor")
+_DROPS = LAYOUT | SWITCHES | MERGES | SELECTS | QUOTIENTS | ops("Mul")
+_MAX_NODES = 1024
+_MAX_STEPS = 64
 
 
-def without_trials(analysis: Analysis, chains: Sequence[Chain]) -> list[Chain]:
-    """Return the chains without those of steps that stand beside a loop.
+def without_trials(analysis: Analysis) -> Analysis:
+    """Return an analysis that leaves out what Keras computes to learn the shape of a cell's output.
 
-    Such a step takes each variable as often as one turn of the loop, of which there are several
-    where a cell is shared, and the first entry of what the loop takes one by one. What takes from
-    the loop, or gives to a loop or to a layer that has none, is none.
+    It takes the first of what the loop goes through, and the state that the loop begins with, and
+    nothing but its shape is looked at. Its variables are those of the loop. What takes no such
+    first entry is none: a network can be computed once, and in a loop again.
     """
-    loops = in_loops(analysis.graph)
-    inside: dict[str, Counter[str]] = {}
-    apart: list[Chain] = []
-    for chain in chains:
-        names = {loops[node] for node in chain.nodes if node in loops}
-        for name in names:
-            inside.setdefault(name, Counter()).update(_variables(chain))
-        if not names:
-            apart.append(chain)
-    turning = {variable for turn in inside.values() for variable in turn}
-    beside = [chain for chain in apart if _variables(chain) and _variables(chain) <= turning]
-    if not beside:
-        return list(chains)
-    own = {node: chain for chain in chains for node in chain.nodes}
-    trials = [chain for chain in beside if _is_for_nothing(analysis, chain, own, loops, turning)]
-    taken = Counter(variable for chain in trials for variable in _variables(chain))
-    turned = sum(inside.values(), Counter())
-    first = [_variables(chain) for chain in trials if _is_first(analysis, chain, own)]
-    left_out: set[str] = set()
-    for turn in inside.values():
-        is_first = any(turn.keys() >= names for names in first)
-        if is_first and all(taken[variable] == turned[variable] for variable in turn):
-            left_out |= turn.keys()
-    dropped = {id(chain) for chain in trials if _variables(chain) <= left_out}
-    return [chain for chain in chains if id(chain) not in dropped]
+    looping = in_loops(analysis.graph)
+    roles = analysis.roles
+    inside = {role.origin.variable for node in looping for role in roles.get(node, ())}
+    entering = {
+        output
+        for node in analysis.graph.nodes
+        if node.op in _ENTERS
+        for output in node.inputs
+        if not analysis.is_weight(output)
+    }
+    tried: set[Node] = set()
+    for node in analysis.flow.telling:
+        taken = {role.origin.variable for role in roles.get(node, ())}
+        is_apart = node not in looping and taken and taken <= inside
+        if is_apart and _comes_from(analysis, node, entering):
+            behind = _all_behind(analysis, node, inside)
+            tried |= behind if _takes_first(analysis, behind) else set()
+    tried -= looping
+    if not tried:
+        return analysis
+    _add_what_is_before(analysis, tried)
+    flow = copy(analysis.flow)
+    flow.telling = flow.telling - tried
+    return replace(
+        analysis, flow=flow, roles={node: r for node, r in roles.items() if node not in tried}
+    )
 
 
-def _is_for_nothing(
-    analysis: Analysis,
-    chain: Chain,
-    own: Mapping[Node, Chain],
-    loops: Collection[Node],
-    turning: Collection[str],
-) -> bool:
-    """Whether a chain outside of loops gives nothing to others, and takes nothing of its loop."""
-
-    def following(node: Node) -> list[Node]:
-        return [n for n in analysis.graph.consumers[node] if n.op not in SHAPE_ONLY]
-
-    after = _reached(chain.nodes, following, loops)
-    taken = {name for node in after if node in own for name in _variables(own[node])}
-    if any(node in loops for node in after) or not taken <= set(turning):
-        return False
-    before = _reached(chain.nodes, lambda node: [o.node for o in node.inputs], ())
-    names = _variables(chain)
-    return not any(n in loops and n in own and names & _variables(own[n]) for n in before)
-
-
-def _is_first(analysis: Analysis, chain: Chain, own: Collection[Node]) -> bool:
-    """Whether a chain takes one entry of what a loop takes one by one, or a state of zeros."""
-    taken = ([o for o in n.inputs if not analysis.is_weight(o)] for n in chain.kernels)
-    if any(given and not any(map(analysis.is_data, given)) for given in taken):
-        return True
-    before = _reached(chain.kernels, lambda node: [o.node for o in node.inputs], own)
-    sources = [node.inputs[0].node for node in before if node.op in _PICKS and node.inputs]
-    return any(user.op in _ONE_BY_ONE for s in sources for user in analysis.graph.consumers[s])
-
-
-def _variables(chain: Chain) -> set[str]:
-    return {part.variable for _, part in chain.parts}
-
-
-def _reached(
-    begin: Iterable[Node], following: Callable[[Node], Iterable[Node]], stop: Collection[Node]
-) -> set[Node]:
-    """Return all nodes that are reached; what follows those of `stop` is left out."""
-    found = set(begin)
-    waiting = list(found)
+def _all_behind(analysis: Analysis, begin: Node, inside: Collection[str]) -> set[Node]:
+    """Return what is made of what a node gives; nothing where that is more than a cell."""
+    found = {begin}
+    waiting = [begin]
     while waiting:
-        new = {node for node in following(waiting.pop()) if node not in found}
-        found |= new
-        waiting += [node for node in new if node not in stop]
+        for node in _takers(analysis, waiting.pop()):
+            variables = {role.origin.variable for role in analysis.roles.get(node, ())}
+            if node.op in _ENTERS or not variables <= set(inside):
+                return set()
+            if node not in found:
+                found.add(node)
+                waiting.append(node)
     return found
+
+
+def _comes_from(analysis: Analysis, node: Node, states: Collection[Output]) -> bool:
+    """Whether a node takes one of some tensors, as it is or through a dropout."""
+    waiting = [output for output in node.inputs if not analysis.is_weight(output)]
+    seen = set(waiting)
+    while waiting and len(seen) < _MAX_STEPS:
+        output = waiting.pop()
+        if output in states:
+            return True
+        if output.node.op in _DROPS:
+            new = {o for o in output.node.inputs if not analysis.is_weight(o)} - seen
+            seen |= new
+            waiting += new
+    return False
+
+
+def _takes_first(analysis: Analysis, nodes: Iterable[Node]) -> bool:
+    """Whether nodes are made of one entry of a tensor whose entries a loop takes one by one."""
+    waiting = list(nodes)
+    seen = set(waiting)
+    while waiting and len(seen) < _MAX_NODES:
+        node = waiting.pop()
+        if node.op in _PICKS and node.inputs and _is_given(analysis, node.inputs[0].node):
+            return True
+        before = {o.node for o in node.inputs if analysis.is_data(o)} - seen
+        seen |= before
+        waiting += before
+    return False
+
+
+def _is_given(analysis: Analysis, node: Node) -> bool:
+    """Whether a loop takes the entries of what a node gives, from either end."""
+    users = list(analysis.graph.consumers[node])
+    for user in [user for user in users if user.op in REVERSES]:
+        users += analysis.graph.consumers[user]
+    return any(user.op in _ONE_BY_ONE for user in users)
+
+
+def _add_what_is_before(analysis: Analysis, tried: set[Node]) -> None:
+    """Add what nothing else is made of."""
+    waiting = _sources(tried)
+    while waiting:
+        node = waiting.pop()
+        if node in tried or node not in analysis.flow.telling:
+            continue
+        after = _takers(analysis, node)
+        if after and tried.issuperset(after):
+            tried.add(node)
+            waiting += _sources([node])
+
+
+def _sources(nodes: Iterable[Node]) -> list[Node]:
+    return [output.node for node in nodes for output in node.inputs]
+
+
+def _takers(analysis: Analysis, node: Node) -> list[Node]:
+    telling = analysis.flow.telling
+    return [c for c in analysis.graph.consumers[node] if c in telling and c.op not in SHAPE_ONLY]

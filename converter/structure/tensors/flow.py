@@ -27,6 +27,7 @@ from converter.graph.ops import (
     PASSING,
     PLACEHOLDERS,
     RECIPROCALS,
+    RESHAPES,
     RESTORED,
     RESTORES,
     SAVES,
@@ -79,6 +80,8 @@ class Flow:
             number takes that nothing follows, and that nobody trains by, is.
         looked_at: those of them that come before an output, and not before a loss alone.
         outputs: the nodes whose tensors are looked at from outside.
+        averaged: what a batch normalisation averages in training, by the merge or the select that
+            chooses it.
         updates: what writes a value that was computed into a variable: moving averages, states.
     """
 
@@ -89,8 +92,7 @@ class Flow:
         self.settings = {
             node for node in graph.nodes if node.op in PLACEHOLDERS and self._is_setting(node)
         }
-        # What a batch normalisation averages while it is trained, by the merge that chooses it.
-        self._averaged = {
+        self.averaged = {
             node: source
             for node in graph.nodes
             if (source := self._averaged_beside_variable(node)) is not None
@@ -111,12 +113,12 @@ class Flow:
         seen = [node for node in sinks if not self._is_written(node)]
         mixing = [node for node in self._ancestors(seen) if self._is_mixing(node)]
         large = [node for node in seen if not self._is_scalar(node)]
-        self.inner = self._ancestors([*large, *mixing], self._averaged)
+        self.inner = self._ancestors([*large, *mixing], self.averaged)
         self._signed = self._signed_outputs()
         trained = {m[1] for node in backward if (m := _GRADIENT_OF.search(node.name))}
         single = [node for node in seen if self._is_single_output(node, trained)]
-        self.looked_at = self._ancestors([*self.inner, *single], self._averaged)
-        self.telling = self.looked_at | self._ancestors(self._last(seen), self._averaged)
+        self.looked_at = self._ancestors([*self.inner, *single], self.averaged)
+        self.telling = self.looked_at | self._ancestors(self._last(seen), self.averaged)
         self.outputs = [
             node
             for node in graph.nodes
@@ -208,14 +210,23 @@ class Flow:
 
     def _averaged_beside_variable(self, node: Node) -> Node | None:
         """Return what a merge takes while training, if it takes a variable's vector else."""
-        if node.op not in MERGES | {"_Join"} or len(node.inputs) != 2:
+        if node.op in MERGES | {"_Join"} and len(node.inputs) == 2:
+            sources = given = [output.node for output in node.inputs]
+        elif node.op in SELECTS and len(node.inputs) == 3 and self._is_flag(node.inputs[0].node):
+            given = [output.node for output in node.inputs[1:]]
+            sources = [_reshaped(source) for source in given]
+        else:
             return None
-        sources = [output.node for output in node.inputs]
         held = [self._is_read(source) for source in sources]
         if sorted(held) != [False, True]:
             return None
         shape = self._graph.declared(sources[held.index(True)], 0)
-        return sources[held.index(False)] if shape is not None and len(shape) == 1 else None
+        return given[held.index(False)] if shape is not None and len(shape) == 1 else None
+
+    def _is_flag(self, node: Node) -> bool:
+        """Whether a node is one bool for all, whatever the shape that it was given."""
+        source = _reshaped(node)
+        return source in self.settings or self._graph.declared(source, 0) == ()
 
     def _kinds(self, variables: set[Node]) -> dict[Node, Kind]:
         kinds = dict.fromkeys(self._graph.nodes, Kind.CONSTANT)
@@ -249,7 +260,7 @@ class Flow:
                 is_noise = consumer.op in NOISE and kind is not Kind.NOISE
                 if _is_condition(node, consumer):
                     continue
-                if self._averaged.get(consumer) is node:
+                if self.averaged.get(consumer) is node:
                     continue
                 if consumer.op == LOOP and kinds[consumer.inputs[0].node] < kind:
                     # What a turn gives is what the next one takes.
@@ -339,6 +350,15 @@ def _is_condition(node: Node, consumer: Node) -> bool:
     return consumer.op in SWITCHES and all(
         port for port, (source, _) in enumerate(consumer.inputs) if source is node
     )
+
+
+def _reshaped(node: Node) -> Node:
+    """Return what a node gives in another shape."""
+    for _ in range(16):
+        if node.op not in RESHAPES or not node.inputs:
+            break
+        node = node.inputs[0].node
+    return node
 
 
 def _is_loop_state(node: Node) -> bool:

@@ -342,6 +342,8 @@ def select(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
         # What is chosen by rows leaves the other axes alone.
         an.touch("nonlinear", [a for a in condition.axes if find(a) is not ONE], node)
     for place, tensor in enumerate((x, y), 1):
+        if node in an.flow.averaged:
+            continue
         if an.is_weight(node.inputs[place]) and any(map(an.is_data, node.inputs)):
             _addend(an, node, tensor)
     number = x.number if x.number == y.number else None
