@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from converter.patterns import by_name, matching, select
     from converter.pipeline import Result, convert
     from converter.resize.coupled import Consumer, Coupled
-    from converter.resize.units import Matrix, Mending, Repair, Units, WidthMap
+    from converter.resize.units import Fold, Matrix, Mending, Repair, Units, WidthMap
     from converter.resizer import Resizer
     from converter.strategy import Beside, Strategy
     from converter.structure.axes.axis import Width
@@ -40,6 +40,7 @@ __all__ = [
     "ConverterError",
     "Coupled",
     "DType",
+    "Fold",
     "Initializer",
     "InputError",
     "Matrix",
@@ -90,7 +91,7 @@ _HOMES = {
     "patterns": ("by_name", "matching", "select"),
     "pipeline": ("Result", "convert"),
     "resize.coupled": ("Consumer", "Coupled"),
-    "resize.units": ("Matrix", "Mending", "Repair", "Units", "WidthMap"),
+    "resize.units": ("Fold", "Matrix", "Mending", "Repair", "Units", "WidthMap"),
     "resizer": ("Resizer",),
     "strategy": ("Beside", "Strategy"),
     "structure.axes.axis": ("Width",),

@@ -98,6 +98,18 @@ class Net(Model):
 
     def run(self, values: Mapping[str, Array]) -> Array:
         """Return the output of the last node."""
+        last = self.definition.node[-1].name.decode()
+        return np.asarray(next(v for node, v in self._run(values).items() if node.name == last))
+
+    def consumed(self, variable: str) -> Array:
+        """Return what is multiplied with a variable, in rows."""
+        found = self._run(self.values)
+        products = (node for node in found if node.op == "MatMul")
+        held = (variable, f"{variable}/read")
+        node = next(n for n in products if n.inputs[1].node.name in held)
+        return np.asarray(found[node.inputs[0].node])
+
+    def _run(self, values: Mapping[str, Array]) -> dict[Node, Any]:
         found: dict[Node, Any] = {}
         graph = self._graph = self._graph or OrderedGraph(
             Definition(Path("made.meta"), self.definition)
@@ -108,8 +120,7 @@ class Net(Model):
                 found[node] = known[node.name]
             else:
                 found[node] = OPS[node.op](node, *(found[o.node] for o in node.inputs))
-        last = graph.by_name[self.definition.node[-1].name.decode()]
-        return np.asarray(found[last])
+        return found
 
 
 def hidden(act: str) -> Callable[[Net], None]:

@@ -81,6 +81,25 @@ def test_the_table_of_losses_is_the_documented_one(tmp_path: Path) -> None:
     assert_alike(rows(lines), wanted, 0.02)
 
 
+def test_principal_directions_of_a_stream_cost_least() -> None:
+    code, lines = run("streams.py", "--units", "16", "--steps", "250")
+    assert code == 0
+    (head, _, *found) = rows(lines)
+    documented = rows((ROOT / "docs" / "shrinking.md").read_text().splitlines())
+    assert head in documented
+    assert [row[:2] for row in found] == [
+        [name, f"16 to {units}"]
+        for name in ("layer normalisation", "by root mean squares")
+        for units in (12, 8)
+    ]
+    for name, _, *costs in found:
+        before, *after = map(float, costs)
+        truncated, *others, turned = (cost - before for cost in after)
+        assert turned < (0.5 if name == "layer normalisation" else 0.75) * truncated
+        if name == "layer normalisation":
+            assert turned < min(others)
+
+
 def assert_alike(found: list[list[str]], wanted: list[list[str]], tolerance: float) -> None:
     """Compare tables: the texts, and the numbers within a tolerance."""
     number = re.compile(r"\d+\.\d+")

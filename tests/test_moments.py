@@ -114,6 +114,18 @@ def test_units_that_move_away_from_zero_later(far: int) -> None:
     assert np.allclose(last.std, wide[10_000:].std(0), rtol=1e-6)
 
 
+@pytest.mark.parametrize("first", [0, 28.3])
+def test_values_that_hardly_differ_from_those_before(first: float) -> None:
+    rng = np.random.default_rng(0)
+    values = np.repeat(0.57 + 3 * rng.standard_normal((60, 30)), 1000, axis=0).astype("f4")
+    values[:100] = first
+    found = Moments.of(30)
+    found.add(values)
+    wide = values.astype("f8")
+    assert np.allclose(found.std, wide.std(0), rtol=2e-6)
+    assert np.allclose(found.mean, wide.mean(0), rtol=0, atol=3e-6)
+
+
 def test_observations_that_fill_no_row() -> None:
     values = np.random.default_rng(0).standard_normal((900, 30)).astype("f4")
     values[-16:] *= 30

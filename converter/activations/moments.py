@@ -19,7 +19,7 @@ import numpy.typing as npt
 from converter.activations.sums import LARGE, Floats, sums_of
 from converter.variable import Array
 
-_FIRST = 32  # observations that tell about where the others are
+_SAMPLED = 64  # observations that tell about where the others are
 _FEW_FAR = 32  # of so many units one may be far from zero
 _PART_ITEMS = 1 << 22  # whose sums over a few rows fit into the cache
 _PRODUCT_ITEMS = 1 << 20  # products of matrices want larger blocks
@@ -122,7 +122,7 @@ class Moments:
         if not len(rows):
             return
         covariance = self.products is not None
-        shift = self._shift(rows[:_FIRST])
+        shift = self._shift(rows)
         step = max(1, _PART_ITEMS // self.size)
         parts = [
             part
@@ -132,17 +132,18 @@ class Moments:
         for part in parts:
             self.merge(part)
 
-    def _shift(self, first: Array) -> Floats | None:
+    def _shift(self, rows: Array) -> Floats | None:
         """Return where values are about, if many are far from zero beside their deviation.
 
         A few are added up again for less than it costs to take something off all.
 
         Args:
-            first: observations, which tell if there are none yet.
+            rows: observations, some of which tell if there are none yet: not the first ones, which
+                are of one sequence or one image.
         """
         mean, squares, count = self.mean, self.squares, self.count
         if not count:
-            count, sums = sums_of(first)[0]
+            count, sums = sums_of(rows[:: -(-len(rows) // _SAMPLED)])[0]
             mean, squares = sums.mean, sums.squares
         is_far = mean * mean * count > LARGE * squares
         return mean if np.count_nonzero(is_far) * _FEW_FAR > len(mean) else None

@@ -1,6 +1,6 @@
 """Sums of units over observations, in tiles that fit into the cache.
 
-Of float32 values 64 are added up in float32, which keeps seven digits; everything else is float64.
+Of float32 values 32 are added up in float32, which keeps seven digits; everything else is float64.
 Where the mean is large beside the deviation, it is taken off before anything is squared, and units
 whose squares lost digits all the same are added up again in float64.
 """
@@ -16,11 +16,14 @@ from converter.variable import Array
 
 Floats = npt.NDArray[np.float64]
 
-LARGE = 128
-"""Squares, in variances: beyond, their difference in float32 keeps less than five digits."""
+LARGE = 16
+"""Squares, in variances: beyond, their difference can keep less than five digits in float32.
 
-_ROWS = 64  # that are added up in their own dtype
-_WIDTH = 2048  # of rows: reductions over fewer columns spend their time on the rows
+Sums of 32 that are rounded the same way, as of values that hardly differ, are off by 1e-6.
+"""
+
+_ROWS = 32  # that are added up in their own dtype
+_WIDTH = 4096  # of rows: reductions over fewer columns spend their time on the rows
 _FEW_ITEMS = 1 << 14
 _TINY = 1e-15  # what is lost in float32 when it is squared
 

@@ -54,8 +54,20 @@ class Filling:
         self._looked_up = looked_up
         self._template = template
 
-    def number(self, variable: Variable, axes: Sequence[Axis], uses: Sequence[_AxisUses]) -> float:
+    def number(
+        self,
+        variable: Variable,
+        axes: Sequence[Axis],
+        uses: Sequence[_AxisUses],
+        of: str | None,
+    ) -> float:
         """Return what entries hold that no initializer draws.
+
+        Args:
+            variable: the old one.
+            axes: of the variable.
+            uses: what each of them does with its widths.
+            of: the variable that it is a copy or an average of; or None.
 
         Raises:
             PlanError: they would have to be drawn, and the variable holds no real numbers; or its
@@ -67,6 +79,10 @@ class Filling:
             for name in axis.widths()
             if name in self._maps
         ]
+        own = of or variable.name
+        folds = [fold.number(own) for name, _ in changed if (fold := self._maps[name].fold)]
+        if folded := [number for number in folds if number is not None]:
+            return folded[0]
         biases = [self._maps[name].bias for name, used in changed if "shift" in used]
         if given := [bias for bias in biases if bias is not None]:
             in_dtype(variable, given[0])

@@ -136,8 +136,14 @@ def judge(
         tied: whether one axis produces and consumes it.
     """
     if width_map.size < width.size:
+        gone = width.size - width_map.size
+        if width_map.fold is not None:
+            are = "direction is" if gone == 1 else "directions are"
+            return Verdict(
+                False, f"{gone} {are} left out; what consumes it takes on its gains and shifts"
+            )
         mended = "" if width_map.repair is None else "; what takes them is mended"
-        return Verdict(False, _removed(width.size - width_map.size) + mended)
+        return Verdict(False, _removed(gone) + mended)
     produce, consume = width_map.produce, width_map.consume
     if not isinstance(produce, Units) or not isinstance(consume, Units):
         verdict = _judge_matrices(width, width_map, tied=tied)

@@ -20,11 +20,17 @@ class Matrix:
     Args:
         shape: (n, N) for what produces a width of n units, and (N, n) for what consumes it.
         values: gives its entries: an array of that shape, of real numbers.
+        is_held: whether they are remembered, once they were asked for. Where there are many such
+            matrices, `values` remembers some of them.
     """
 
-    def __init__(self, shape: tuple[int, int], values: Callable[[], Array]) -> None:
+    def __init__(
+        self, shape: tuple[int, int], values: Callable[[], Array], *, is_held: bool = True
+    ) -> None:
         self.shape = shape
+        self._is_held = is_held
         self._values = values
+        self._found: Array | None = None
 
     @classmethod
     def of(cls, values: Array) -> Matrix:
@@ -32,9 +38,11 @@ class Matrix:
         rows, columns = values.shape
         return cls((rows, columns), lambda: values)
 
-    @cached_property
+    @property
     def values(self) -> Array:
         """Its entries, float64."""
+        if self._found is not None:
+            return self._found
         found = np.asarray(self._values(), np.float64)
         if found.shape != self.shape or not np.isfinite(found).all():
             gave = "NaN or infinities" if found.shape == self.shape else list(found.shape)
@@ -42,17 +50,19 @@ class Matrix:
                 f"a matrix of a width has {gave}, where finite values {list(self.shape)} are "
                 f"expected; this is a bug of the strategy that made it"
             )
+        if self._is_held:
+            self._found = found
         return found
 
     @property
     def T(self) -> Matrix:
         """The transposed matrix."""
         rows, columns = self.shape
-        return Matrix((columns, rows), lambda: self.values.T)
+        return Matrix((columns, rows), lambda: self.values.T, is_held=self._is_held)
 
     def map(self, function: Callable[[Array], Array]) -> Matrix:
         """Return the matrix whose entries are `function` of these."""
-        return Matrix(self.shape, lambda: function(self.values))
+        return Matrix(self.shape, lambda: function(self.values), is_held=self._is_held)
 
 
 class Taken(NamedTuple):
@@ -222,6 +232,28 @@ class Repair(Protocol):
         """
 
 
+class Fold(Protocol):
+    """Says what becomes of all that stands behind the normalisations of a width.
+
+    A gain and a shift are of single units. Where these are mixed, what consumes them takes the gain
+    and the shift on that stood before it: it is mixed by a matrix of its own.
+    """
+
+    def number(self, variable: str) -> float | None:
+        """Return what a gain or a shift holds for each unit; None of any other variable."""
+
+    def matrices(self, variable: str, of: str) -> tuple[Matrix, Matrix] | None:
+        """Return what a variable is mixed by that consumes the units; None for any other.
+
+        Args:
+            variable: its name, or that of a slot or an average of it.
+            of: its name.
+
+        Returns:
+            As `produce` and `consume` of a `WidthMap`: by the first, gradients of it are turned.
+        """
+
+
 @dataclass(frozen=True, eq=False)
 class WidthMap:
     """What becomes of a width of n units that is to have N.
@@ -241,6 +273,8 @@ class WidthMap:
         is_centred: whether the mean over the old units is taken off what makes a normalised width.
         noise: of copies: how far from the original they are, in its standard deviations.
         repair: mends what consumes the units that are removed; None where nothing does.
+        fold: moves the gains and the shifts of a normalised width into what consumes it; None where
+            they stay.
     """
 
     produce: UnitMap
@@ -252,6 +286,7 @@ class WidthMap:
     noise: float = 0.0
     is_centred: bool = False
     repair: Repair | None = None
+    fold: Fold | None = None
 
     @property
     def size(self) -> int:

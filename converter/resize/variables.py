@@ -102,7 +102,7 @@ class Resizing:
             result = self._with_linear(result, role, chosen, drawing)
             return self._thinned(variable, result, role)
         filling = Filling(self.checkpoint, self.maps, self.looked_up, self.template)
-        filled = filling.number(variable, axes, uses)
+        filled = filling.number(variable, axes, uses, role.of)
         result = choose(result, chosen, filled)
         if not variable.dtype.is_float:
             return result
@@ -173,6 +173,12 @@ class Resizing:
             if normalised is not None and own not in normalised.before:
                 # What stands behind a normalisation gets what it got.
                 width_map = replace(width_map, rescale=1.0, is_centred=False)
+            if width_map.fold is not None:
+                if width_map.fold.number(own) is not None:
+                    return Units(width_map.size, lambda: np.full(width_map.size, -1))
+                pair = width_map.fold.matrices(name, own)
+                if pair is not None and "consume" in used:
+                    width_map = replace(width_map, produce=pair[0], consume=pair[1])
             if "consume" in used and width in self.looked_up:
                 # Nothing sums over its copies.
                 return plain(of_values(width_map, self._sizes[width], used))
@@ -254,6 +260,12 @@ class Resizing:
         )
         accumulator = next(accumulators, None)
         is_mended = self.repairs is not None and self.repairs.changes(of)
+        is_mended |= any(
+            self.maps[width].fold is not None
+            for axis in self.structure.axes.get(of, ())
+            for width in axis.widths()
+            if width in self.maps
+        )
         if not is_mended and not self._is_filled(of):
             return slot
         constants = slots.ftrl_of(self.structure, of)
@@ -277,7 +289,7 @@ class Resizing:
         variable = self.checkpoint[name]
         axes, uses = self.structure.axes[name], self._uses(name, self._role(name))
         filling = Filling(self.checkpoint, self.maps, self.looked_up, self.template)
-        if filling.number(variable, axes, uses):
+        if filling.number(variable, axes, uses, None):
             return True
         blocks = filling.blocks(variable, self.shape_of(name), axes, uses, self._sizes, None)
         return bool(blocks)

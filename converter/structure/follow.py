@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from converter.structure.axes.axis import Axis, Width
+from converter.structure.axes.axis import Axis, Behind, Turnable, Width
 from converter.structure.axes.scopes import scope_of
 from converter.structure.structure import Structure
 
@@ -61,6 +61,7 @@ def follow(structure: Structure, origin: Origin, derived: Checkpoint) -> Structu
                 followed_by=renamed(width.followed_by),
                 normalised=width.normalised
                 and width.normalised._replace(before=renamed(width.normalised.before)),
+                turnable=width.turnable and _renamed(width.turnable, names),
             )
             for name, width in widths.items()
         },
@@ -73,6 +74,23 @@ def follow(structure: Structure, origin: Origin, derived: Checkpoint) -> Structu
             for name, role in structure.follows.items()
             if name in names and role.of in names and names[name] != names[role.of]
         },
+    )
+
+
+def _renamed(turnable: Turnable, names: Mapping[str, str]) -> Turnable | None:
+    """Return what is known of a width by the new names of its variables; None without these."""
+    if not all(name is None or name in names for one in turnable.behind for name in one):
+        return None
+    return Turnable(
+        turnable.is_centred,
+        tuple(
+            Behind(
+                names[one.variable],
+                one.gain and names[one.gain],
+                one.shift and names[one.shift],
+            )
+            for one in turnable.behind
+        ),
     )
 
 

@@ -26,7 +26,7 @@ from converter.structure.properties.facts import Facts, Place, gather
 from converter.structure.properties.gates import labels_of
 from converter.structure.properties.growth import growth, mark_computed, stays_zero
 from converter.structure.properties.newcomers import Carriers
-from converter.structure.properties.normalised import normalised
+from converter.structure.properties.normalised import normalised, turnable
 from converter.structure.structure import Opaque, SizeFactor, Structure
 from converter.structure.tensors.analysis import Analysis
 from converter.structure.tensors.atoms import ONE, Atom, Kind, Product, find, size_of, terms
@@ -221,6 +221,7 @@ def _width(
     consumed = fact.by_use("consume")
     rest = list(dict.fromkeys(place.variable for place in fact.places))
     grows = growth(analysis, fact, carriers) if found.resizable else "none"
+    may_be_normalised = found.resizable and grows == "none"
     return Width(
         name,
         size_of(fact.atom) or 0,
@@ -233,7 +234,8 @@ def _width(
         found.why,
         tuple((what, classes.named(node)) for what, node in fact.touches.items()),
         grows != "none" and stays_zero(analysis, fact, carriers),
-        normalised(analysis, fact) if found.resizable and grows == "none" else None,
+        normalised(analysis, fact) if may_be_normalised else None,
+        turnable(analysis, fact) if may_be_normalised else None,
     )
 
 

@@ -42,7 +42,7 @@ def principal(coupled: Coupled, size: int) -> Array:
     squares = np.zeros((coupled.size, coupled.size))
     for rows in coupled.rows("produce"):
         squares += rows.T @ rows
-    return _largest(squares, size)
+    return largest(squares, size)
 
 
 def components(activations: Activations, consumers: Sequence[Consumer], size: int) -> Array:
@@ -64,10 +64,10 @@ def components(activations: Activations, consumers: Sequence[Consumer], size: in
         ],
         axis=0,
     )
-    return _largest(squares, size)
+    return largest(squares, size)
 
 
-def _largest(squares: Array, size: int) -> Array:
+def largest(squares: Array, size: int) -> Array:
     """Return the eigenvectors (n, size) of the largest eigenvalues of a symmetric matrix."""
     _, directions = np.linalg.eigh(squares)
     found: Array = directions[:, ::-1][:, :size].copy()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from converter import PlanError, Resizer, UsageError, hookimpl, option
 
 if TYPE_CHECKING:
-    from converter import Array, Coupled, Strategy, Width, WidthMap
+    from converter import Array, Checkpoint, Coupled, Strategy, Width, WidthMap
 
 _LARGEST = 1 << 27
 
@@ -23,7 +23,8 @@ class Project(Resizer):
     What makes the units is multiplied with a matrix, and what takes them with one that undoes it.
     That is exact where a width grows and only linear ops touch it: embeddings, projections, the
     heads of an attention. Where something nonlinear does, or a gate, mixed units are ruinous, and
-    such widths are refused. Optimizer slots are turned as gradients are.
+    such widths are refused. A normalised stream is turned into principal components, and what
+    consumes it takes on its gains and shifts. Optimizer slots are turned as gradients are.
 
     Example:
         convert ckpt model.ckpt --plugin project --resize embedding=96 -o out/
@@ -78,10 +79,16 @@ class Project(Resizer):
             if given.consume is not None:
                 return WidthMap(produce, Matrix.of(given.consume))
             return WidthMap(produce, matrices.undoing(produce))
+        activations = None
         if self.statistics is not None:
             from converter_plugins.activations import activations_of
 
             activations = activations_of(coupled, self.statistics)
+        if self.by == "pca" and self._is_turned(width):
+            from converter_plugins.turned import turned
+
+            return turned(coupled, size, activations)
+        if activations is not None:
             consumers = activations.consumers(coupled, ("mean", "covariance"))
             produce = Matrix(shape, partial(matrices.components, activations, consumers, size))
             return WidthMap(produce, produce.T)
@@ -100,17 +107,41 @@ class Project(Resizer):
         produce = Matrix(shape, make[self.by])
         return WidthMap(produce, produce.T)
 
+    def notes(self, checkpoint: Checkpoint) -> Iterable[str]:
+        from converter_plugins.turned import Turned
+
+        yield from super().notes(checkpoint)
+        folds = [width_map.fold for width_map in self.resizes(checkpoint).maps.values()]
+        for fold in folds:
+            if isinstance(fold, Turned) and (names := fold.untold()):
+                more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+                yield (
+                    f"{names[0]}{more}: the statistics say nothing of what it consumes, so nothing "
+                    f"makes up for the directions that go"
+                )
+
     def refusal(self, width: Width, size: int) -> str | None:
         if width.size * size > _LARGEST:
             return f"its matrix would have more than {_LARGEST:,} entries; choose pad or select"
         if self.by == "pca" and self.matrix is None and size > width.size:
             return "principal components are fewer than the units; choose another matrix to grow it"
+        if self.by == "pca" and self.matrix is None and self._is_turned(width):
+            return None
         if width.symmetry not in ("free", "orthogonal") and not self.lossy:
             return (
                 f"mixed units ruin it: {width.why}; choose another strategy, or lose what it does "
                 f"(--project-lossy)"
             )
         return None
+
+    def _is_turned(self, width: Width) -> bool:
+        """Whether a width is normalised and can be turned, or has to be told why it cannot."""
+        from converter.structure.axes.axis import AVERAGING
+
+        touches = dict(width.touches)
+        is_mixed = width.symmetry in ("free", "orthogonal") and "gain" not in touches
+        is_told = not AVERAGING.isdisjoint(touches) and not is_mixed and not self.lossy
+        return width.turnable is not None or is_told
 
 
 @hookimpl

@@ -71,8 +71,19 @@ def damped(products: Array, ridge: float) -> Array:
     return found
 
 
-def solved(matrix: Array, right: Array, variable: str) -> Array:
+def solved(
+    matrix: Array,
+    right: Array,
+    variable: str,
+    cure: str = ", or add more to the variances (--select-ridge)",
+) -> Array:
     """Return what a positive definite matrix has to be multiplied with to give another one.
+
+    Args:
+        matrix: of covariances, damped.
+        right: the product.
+        variable: that consumes what has them.
+        cure: what else helps but measuring again.
 
     Raises:
         InputError: it is not positive definite.
@@ -83,7 +94,6 @@ def solved(matrix: Array, right: Array, variable: str) -> Array:
     except np.linalg.LinAlgError:
         raise InputError(
             f"{variable}: the covariance of what it consumes is none, as some combination of its "
-            f"units would have a negative variance; measure it again, or add more to the "
-            f"variances (--select-ridge)"
+            f"units would have a negative variance; measure it again{cure}"
         ) from None
     return found

@@ -193,6 +193,34 @@ class Normalised(NamedTuple):
     before: tuple[str, ...]
 
 
+class Behind(NamedTuple):
+    """A variable that consumes what a normalisation gives.
+
+    Attributes:
+        variable: its name.
+        gain: the variable that the normalisation multiplies with, unit by unit; None for none.
+        shift: the variable that it adds; None for none.
+    """
+
+    variable: str
+    gain: str | None
+    shift: str | None
+
+
+class Turnable(NamedTuple):
+    """How a width that is normalised can be turned so that all that is behind gets what it got.
+
+    Nothing stands between its normalisations and what consumes it but a gain and a shift.
+
+    Attributes:
+        is_centred: whether what makes the width has to be centred, as a mean is taken off.
+        behind: all that consumes it.
+    """
+
+    is_centred: bool
+    behind: tuple[Behind, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Width:
     """A size that several axes share.
@@ -213,6 +241,8 @@ class Width:
         touches: every kind of op between production and consumption, and the first such op.
         normalised: how it can grow although its normalisation counts new units; None where that is
             not known, or where it is not normalised.
+        turnable: how it can be turned although it is normalised; None where it cannot, where that
+            is not known, or where it is not normalised.
     """
 
     name: str
@@ -227,6 +257,7 @@ class Width:
     touches: tuple[tuple[Touch, str], ...] = ()
     stays_zero: bool = False
     normalised: Normalised | None = None
+    turnable: Turnable | None = None
 
     @property
     def exact(self) -> bool:

@@ -1,5 +1,7 @@
 """Whether a normalised width can grow: all that is made of it stands behind its normalisation.
 
+And whether it can be turned.
+
 A layer normalisation counts new units, even where they are zero. But if everything that makes the
 width goes into the normalisation by linear ops alone, it can be centred (its mean over the width is
 zero then, with new zeros and without), and be multiplied by sqrt(N / n), so that the mean of its
@@ -16,7 +18,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from converter.graph.node import Node, Output
@@ -34,8 +36,9 @@ from converter.graph.ops import (
     SPLITS,
     ops,
 )
-from converter.structure.axes.axis import AVERAGING, SINGLING, Normalised, Touch
+from converter.structure.axes.axis import AVERAGING, SINGLING, Normalised, Touch, Turnable
 from converter.structure.properties.facts import Facts, Place
+from converter.structure.properties.turning import behind
 from converter.structure.tensors.analysis import Analysis
 from converter.structure.tensors.atoms import Atom, find, leaves
 from converter.structure.tensors.flow import Kind
@@ -101,32 +104,62 @@ _SAME = _State()
 
 def normalised(analysis: Analysis, fact: Facts) -> Normalised | None:
     """Tell how a normalised width can grow; None where it cannot, or where that is not clear."""
+    return next(
+        (
+            Normalised(is_centred, tuple(before))
+            for is_centred, before in _ways(analysis, fact, is_scaled=True)
+        ),
+        None,
+    )
+
+
+def turnable(analysis: Analysis, fact: Facts) -> Turnable | None:
+    """Tell how a normalised width can be turned; None where it cannot, or that is not clear."""
+    for is_centred, _ in _ways(analysis, fact, is_scaled=False):
+        if found := behind(analysis, fact, is_centred=is_centred):
+            return Turnable(is_centred, found)
+    return None
+
+
+def _ways(
+    analysis: Analysis, fact: Facts, *, is_scaled: bool
+) -> Iterator[tuple[bool, Collection[str]]]:
+    """Yield whether a width has to be centred, and what makes it, for each way that can be told."""
     touches = fact.touches
     if AVERAGING.isdisjoint(touches) or not _HINDERS.isdisjoint(touches):
-        return None
+        return
     for is_centred in (False, True):
-        following = _Following(analysis, fact, is_centred=is_centred)
+        following = _Following(analysis, fact, is_centred=is_centred, is_scaled=is_scaled)
         try:
             following.run()
         except (_UnclearError, IndexError):
             continue
-        return Normalised(is_centred, tuple(following.before))
-    return None
+        yield is_centred, following.before
 
 
 class _Following:
     """Follows a width from what produces it to what consumes it.
 
+    Args:
+        analysis: of the graph.
+        fact: what is known of the width.
+        is_centred: whether what makes it is centred.
+        is_scaled: whether what is consumed has to be what it was; else it may be multiplied with
+            a power of the ratio, which what consumes it makes up for.
+
     Attributes:
         before: the variables that make it in front of the normalisation.
     """
 
-    def __init__(self, analysis: Analysis, fact: Facts, *, is_centred: bool) -> None:
+    def __init__(
+        self, analysis: Analysis, fact: Facts, *, is_centred: bool, is_scaled: bool
+    ) -> None:
         self.before: dict[str, None] = {}
         self._behind: set[str] = set()
         self._analysis = analysis
         self._fact = fact
         self._centred = is_centred
+        self._scaled = is_scaled
         self._states: dict[Node, _State] = {}
 
     def run(self) -> None:
@@ -226,7 +259,10 @@ class _Following:
         for output in node.inputs:
             if self._is_weight(output):
                 continue
-            if _differs(self._of(output)) or (self._carries(output) and "consume" not in uses):
+            state = self._of(output)
+            if state.times or (state.half and self._scaled):
+                raise _UnclearError
+            if self._carries(output) and "consume" not in uses:
                 raise _UnclearError
         if "produce" not in uses:
             if self._carries(Output(node, 0)):
@@ -253,6 +289,12 @@ class _Following:
         for output in weights:
             self._mark_behind(output)
         found = [self._of(output) for output in node.inputs]
+        if weights and data and not self._scaled:
+            half = states[0].half
+            found = [
+                replace(state, half=half) if output in weights else state
+                for output, state in zip(node.inputs, found, strict=True)
+            ]
         state = found[0]
         for number, other in enumerate(found[1:]):
             state = _added(state, other, -1 if is_difference and number == 0 else 1)
