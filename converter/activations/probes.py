@@ -163,7 +163,8 @@ class _Finder:
         if begin is None or not (begin.node in self._loops or self._is_unrolled(chain)):
             return None
         if begin not in self._masks:
-            found = mask_of(self._analysis, begin)
+            is_unrolled = begin.node not in self._loops
+            found = mask_of(self._analysis, begin, is_unrolled=is_unrolled)
             self._masks[begin] = found and _Rows(_mask(found), found.keeps)
         return self._masks[begin]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from types import EllipsisType
 from typing import NamedTuple
@@ -19,6 +20,7 @@ _SAME = PASSING | ops("Cast")
 _CUTS = _SAME | RESHAPES | SPLITS | SLICES | ops("Transpose Unpack")
 _MAX_PASSED = 32
 _MAX_RANK = 16
+_MAX_SIZE = 1 << 22
 
 
 class Cut(NamedTuple):
@@ -69,7 +71,8 @@ def _is_block(role: Role, axes: Mapping[tuple[str, int], Atom]) -> bool:
         parts = terms(whole)
     except Clash:
         return False
-    return all(len(part) > 1 or parts.count(part) > 1 for part in parts)
+    counts = Counter(parts)
+    return all(len(part) > 1 or counts[part] > 1 for part in parts)
 
 
 def places_of(analysis: Analysis, node: Node, variable: str) -> list[int]:
@@ -108,9 +111,10 @@ def _taken(
 ) -> list[range] | None:
     """Return what a tensor is of each axis of a variable; None where it is no part of it."""
     way = _way(analysis, output, variable)
-    if way is None or len(shape) > _MAX_RANK or not math.prod(shape):
+    is_small = max(shape, default=0) <= _MAX_SIZE and math.prod(shape) < 1 << 62
+    if way is None or len(shape) > _MAX_RANK or not is_small:
         return None
-    # Each of these says of each entry where it lies along one axis, and takes no memory for it.
+    # Each of these says of each entry where it lies along one axis: in the memory of that axis.
     places = [
         np.broadcast_to(
             np.arange(size).reshape([-1 if i == axis else 1 for i in range(len(shape))]), shape

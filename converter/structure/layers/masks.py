@@ -32,6 +32,7 @@ _WIDENS = SAME | RESHAPES | REPEATS
 # Says of each length that it is not above a step: in which order it takes both.
 _ENDED = {"LessEqual": 1, "GreaterEqual": -1}
 _MAX_NODES = 4096
+_MAX_OF_CELL = 512
 _MAX_PASSED = 16
 
 
@@ -49,19 +50,21 @@ class Mask(NamedTuple):
     step: int | None = None
 
 
-def mask_of(analysis: Analysis, begin: Output) -> Mask | None:
+def mask_of(analysis: Analysis, begin: Output, *, is_unrolled: bool = False) -> Mask | None:
     """Return by what rows of a tensor are thrown away; None where all count.
 
     Args:
         analysis: of the graph.
         begin: a tensor that a cell makes in a step; of a cell that is one op any of its own.
+        is_unrolled: whether there is no loop; then nothing farther than a cell goes is looked at.
     """
     found: dict[object, Mask] = {}
     waiting = [begin]
     if begin.node.op in CELLS:
         waiting = [Output(begin.node, port) for port in range(_ports(analysis, begin.node))]
     seen = set(waiting)
-    while waiting and len(seen) < _MAX_NODES:
+    most = _MAX_OF_CELL if is_unrolled else _MAX_NODES
+    while waiting and len(seen) < most:
         output = waiting.pop()
         for node in takers(analysis, output):
             if node.op in _ENDS or node.op in _KEEPS:
