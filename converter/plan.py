@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,12 +115,8 @@ class Plan:
         """
         found: list[str] = []
         for strategy, checkpoint in self.applied:
-            try:
+            with _named(strategy):
                 found += [f"{strategy.name}: {line}" for line in strategy.findings(checkpoint)]
-            except ConverterError:
-                raise
-            except Exception as error:
-                raise _raised(strategy, error) from error
         return tuple(found)
 
     def multiples(self) -> dict[str, float]:
@@ -130,13 +127,9 @@ class Plan:
         """
         found: dict[str, float] = {}
         for strategy, checkpoint in self.applied:
-            try:
+            with _named(strategy):
                 for name, number in strategy.multiples(checkpoint).items():
                     found[name] = found.get(name, 1.0) * number
-            except ConverterError:
-                raise
-            except Exception as error:
-                raise _raised(strategy, error) from error
         return found
 
     def width_entries(self) -> list[dict[str, Any]]:
@@ -272,18 +265,11 @@ def _applied(
     strategy: Strategy, checkpoint: Checkpoint
 ) -> tuple[list[Variable], list[str], Resizes | None, Beside | None]:
     """Return what a strategy makes of a checkpoint, what it says about that, and what it adds."""
-    try:
+    with _named(strategy):
         variables = list(strategy.apply(checkpoint))
         notes = list(strategy.notes(checkpoint))
         resizes = strategy.resizes(checkpoint)
         beside = strategy.beside(checkpoint)
-    except UsageError as error:
-        raise UsageError(f"{strategy.name}: {error}") from None
-    except ConverterError:
-        raise
-    # Whatever somebody's strategy raises is to be told with its name, and not as a crash of ours.
-    except Exception as error:
-        raise _raised(strategy, error) from error
     known: dict[Stored, set[object]] = {}
     for old in checkpoint.values():
         if old.stored is not None:
@@ -309,8 +295,19 @@ def _applied(
     return variables, notes, resizes, beside
 
 
-def _raised(strategy: Strategy, error: Exception) -> ConverterError:
-    return ConverterError(f"{strategy.name}: the strategy raised {type(error).__name__}: {error}")
+@contextlib.contextmanager
+def _named(strategy: Strategy) -> Iterator[None]:
+    """Raise whatever somebody's strategy raises with its name, and not as a crash of ours."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{strategy.name}: {error}") from None
+    except ConverterError:
+        raise
+    except Exception as error:
+        raise ConverterError(
+            f"{strategy.name}: the strategy raised {type(error).__name__}: {error}"
+        ) from error
 
 
 def _value(variable: Variable) -> object:

@@ -488,6 +488,20 @@ def test_a_factor_of_one_changes_nothing() -> None:
     assert [n.split(";")[0] for n in both.notes(net.checkpoint())] == ["changes the outputs"]
 
 
+def test_factors_that_cancel_out() -> None:
+    def ratio(m: Net) -> None:
+        x = m.x(4)
+        parts = [m.op("MatMul", x, m.variable(name, 4, 3)) for name in ("h/w", "g/w")]
+        m.op("Tanh", m.op("RealDiv", *parts))
+
+    net = of(ratio)
+    scale = Scale(kind={"dense": 0.5}, biases="power")
+    assert list(scale.notes(net.checkpoint())) == [
+        "keeps the outputs: what they come from undoes the factors"
+    ]
+    assert error(net, made(net, scale)) < EXACT
+
+
 def test_a_plan_promises_the_multiples_of_tensors() -> None:
     net = of(chain)
     half, twice = (Scale(kind={"dense": f}, biases="power") for f in (0.5, 2.0))

@@ -116,7 +116,7 @@ def scaled_kinds(
         if made != 1 and layer.normalisation is not None and layer.normalisation.over == "batch"
     ]
     notes = (
-        *_told(is_kept, outputs, is_inference=bool(normalised)),
+        *_told(is_kept, outputs, is_changed=bool(factors), is_inference=bool(normalised)),
         *(f"no layer is {kind}; {_kinds_of(layers)}" for kind in missing),
         *_of_statistics(normalised),
     )
@@ -235,10 +235,21 @@ def _passes(layer: Layer) -> bool:
 
 
 def _told(
-    is_kept: bool, outputs: Mapping[str, float | NoMultiple], *, is_inference: bool
+    is_kept: bool,
+    outputs: Mapping[str, float | NoMultiple],
+    *,
+    is_changed: bool,
+    is_inference: bool,
 ) -> Iterator[str]:
+    if is_kept and not is_changed:
+        yield UNCHANGED
+        return
     if is_kept:
-        yield "keeps the outputs in inference" if is_inference else UNCHANGED
+        yield (
+            "keeps the outputs in inference"
+            if is_inference
+            else "keeps the outputs: what they come from undoes the factors"
+        )
         return
     if not outputs:
         yield "changes the outputs; --scale-biases power keeps multiples of them"
