@@ -131,3 +131,17 @@ def times(tmp_path: Path) -> Path:
     file = tmp_path / "times.py"
     file.write_text(TIMES)
     return file
+
+
+@pytest.fixture(params=["frames", "functions"])
+def flow(request: pytest.FixtureRequest, tf: Any) -> Iterator[str]:
+    """Control flow of both kinds: with loop frames as in TensorFlow 1, and in functions.
+
+    Args:
+        request: which of them.
+        tf: TensorFlow 1, a fixture of the module.
+    """
+    was = tf.control_flow_v2_enabled()
+    (tf.enable_control_flow_v2 if request.param == "functions" else tf.disable_control_flow_v2)()
+    yield request.param
+    (tf.enable_control_flow_v2 if was else tf.disable_control_flow_v2)()

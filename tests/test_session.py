@@ -314,3 +314,30 @@ def test_an_export_whose_variables_have_one_name(tmp_path: Path) -> None:
     wanted = module.call(tf.constant(X))["y"].numpy()
     found = run(tmp_path / "export", {"serving_default_x": X}, ["StatefulPartitionedCall"])
     assert np.abs(found["StatefulPartitionedCall"] - wanted).max() <= 1e-6
+
+
+def test_constants_in_the_loop_of_a_frozen_graph(tf: Any, tmp_path: Path) -> None:
+    def build() -> None:
+        x = tf.placeholder(tf.float32, [None, 2], "x")
+        w = tf.constant(np.array([[0.5, -1], [0.25, 2]], "f4"), name="w")
+
+        def turn(i: Any, h: Any) -> tuple[Any, Any]:
+            return i + 1, tf.tanh(tf.matmul(h, w)) + tf.constant(np.array([1, -1], "f4"), name="b")
+
+        tf.identity(tf.while_loop(lambda i, _: i < 3, turn, [0, x])[1], "out")
+
+    was = tf.control_flow_v2_enabled()
+    tf.disable_control_flow_v2()
+    try:
+        with tf.Graph().as_default() as graph:
+            build()
+    finally:
+        (tf.enable_control_flow_v2 if was else tf.disable_control_flow_v2)()
+    file = tmp_path / "frozen.pb"
+    file.write_bytes(graph.as_graph_def().SerializeToString())
+    assert set(open_checkpoint(file)) == {"w", "while/b"}
+    x = np.array([[0.1, 0.2], [-1, 3]], "f4")
+    h = x.astype("f8")
+    for _ in range(3):
+        h = np.tanh(h @ np.array([[0.5, -1], [0.25, 2]])) + np.array([1, -1])
+    assert np.abs(run(file, {"x": x}, ["out"])["out"] - h).max() <= 1e-6

@@ -8,22 +8,25 @@ What is dead in a branch stays dead, and loops stay as they are.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from converter.activations.cells import BOOL, INT32, LONGER, Cell, Graph, compute
 from converter.errors import InputError
 from converter.formats.messages import message, parse
 from converter.graph.node import Tensor
-from converter.graph.ops import CALLS
+from converter.graph.ops import CALLS, ENTERS, PASSING, ops
 
-INT32 = 3
-BOOL = 10
 _MAX_DEPTH = 24
 _BRANCH = re.compile(r"_branch_(\d{1,5})/")
 _OWN = re.compile(r"_(turn|loop|join)_(\d{1,5})")
 # The first thing that these take says which branch is taken.
 _BRANCHING = re.compile(rb"^(?:Stateless)?(?:If|Case)$")
+# The output of an op that is named otherwise than most are.
+_OUTPUTS = {"AddV2": b"z", "Mul": b"z", "Less": b"z", "Cast": b"y"}
+_HANDING = PASSING | ops("Cast ToInt64")
+_MAX_PASSED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,10 @@ def instrument(
     return graph.SerializeToString(), dtypes
 
 
+class _HiddenError(Exception):
+    """What a tensor has to be computed of cannot be seen from where it is."""
+
+
 class _Scope:
     """The nodes of a graph, or of the copy of a function for one call of it.
 
@@ -104,6 +111,8 @@ class _Scope:
         self._instead: dict[bytes, bytes] = {}
         self._awaited: dict[bytes, list[bytes]] = {}
         self._own: set[bytes] = set()
+        # What was computed beside cells.
+        self._computed: dict[tuple[str, str], tuple[bytes, int]] = {}
 
     def all(self) -> Iterator[_Scope]:
         """Yield this and all functions that were copied for it."""
@@ -160,7 +169,9 @@ class _Scope:
         """Put a tensor into a queue; return TensorFlow's number of its dtype."""
         source, dtype = place.text, place.dtype
         values, types, shapes = [source], [dtype], []
-        name = source.partition(b":")[0]
+        # What is computed beside a cell has to be there before anything takes what the cell gives.
+        passing = place.passing or (source,)
+        name = passing[0].partition(b":")[0]
         # In a function nothing has to tell it where it is.
         after = [b"^" + name] if self._function is None else []
         if tap.columns is not None:
@@ -188,14 +199,107 @@ class _Scope:
         )
         _set(put, "Tcomponents", types=types)
         _set(put, "timeout_ms", i=-1)
-        if source not in self._instead:
-            identity = self._add(held.name + b"/passed", b"Identity", [source])
-            _set(identity, "T", type=dtype)
-            self._instead[source] = self._output(identity, b"output")
-        passed = _text(self._instead[source].partition(b":")[0])
-        self.nodes[passed].input.append(b"^" + put.name)
+        for text in passing:
+            if text not in self._instead:
+                identity = self._add(held.name + b"/passed", b"Identity", [text])
+                _set(identity, "T", type=dtype)
+                self._instead[text] = self._output(identity, b"output")
         self._awaited.setdefault(name, []).append(b"^" + put.name)
         return dtype
+
+    def _longer(self, name: str, step: int) -> _Place:
+        """Return which of the sequences are longer whose lengths a node gives."""
+        text, dtype = self.reference(name, 0)
+        prefix = self.nodes[name].name + b"/longer"
+        taken = [self._constant(prefix, step, dtype, [b"^" + self.nodes[name].name]), text]
+        return _Place(self, self._operation(prefix, "Less", taken, {"T": dtype}), BOOL)
+
+    def computed(self, name: str, what: str) -> _Place:
+        """Return a tensor that is computed beside a cell, or beside lengths of sequences.
+
+        Raises:
+            InputError: the cell is none, or lacks inputs.
+        """
+        if (longer := LONGER.fullmatch(what)) is not None:
+            return self._longer(name, int(longer[1]))
+        node = self.nodes[name]
+        dtype = next((entry.value.type for entry in node.attr if entry.key == b"T"), 0)
+        ports = _outputs(node, self._op_definition(_text(node.op)))
+        outputs = [self.reference(name, flat)[0] for _, _, flat, _ in ports]
+        if (name, what) not in self._computed:
+            inputs = [text for text in node.input if not text.startswith(b"^")]
+            prefix = node.name + b"/" + what.encode()
+            graph = Graph(
+                lambda op, taken, attributes: self._operation(prefix, op, taken, attributes),
+                lambda values, kind: self._constant(prefix, values, kind, [b"^" + node.name]),
+                self._largest_of,
+            )
+            cell = Cell(_text(node.op), inputs, outputs, dtype)
+            try:
+                self._computed[name, what] = compute(graph, cell, what)
+            except (KeyError, IndexError):
+                raise InputError(
+                    f"{name}: {what}: a {cell.op} with {len(inputs)} inputs has no such tensor; "
+                    "the graph is damaged"
+                ) from None
+        text, kind = self._computed[name, what]
+        return _Place(self, text, kind, tuple(outputs))
+
+    def _operation(
+        self, prefix: bytes, op: str, taken: Sequence[bytes], attributes: Mapping[str, int]
+    ) -> bytes:
+        node = self._add(prefix + b"/" + op.encode(), op.encode(), taken)
+        for key, number in attributes.items():
+            if key == "N" or key.endswith("_mask"):
+                _set(node, key, i=number)
+            else:
+                _set(node, key, type=number)
+        return self._output(node, _OUTPUTS.get(op, b"output"))
+
+    def _constant(
+        self, prefix: bytes, values: Sequence[int] | int, dtype: int, after: Sequence[bytes]
+    ) -> bytes:
+        """Add integers; where nothing has to tell a node where it is, they come after nothing."""
+        listed = [values] if isinstance(values, int) else list(values)
+        held = message("TensorProto")(dtype=dtype)
+        (held.int_val if dtype == INT32 else held.int64_val).extend(listed)
+        held.tensor_shape.SetInParent()
+        if not isinstance(values, int):
+            held.tensor_shape.dim.add(size=len(listed))
+        node = self._add(prefix + b"/Const", b"Const", after if self._function is None else ())
+        _set(node, "dtype", type=dtype)
+        _set(node, "value", tensor=held.SerializeToString())
+        return self._output(node, b"output")
+
+    def _largest_of(self, text: bytes) -> tuple[bytes, int] | None:
+        """Return what a number is the maximum of, and the dtype of that; None where it is none.
+
+        Raises:
+            _HiddenError: that is outside of the loop or the function that this is in.
+        """
+        scope, is_here = self, True
+        for _ in range(_MAX_PASSED):
+            name = text.partition(b":")[0]
+            node = scope.nodes.get(_text(name))
+            if node is None and scope.caller is not None:
+                outer, call = scope.caller
+                arguments = [argument.name for argument in scope._function.signature.input_arg]
+                given = _given(outer.nodes[call])
+                if name not in arguments or arguments.index(name) >= len(given):
+                    break
+                scope, text, is_here = outer, given[arguments.index(name)], False
+                continue
+            if node is None or not node.input:
+                break
+            text = node.input[0]
+            if node.op == b"Max" and is_here:
+                return text, next((entry.value.type for entry in node.attr if entry.key == b"T"), 0)
+            if node.op == b"Max":
+                raise _HiddenError
+            is_here = is_here and _text(node.op) not in ENTERS
+            if _text(node.op) not in _HANDING:
+                break
+        return None
 
     def _output(self, node: Any, argument: bytes) -> bytes:
         """Return the text by which the only output of a node is taken here."""
@@ -206,12 +310,7 @@ class _Scope:
         self, name: bytes, source: bytes, dtype: int, shape: list[int], after: Sequence[bytes]
     ) -> bytes:
         """Add what reshapes a tensor, and return its text."""
-        sizes = message("TensorProto")(dtype=INT32, int_val=shape)
-        sizes.tensor_shape.dim.add(size=len(shape))
-        constant = self._add(name + b"/sizes", b"Const", after)
-        _set(constant, "dtype", type=INT32)
-        _set(constant, "value", tensor=sizes.SerializeToString())
-        node = self._add(name, b"Reshape", [source, self._output(constant, b"output")])
+        node = self._add(name, b"Reshape", [source, self._constant(name, shape, INT32, after)])
         _set(node, "T", type=dtype)
         _set(node, "Tshape", type=INT32)
         return self._output(node, b"output")
@@ -226,6 +325,9 @@ class _Scope:
 
     def rewire(self) -> None:
         """Let whatever takes a tensor that is put into a queue wait until it is there."""
+        for text, passed in self._instead.items():
+            identity = self.nodes[_text(passed.partition(b":")[0])]
+            identity.input.extend(self._awaited[text.partition(b":")[0]])
         for node in self._list:
             if node.name in self._own:
                 continue
@@ -249,11 +351,13 @@ class _Place:
         scope: the graph, or the function.
         text: by which it is taken there.
         dtype: TensorFlow's number of it.
+        passing: what waits for it, of what is computed beside a cell: all that the cell gives.
     """
 
     scope: _Scope
     text: bytes
     dtype: int
+    passing: tuple[bytes, ...] = ()
 
 
 def _located(root: _Scope, source: Tensor) -> _Place | None:
@@ -267,6 +371,12 @@ def _located(root: _Scope, source: Tensor) -> _Place | None:
         scope, rest, depth = waiting.pop()
         if rest in scope.nodes:
             return _Place(scope, *scope.reference(rest, source.port))
+        cell, colon, what = rest.partition(":")
+        if colon and cell in scope.nodes:
+            try:
+                return scope.computed(cell, what)
+            except _HiddenError:
+                return None
         parts = rest.split("/")
         for cut in range(1, len(parts)):
             call, inner = "/".join(parts[:cut]), "/".join(parts[cut:])
@@ -302,12 +412,17 @@ def _seen_from(scope: _Scope, root: _Scope, source: Tensor) -> bytes | None:
         assert inner.caller is not None
         node = inner.caller[0].nodes[inner.caller[1]]
         # What a loop takes is another value in the next turn.
-        taken = [] if b"While" in node.op else list(node.input)[len(_BRANCHING.findall(node.op)) :]
+        taken = [] if b"While" in node.op else _given(node)
         argument = inner.argument(taken.index(text)) if text in taken else None
         if argument is None:
             return None
         text = argument[0]
     return text
+
+
+def _given(node: Any) -> list[bytes]:
+    """Return what a call hands to a function."""
+    return list(node.input)[len(_BRANCHING.findall(node.op)) :]
 
 
 def _called(node: Any) -> list[Any]:

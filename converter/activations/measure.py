@@ -19,11 +19,13 @@ import numpy as np
 from converter.activations.asked import Question, asked
 from converter.activations.file import Key, Measured
 from converter.activations.moments import Moments, NotFiniteError
+from converter.activations.parts import joined
 from converter.activations.probes import LOOKED_UP, Found, Probe, find_probes
 from converter.activations.run import Batch, Run, Taken
 from converter.checkpoint import Checkpoint
 from converter.errors import ConverterError, InputError, UsageError
 from converter.patterns import matching
+from converter.structure.layers.cuts import Cut
 from converter.variable import Array
 
 MAX_COVARIANCE = 8192
@@ -218,11 +220,11 @@ def _wanted(probes: Sequence[Probe], globs: Sequence[str]) -> list[Probe]:
 
 
 def pools_of(probes: Sequence[Probe], covariance: Collection[str] = ()) -> list[Pool]:
-    pools: dict[tuple[tuple[Key, ...], int], Pool] = {}
+    pools: dict[tuple[tuple[Key, ...], int, Cut | None], Pool] = {}
     for probe in probes:
-        key = probe.for_, probe.size
+        key = probe.for_, probe.size, probe.cut
         if key not in pools:
-            chosen = [name for name, _ in probe.for_ if name in covariance]
+            chosen = [name for name, _ in probe.for_ if name in covariance and not probe.cut]
             if chosen and probe.size > MAX_COVARIANCE:
                 raise UsageError(
                     f"{chosen[0]}: the covariance of {probe.size:,} units takes "
@@ -257,6 +259,35 @@ def gather(run: Run, pools: Sequence[Pool], batches: Iterable[Batch]) -> int:
         _await(before)
         _await(_added(adding, run, pools, waiting))
     return count
+
+
+def _whole(pools: Iterable[Pool], covariance: Collection[str]) -> tuple[list[Pool], list[str]]:
+    """Put the parts of variables together, and say what there is to be known of them."""
+    whole: list[Pool] = []
+    parts: dict[tuple[Key, int], dict[Cut, Pool]] = {}
+    notes: list[str] = []
+    for pool in pools:
+        cut = pool.probes[0].cut
+        if cut is None:
+            whole.append(pool)
+            continue
+        for key in pool.for_:
+            of_key = parts.setdefault((key, cut.total), {})
+            other = of_key.setdefault(cut, Pool((key,), Moments.of(cut.size)))
+            other.moments.merge(pool.moments)
+            other.probes += pool.probes
+    for (key, _), cuts in parts.items():
+        moments = joined({cut: pool.moments for cut, pool in cuts.items()})
+        if isinstance(moments, str):
+            notes.append(f"{key[0]} ({key[1]}): {moments}: left out")
+            continue
+        whole.append(Pool((key,), moments, [p for cut in sorted(cuts) for p in cuts[cut].probes]))
+        if key[0] in covariance:
+            notes.append(
+                f"{key[0]} ({key[1]}): no covariance: its units are in different tensors, "
+                f"{_few([str(probe.tensor) for probe in whole[-1].probes])}"
+            )
+    return whole, notes
 
 
 def _added(
@@ -298,13 +329,16 @@ def _measured(
     found: dict[Key, Moments] = {}
     tensors: dict[Key, dict[str, None]] = {}
     is_reached = {id(probe) for probe in reached}
-    run = [pool for pool in pools if pool.moments.count]
+    ran = [pool for pool in pools if pool.moments.count]
+    run, odd = _whole(ran, covariance)
+    notes = [*notes, *odd]
+    has_none = {key for pool in run if pool.moments.products is None for key in pool.for_}
     for pool in sorted(run, key=lambda pool: not pool.is_last(checkpoint)):
         for key in pool.for_:
             part = pool.moments
             total = found.get(key)
             if total is None:
-                wants = key[0] in covariance
+                wants = key[0] in covariance and key not in has_none
                 total = found[key] = Moments.of(part.size, covariance=wants)
             if total.size != part.size:
                 places = ", ".join(str(probe.tensor) for probe in pool.probes[:_FEW])
@@ -317,7 +351,8 @@ def _measured(
             names = [str(probe.tensor) for probe in pool.probes if id(probe) in is_reached]
             tensors.setdefault(key, {}).update(dict.fromkeys(names))
     wanted = dict.fromkeys(key for pool in pools for key in pool.for_)
-    missing = [f"{name} ({side})" for name, side in wanted if (name, side) not in found]
+    known = {key for pool in ran for key in pool.for_}
+    missing = [f"{name} ({side})" for name, side in wanted if (name, side) not in known]
     if missing:
         notes = [
             *notes,

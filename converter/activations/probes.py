@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from converter.activations.cells import lives_of, longer_than, tensors_of
 from converter.checkpoint import Checkpoint
 from converter.graph.node import Node, Output, Tensor
+from converter.graph.ops import CELLS
 from converter.structure.infer import structure_of
-from converter.structure.layers.chains import CELLS, TABLES, Chain, Part, UnitAxis
-from converter.structure.layers.masks import Mask, in_loops, mask_of
+from converter.structure.layers.chains import (
+    CONVOLUTIONS,
+    TABLES,
+    Chain,
+    Part,
+    UnitAxis,
+)
+from converter.structure.layers.cuts import Cut, cut_of, places_of
+from converter.structure.layers.masks import Mask, has_choices, in_loops, mask_of
 from converter.structure.layers.read import chains_of, tensor_of
 from converter.structure.layers.spans import produced_by_kernels, span_of
 from converter.structure.layers.steps import same_axis
@@ -30,13 +40,15 @@ class Probe:
 
     Attributes:
         tensor: which. A node of a function's body has the names of the calls before its own, as
-            `converter.structure` names it.
+            `converter.structure` names it; what is computed beside a cell that is one op has the
+            names of `converter.activations.cells`.
         axis: of the units; negative ones are counted from the end. Several axes may hold them
             together, of which this is the last.
         size: how many units there are.
         mask: a bool tensor [batch] of the same frame, which says what rows count; None for all.
         keeps: the value of the mask for which a row counts.
         for_: the variables, and their sides, that it is measured for.
+        cut: which of their units these are; None for all.
     """
 
     tensor: Tensor
@@ -45,6 +57,7 @@ class Probe:
     mask: Tensor | None
     keeps: bool
     for_: tuple[tuple[str, Side], ...]
+    cut: Cut | None = None
 
 
 class Found(NamedTuple):
@@ -81,6 +94,23 @@ def find_probes(checkpoint: Checkpoint, structure: Structure | None = None) -> F
     return _Finder(checkpoint, structure).find()
 
 
+class _Rows(NamedTuple):
+    """What says which rows count: a bool for each, and which of the two does."""
+
+    mask: Tensor
+    keeps: bool
+
+
+class _Place(NamedTuple):
+    """Where something is measured: all of a probe but what it is measured for."""
+
+    tensor: Tensor
+    axis: int
+    size: int
+    rows: _Rows | None
+    cut: Cut | None
+
+
 class _Finder:
     def __init__(self, checkpoint: Checkpoint, structure: Structure) -> None:
         self._analysis = structure.graph.findings.analysis
@@ -99,70 +129,94 @@ class _Finder:
         }
         self._why: dict[Key, str] = {}
         self._axes: dict[Key, int] = {}
-        self._found: dict[tuple[Tensor, int, int, Mask | None], dict[Key, None]] = {}
-        self._masks: dict[Output, Mask | None] = {}
+        self._found: dict[_Place, dict[Key, None]] = {}
+        self._masks: dict[Output, _Rows | None] = {}
         self._loops = in_loops(self._analysis.graph)
 
     def find(self) -> Found:
         self._produced = produced_by_kernels(self._chains)
+        self._uses = Counter(name for chain in self._chains for name in _variables(chain))
+        self._has_choices = has_choices(self._analysis)
         for chain in self._chains:
-            mask = self._mask(chain)
+            rows = self._rows(chain)
             for node, part in chain.parts:
                 if part.variable in self._shapes:
-                    self._take(chain, node, part, mask)
+                    self._take(chain, node, part, rows)
         found = tuple(
             Probe(
-                tensor,
-                axis,
-                size,
-                None if mask is None else tensor_of(mask.output),
-                mask is not None and mask.keeps,
+                place.tensor,
+                place.axis,
+                place.size,
+                None if place.rows is None else place.rows.mask,
+                place.rows is not None and place.rows.keeps,
                 tuple(keys),
+                place.cut,
             )
-            for (tensor, axis, size, mask), keys in self._found.items()
+            for place, keys in self._found.items()
         )
         return Found(found, dict(self._unmeasured({key for probe in found for key in probe.for_})))
 
-    def _mask(self, chain: Chain) -> Mask | None:
-        if chain.linear is None or chain.linear.output.node not in self._loops:
+    def _rows(self, chain: Chain) -> _Rows | None:
+        begin = chain.linear.output if chain.linear is not None else None
+        if chain.kernels and chain.kernels[0].op in CELLS:
+            lives = lives_of(chain.kernels[0])
+            if lives is not None:
+                return _Rows(lives, keeps=True)
+            begin = Output(chain.kernels[0], 0)
+        if begin is None or not (begin.node in self._loops or self._is_unrolled(chain)):
             return None
-        begin = chain.linear.output
         if begin not in self._masks:
-            self._masks[begin] = mask_of(self._analysis, begin)
+            is_unrolled = begin.node not in self._loops
+            found = mask_of(self._analysis, begin, is_unrolled=is_unrolled)
+            self._masks[begin] = found and _Rows(_mask(found), found.keeps)
         return self._masks[begin]
 
-    def _take(self, chain: Chain, node: Node, part: Part, mask: Mask | None) -> None:
+    def _is_unrolled(self, chain: Chain) -> bool:
+        """Whether a variable is taken in several places, and rows are chosen somewhere."""
+        return self._has_choices and any(self._uses[name] > 1 for name in _variables(chain))
+
+    def _take(self, chain: Chain, node: Node, part: Part, rows: _Rows | None) -> None:
         is_kernel = node in chain.kernels
         shape = self._shapes[part.variable]
         span = span_of(self._analysis, chain, node, part, shape, self._produced)
         if span is not None:
             key: Key = part.variable, "consumed" if part.use == "consume" else "produced"
-            place = tensor_of(span.output), -1, span.size, mask
+            place = _Place(tensor_of(span.output), -1, span.size, rows, None)
             self._found.setdefault(place, {})[key] = None
         elif node.op in CELLS:
-            side: Side = "consumed" if part.use == "consume" else "produced"
-            self._why.setdefault((part.variable, side), chain.why)
+            self._take_cell(chain, node, part, rows)
         elif part.use == "consume" or (is_kernel and part.use == "gain"):
-            self._take_input(chain, node, part, mask)
+            self._take_input(chain, node, part, rows)
         elif part.use in ("mean", "variance"):
-            self._add(chain.normalised, part, "produced", mask, chain, node)
+            self._add(chain.normalised, part, "produced", rows, chain, node)
         else:
-            self._add(chain.finished, part, "produced", mask, chain, node)
+            self._add(chain.finished, part, "produced", rows, chain, node)
 
-    def _take_input(self, chain: Chain, node: Node, part: Part, mask: Mask | None) -> None:
+    def _take_cell(self, chain: Chain, node: Node, part: Part, rows: _Rows | None) -> None:
+        side: Side = "consumed" if part.use == "consume" else "produced"
+        places = places_of(self._analysis, node, part.variable)
+        found = [tensors_of(node, place, part.use) for place in places]
+        size = self._shapes[part.variable][part.axis]
+        if len(found) != 1 or found[0] is None:
+            self._why.setdefault((part.variable, side), chain.why)
+            return
+        place = _Place(found[0], -1, size, rows, None)
+        self._found.setdefault(place, {})[part.variable, side] = None
+
+    def _take_input(self, chain: Chain, node: Node, part: Part, rows: _Rows | None) -> None:
         key: Key = (part.variable, "consumed")
         if node.op in TABLES:
             self._why.setdefault(key, LOOKED_UP)
         elif node in chain.kernels:
             given = chain.inputs[chain.kernels.index(node)]
-            self._add(given, part, "consumed", mask, chain, node)
+            self._add(given, part, "consumed", rows, chain, node)
 
     def _add(
         self,
         units: UnitAxis | None,
         part: Part,
         side: Side,
-        mask: Mask | None,
+        rows: _Rows | None,
         chain: Chain,
         node: Node,
     ) -> None:
@@ -170,19 +224,22 @@ class _Finder:
         if units is None or units.size is None:
             self._why.setdefault(key, chain.why or f"{node.name} ({node.op}) has no axis for it")
             return
-        if not same_axis(units.atom, part.atom) and not _is_spread(node, part):
-            return
-        if self._is_one_of_several(chain, node, part):
-            self._why.setdefault(key, f"{node.name} ({node.op}) takes one of several in it")
-            return
         length = self._length(chain, node, part)
-        if length != units.size and not _is_spread(node, part):
-            self._why.setdefault(key, f"{node.name} ({node.op}) takes {units.size} of {length}")
+        is_wider = _is_wider(node, part, units.size, length)
+        if not is_wider and not same_axis(units.atom, part.atom):
             return
+        cut = None
+        if self._is_one_of_several(chain, node, part) or (not is_wider and length != units.size):
+            shape = self._shapes[part.variable]
+            cut = cut_of(self._analysis, node, part.variable, shape, part.axis)
+            if cut is None or cut.size != units.size:
+                why = f"{node.name} ({node.op}) takes {units.size} of {length}"
+                self._why.setdefault(key, why)
+                return
         if self._axes.setdefault(key, part.axis) != part.axis:
             # A table that is tied to an output is a kernel the other way round there.
             return
-        place = tensor_of(units.output), units.axis, units.size, mask
+        place = _Place(tensor_of(units.output), units.axis, units.size, rows, cut)
         self._found.setdefault(place, {})[key] = None
 
     def _length(self, chain: Chain, node: Node, part: Part) -> int:
@@ -219,6 +276,21 @@ class _Finder:
                 yield (name, "produced"), why
 
 
-def _is_spread(node: Node, part: Part) -> bool:
-    """Whether one channel makes several: a depthwise kernel is [.., channels, multiplier]."""
-    return node.op == "DepthwiseConv2dNative" and part.use == "produce"
+def _mask(found: Mask) -> Tensor:
+    given = tensor_of(found.output)
+    return given if found.step is None else longer_than(given, found.step)
+
+
+def _variables(chain: Chain) -> set[str]:
+    return {part.variable for _, part in chain.parts}
+
+
+def _is_wider(node: Node, part: Part, size: int, length: int) -> bool:
+    """Whether there are more channels than the kernel of a convolution has entries for.
+
+    A depthwise kernel `[.., channels, multiplier]` makes several of each, and the groups of a
+    grouped convolution share a kernel that is as deep as one of them.
+    """
+    if node.op == "DepthwiseConv2dNative":
+        return part.use == "produce"
+    return node.op in CONVOLUTIONS and part.use == "consume" and not size % length and size > length

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from converter.activations.asked import Question, asked
+from converter.activations.cells import cell_of
 from converter.activations.instrument import Tap, instrument
 from converter.activations.probes import Probe
 from converter.activations.reach import Reach
@@ -223,7 +224,7 @@ class Run(Closing):
             tensor = instead.get(probe.tensor, probe.tensor)
             mask = None
             if probe.mask is not None:
-                mask = reach.beside(instead.get(probe.mask, probe.mask), tensor)
+                mask = reach.beside(instead.get(probe.mask, probe.mask), cell_of(tensor))
                 if mask is None:
                     continue
             source = _Source(probe, tensor, mask, "")

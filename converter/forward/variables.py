@@ -67,7 +67,10 @@ def variables_of(graph: Graph, keys: Collection[str]) -> dict[str, Held]:
     """
     held = {name: Held(name) for name, node in graph.nodes.items() if node.op in VARIABLES}
     if not held and graph.definition.meta is None:
-        return {name: Held(name) for name in keys if name in graph.nodes}
+        # What was written down in a loop is no variable, and nothing from outside can replace it.
+        return {
+            name: Held(name) for name in keys if name in graph.nodes and not graph.frames.get(name)
+        }
     found: dict[str, Held] = {}
     for mentioned in (_saved, _restored, _restored_in_functions):
         if len(found) < len(held):

@@ -140,6 +140,8 @@ MATMULS = ops("MatMul BatchMatMul BatchMatMulV2 BatchMatMulV3")
 CONTRACTIONS = MATMULS | ops("Einsum")
 BATCH_NORMS = ops("FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3")
 LSTM_BLOCKS = ops("BlockLSTM BlockLSTMV2 LSTMBlockCell")
+CELLS = LSTM_BLOCKS | ops("GRUBlockCell")
+"""Recurrent cells that are one op."""
 
 ACTIVATIONS: Mapping[str, str] = {
     "Sigmoid": "sigmoid",

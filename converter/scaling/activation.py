@@ -134,6 +134,8 @@ def choose(
         if reason is None and len({probe.size for probe in own}) != 1:
             why = (unmeasured.get((variable, "produced")) for variable in names_of(layer))
             reason = next(filter(None, why), "it is not known in which tensor it is finished")
+        if reason is None and any(probe.cut for probe in own):
+            reason = f"its units are in several tensors, {own[0].tensor} and others"
         if reason is not None:
             left.append(Left(name, reason))
             continue

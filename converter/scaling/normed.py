@@ -229,7 +229,7 @@ class _Finder:
         for step in chain.steps[:stop]:
             if step.what == "activate" and step.is_homogeneous:
                 is_behind = True
-            elif step.what not in ("pass", "bias") or (is_behind and step.what == "bias"):
+            elif step.what not in ("pass", "sum", "bias") or (is_behind and step.what == "bias"):
                 return f"{named(_of_op(step))} stands before it"
         kernels: dict[str, int] = {}
         for node in chain.kernels:

@@ -13,10 +13,10 @@ from converter.graph.ops import (
     ADDS,
     BATCH_NORMS,
     BIAS_ADDS,
+    CELLS,
     EXITS,
     JOINS,
     LAYOUT,
-    LSTM_BLOCKS,
     MATMULS,
     PASSING,
     SHAPE_ONLY,
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 _SUMS = ADDS | BIAS_ADDS | ops("AddN")
 # Each output is a sum over all entries of the kernel. Not so where a convolution is transposed.
 _CONTRACTS = MATMULS | ops("Conv1D Conv2D Conv3D Einsum")
-_CELLS = LSTM_BLOCKS | ops("GRUBlockCell")
 # A constant that is added in a turn of a loop and carried on would be added in every turn.
 _HANDS_ON = (
     LAYOUT
@@ -144,7 +143,7 @@ def _behind(findings: Findings, name: str, fits: Callable[[str], bool]) -> set[_
     contractions = walk.takers(name)
     if contractions and all(node.op in SPLITS | SLICES for node in contractions):
         return None
-    if not contractions or not all(node.op in _CONTRACTS | _CELLS for node in contractions):
+    if not contractions or not all(node.op in _CONTRACTS | CELLS for node in contractions):
         return set()
     places = [walk.added(node) for node in contractions]
     biases = {added for found in places for added, _ in found}
@@ -184,7 +183,7 @@ class _Walk:
 
         Nothing where what is not shifted yet is taken by anything else.
         """
-        if contraction.op in _CELLS:
+        if contraction.op in CELLS:
             held = (self._held(source) for source in contraction.inputs)
             return {((bias, 1), contraction) for bias in held if bias is not None}
         found: set[tuple[_Added, Node]] = set()

@@ -10,9 +10,9 @@ from typing import NamedTuple
 from converter.graph.node import Node, Output
 from converter.graph.ops import (
     BATCH_NORMS,
+    CELLS,
     CONTRACTIONS,
     LOOKUPS,
-    LSTM_BLOCKS,
     MATMULS,
     SHAPE_ONLY,
     SLICES,
@@ -22,6 +22,7 @@ from converter.graph.ops import (
 )
 from converter.graph.ordered import OrderedGraph
 from converter.structure.axes.axis import Use
+from converter.structure.layers.cuts import takes_blocks, whole_axes
 from converter.structure.layers.steps import (
     Step,
     normalisation_from,
@@ -37,7 +38,6 @@ from converter.structure.tensors.atoms import Atom, size_of
 TRANSPOSED = ops("Conv2DBackpropInput Conv3DBackpropInputV2")
 DEPTHWISE = ops("DepthwiseConv2dNative")
 CONVOLUTIONS = ops("Conv1D Conv2D Conv3D") | DEPTHWISE | TRANSPOSED
-CELLS = LSTM_BLOCKS | ops("GRUBlockCell")
 TABLES = LOOKUPS | ops("GatherNd")
 _KERNELS = CONTRACTIONS | CONVOLUTIONS | CELLS | TABLES | ops("Sum")
 _HANDS_OUT = ops("_Join _Loop")
@@ -174,6 +174,7 @@ class Chains:
     def __init__(self, analysis: Analysis, gates: Collection[str]) -> None:
         self._analysis = without_trials(without_unread(analysis))
         self._gates = gates
+        self._whole = whole_axes(analysis)
         self._taken: dict[Node, Chain] = {}
 
     def find(self) -> list[Chain]:
@@ -248,6 +249,9 @@ class Chains:
     def _trim(self, chain: Chain) -> None:
         """Leave out what belongs to something else that follows."""
         steps = chain.steps
+        if takes_blocks(self._analysis, chain.kernels, self._whole):
+            while steps and steps[-1].what in ("activate", "constant", "pass"):
+                steps.pop()
         if steps and steps[-1].what == "activate" and self._is_split(chain):
             steps.pop()
         is_dropped = False
@@ -284,7 +288,7 @@ class Chains:
         chain.inputs = [units for other in found for units in other.inputs]
         chain.steps = [step for other in found for step in other.steps]
         chain.linear = found[0].linear
-        return Step("pass", (nodes[0],), at, Output(nodes[0], 0), axis)
+        return Step("sum", (nodes[0],), at, Output(nodes[0], 0), axis)
 
     def _raw(self, output: Output, depth: int) -> Chain | None:
         """Return the kernels of which a tensor is made, if it is made of nothing but biases else.
@@ -322,7 +326,7 @@ class Chains:
         first, second = (self._raw(output, depth) for output in data)
         if first is None or second is None:
             return None
-        own = Step("pass", (node,), data[0], Output(node, 0), -1)
+        own = Step("sum", (node,), data[0], Output(node, 0), -1)
         return Chain(
             first.kernels + second.kernels,
             first.inputs + second.inputs,
@@ -383,9 +387,7 @@ class Chains:
 
 
 _SUMS = ops("Add AddV2 AddN")
-_NORMALISING = BATCH_NORMS | ops("""
-    Mean Square SquaredDifference Mul Sub Switch RefSwitch Reshape
-    """)
+_NORMALISING = BATCH_NORMS | ops("Mean Square SquaredDifference Mul Sub Switch RefSwitch Reshape")
 
 
 def _can_be_kernel(node: Node) -> bool:
@@ -400,7 +402,7 @@ def _is_clip(first: Step, second: Step) -> bool:
 
 def _has_more(chain: Chain) -> bool:
     """Whether something was done that no sum of kernels has before it."""
-    return any(step.what not in ("pass", "bias") for step in chain.steps)
+    return any(step.what not in ("pass", "sum", "bias") for step in chain.steps)
 
 
 def _are_alike(a: Sequence[Atom] | None, b: Sequence[Atom] | None) -> bool:

@@ -7,12 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from converter.graph.node import Node, Output, Tensor
-from converter.graph.ops import BATCH_NORMS, BOOLS, CONTRACTIONS, JOINS, ops
+from converter.graph.ops import BATCH_NORMS, BOOLS, CELLS, CONTRACTIONS, JOINS, ops
 from converter.structure.axes.axis import Axis, Blocks
 from converter.structure.called import called_now
 from converter.structure.infer import structure_of
 from converter.structure.layers.chains import (
-    CELLS,
     CONVOLUTIONS,
     TABLES,
     Chain,
@@ -97,7 +96,8 @@ def chains_of(structure: Structure) -> list[Chain]:
         for name, axes in structure.axes.items()
         if any(isinstance(term[0], Blocks) for axis in axes for term in axis.terms)
     }
-    return Chains(structure.graph.findings.analysis, gates).find()
+    analysis = structure.graph.findings.analysis
+    return Chains(analysis, gates).find()
 
 
 def _read(structure: Structure) -> tuple[Layer, ...]:

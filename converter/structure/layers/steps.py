@@ -31,9 +31,10 @@ from converter.structure.tensors.analysis import Analysis, Axes
 from converter.structure.tensors.atoms import Atom, find, terms
 from converter.structure.tensors.flow import Kind
 
-What = Literal["pass", "bias", "gain", "constant", "centre", "drop", "normalise", "activate"]
-"""`pass`: it is the same; `bias` and `gain`: variables are added or multiplied, one number for
-each unit; `constant`: numbers are; `centre`: its mean is taken off; `drop`: a dropout."""
+What = Literal["pass", "sum", "bias", "gain", "constant", "centre", "drop", "normalise", "activate"]
+"""`pass`: it is the same; `sum`: what another kernel makes is added; `bias` and `gain`: variables
+are added or multiplied, one number for each unit; `constant`: numbers are; `centre`: its mean is
+taken off; `drop`: a dropout."""
 
 # What a dilated convolution in parts ends with, and what hands on a function with its gradient.
 _MOVES = LAYOUT | SWITCHES | MERGES | ops("_Join BatchToSpaceND IdentityN")

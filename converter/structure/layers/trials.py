@@ -6,19 +6,39 @@ from collections.abc import Collection, Iterable
 from copy import copy
 from dataclasses import replace
 
-from converter.graph.node import Node
-from converter.graph.ops import ENTERS, SHAPE_ONLY
+from converter.graph.node import Node, Output
+from converter.graph.ops import (
+    ARRAY_MOVES,
+    ENTERS,
+    LAYOUT,
+    LOOKUPS,
+    MERGES,
+    QUOTIENTS,
+    REVERSES,
+    SELECTS,
+    SHAPE_ONLY,
+    SLICES,
+    SWITCHES,
+    ops,
+)
 from converter.structure.layers.masks import in_loops
 from converter.structure.tensors.analysis import Analysis
 
 _ENTERS = ENTERS | {"_Loop"}
+_PICKS = SLICES | LOOKUPS
+# What takes a tensor into a loop, or to where a loop takes its entries from.
+_ONE_BY_ONE = ARRAY_MOVES | _ENTERS | ops("TensorListFromTensor")
+_DROPS = LAYOUT | SWITCHES | MERGES | SELECTS | QUOTIENTS | ops("Mul")
+_MAX_NODES = 1024
+_MAX_STEPS = 64
 
 
 def without_trials(analysis: Analysis) -> Analysis:
     """Return an analysis that leaves out what Keras computes to learn the shape of a cell's output.
 
     It takes the first of what the loop goes through, and the state that the loop begins with, and
-    nothing but its shape is looked at. Its variables are those of the loop.
+    nothing but its shape is looked at. Its variables are those of the loop. What takes no such
+    first entry is none: a network can be computed once, and in a loop again.
     """
     looping = in_loops(analysis.graph)
     roles = analysis.roles
@@ -33,8 +53,10 @@ def without_trials(analysis: Analysis) -> Analysis:
     tried: set[Node] = set()
     for node in analysis.flow.telling:
         taken = {role.origin.variable for role in roles.get(node, ())}
-        if node not in looping and taken and taken <= inside and entering.intersection(node.inputs):
-            tried |= _all_behind(analysis, node, inside)
+        is_apart = node not in looping and taken and taken <= inside
+        if is_apart and _comes_from(analysis, node, entering):
+            behind = _all_behind(analysis, node, inside)
+            tried |= behind if _takes_first(analysis, behind) else set()
     tried -= looping
     if not tried:
         return analysis
@@ -59,6 +81,43 @@ def _all_behind(analysis: Analysis, begin: Node, inside: Collection[str]) -> set
                 found.add(node)
                 waiting.append(node)
     return found
+
+
+def _comes_from(analysis: Analysis, node: Node, states: Collection[Output]) -> bool:
+    """Whether a node takes one of some tensors, as it is or through a dropout."""
+    waiting = [output for output in node.inputs if not analysis.is_weight(output)]
+    seen = set(waiting)
+    while waiting and len(seen) < _MAX_STEPS:
+        output = waiting.pop()
+        if output in states:
+            return True
+        if output.node.op in _DROPS:
+            new = {o for o in output.node.inputs if not analysis.is_weight(o)} - seen
+            seen |= new
+            waiting += new
+    return False
+
+
+def _takes_first(analysis: Analysis, nodes: Iterable[Node]) -> bool:
+    """Whether nodes are made of one entry of a tensor whose entries a loop takes one by one."""
+    waiting = list(nodes)
+    seen = set(waiting)
+    while waiting and len(seen) < _MAX_NODES:
+        node = waiting.pop()
+        if node.op in _PICKS and node.inputs and _is_given(analysis, node.inputs[0].node):
+            return True
+        before = {o.node for o in node.inputs if analysis.is_data(o)} - seen
+        seen |= before
+        waiting += before
+    return False
+
+
+def _is_given(analysis: Analysis, node: Node) -> bool:
+    """Whether a loop takes the entries of what a node gives, from either end."""
+    users = list(analysis.graph.consumers[node])
+    for user in [user for user in users if user.op in REVERSES]:
+        users += analysis.graph.consumers[user]
+    return any(user.op in _ONE_BY_ONE for user in users)
 
 
 def _add_what_is_before(analysis: Analysis, tried: set[Node]) -> None:
