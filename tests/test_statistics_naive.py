@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +14,9 @@ from naive import dumped, rows
 
 from converter import Measured, measure, open_checkpoint, read_measured, write_measured
 from converter.activations.asked import Question
-from converter.activations.file import STATISTICS
+from converter.activations.file import STATISTICS, Key
 from converter.activations.moments import Moments
+from converter.activations.probes import probes
 from converter.variable import Array
 
 pytestmark = pytest.mark.slow
@@ -80,8 +81,9 @@ def naive(values: Array) -> dict[str, Array]:
     }
 
 
-def compare(found: Moments, wanted: dict[str, Array], what: str) -> None:
-    for name in (*STATISTICS, "covariance"):
+def compare(found: Moments, wanted: dict[str, Array], what: str, *, is_whole: bool) -> None:
+    assert (found.covariance is not None) == is_whole, what
+    for name in (*STATISTICS, "covariance") if is_whole else STATISTICS:
         values = getattr(found, name)
         assert values is not None, (what, name)
         scale = np.abs(wanted[name]).max() or 1.0
@@ -111,13 +113,32 @@ def three_ways(
     return [of([named]), of(parts), read_measured(files[2])]
 
 
-def check(ways: Sequence[Measured], rows_of: Callable[[str, int], Array]) -> None:
+def cut_apart(path: str) -> dict[Key, list[tuple[str, int]]]:
+    """Return the tensors that have parts of the units of a variable, in their order, and sizes."""
+    found: dict[Key, dict[int, tuple[str, int]]] = {}
+    for probe in probes(open_checkpoint(path)):
+        if probe.cut is not None:
+            for key in probe.for_:
+                found.setdefault(key, {})[probe.cut.start] = str(probe.tensor), probe.size
+    return {key: [parts[start] for start in sorted(parts)] for key, parts in found.items()}
+
+
+def check(
+    ways: Sequence[Measured],
+    rows_of: Callable[[str, int], Array],
+    cuts: Mapping[Key, Sequence[tuple[str, int]]],
+) -> None:
     """Compare with the rows of each tensor that count, by its name and its number of units."""
     for key, found in ways[0].items():
         tensors = ways[0].tensors[key]
-        wanted = naive(np.concatenate([rows_of(tensor, found.size) for tensor in tensors]))
+        if key in cuts:
+            assert set(tensors) == {tensor for tensor, _ in cuts[key]}
+            values = np.concatenate([rows_of(*part) for part in cuts[key]], axis=1)
+        else:
+            values = np.concatenate([rows_of(tensor, found.size) for tensor in tensors])
+        wanted = naive(values)
         for way in ways:
-            compare(way[key], wanted, f"{key} {way}")
+            compare(way[key], wanted, f"{key} {way}", is_whole=key not in cuts)
             assert way.tensors[key] == tensors
 
 
@@ -141,4 +162,4 @@ def test_all_statistics_are_those_of_all_activations(name: str, tmp_path: Path) 
         ends = data[model.lengths] if model.ended and model.ended in tensor else None
         return rows(turns[tensor], units, ends)
 
-    check(ways, counted)
+    check(ways, counted, cut_apart(recorded.path))

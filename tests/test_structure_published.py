@@ -64,7 +64,7 @@ def test_statistics_are_those_of_all_activations(models: Path, tmp_path: Path) -
     names = sorted({tensor for tensors in ways[0].tensors.values() for tensor in tensors})
     feeds = {"model/Placeholder": x, "model/Placeholder_2": False}
     turns = dumped(prefix, ["model/Sigmoid:0"], feeds, names)
-    check(ways, lambda tensor, units: rows(turns[tensor], units))
+    check(ways, lambda tensor, units: rows(turns[tensor], units), {})
 
 
 @pytest.mark.parametrize("name", ["MTT_musicnn", "MSD_musicnn", "MTT_vgg", "MSD_vgg"])
