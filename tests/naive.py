@@ -1,4 +1,4 @@
-"""Activations as TensorFlow's own debugger dumps them: each tensor, each turn of each loop.
+"""Activations as TensorFlow gives them: fetched, or dumped by its debugger in each turn of a loop.
 
 Nothing of the converter has a part in it: the graph is imported by TensorFlow, restored by its own
 saver, and run without rewriting.
@@ -58,14 +58,20 @@ def dumped(
         tf.import_graph_def(definition, name="")
         session.run(saver.restore_op_name, {saver.filename_tensor_name: prefix})
         given = {_full(name): np.asarray(value) for name, value in feeds.items()}
-        asked = [name for name in tensors if _full(name) not in given]
+        found = {name: [given[_full(name)]] for name in tensors if _full(name) in given}
+        alone = [name for name in tensors if name not in found and "/while/" not in name]
+        values = session.run([_full(name) for name in alone], given)
+        found |= {name: [value] for name, value in zip(alone, values, strict=True)}
+        # What is computed in a loop cannot be fetched.
+        asked = [name for name in tensors if name not in found]
         for name in asked:
             debug_utils.add_debug_tensor_watch(
                 options, _of(name), _port(name), "DebugIdentity", [f"file://{directory}"]
             )
+        if not asked:
+            return found
         session.run(list(fetches), given, options=options, run_metadata=told)
         dump = debug_data.DebugDumpDir(directory, partition_graphs=told.partition_graphs)
-        found = {name: [given[_full(name)]] for name in tensors if _full(name) in given}
         for name in asked:
             data = dump.watch_key_to_data(f"{_of(name)}:{_port(name)}:DebugIdentity")
             found[name] = [d.get_tensor() for d in sorted(data, key=lambda d: d.timestamp)]
