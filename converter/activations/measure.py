@@ -32,7 +32,7 @@ MAX_COVARIANCE = 8192
 """Units of which a covariance can be had: it takes 8 bytes for each pair of them."""
 
 _FEW = 3
-_ITEMS_TOGETHER = 1 << 22  # that are added up at once: 16 MB of float32
+_ITEMS_TOGETHER = 1 << 18  # of a tensor, on average, that are added up at once
 
 
 def measure(
@@ -254,7 +254,7 @@ def gather(run: Run, pools: Sequence[Pool], batches: Iterable[Batch]) -> int:
             before = _added(adding, run, pools, waiting)
             if not allowed:
                 # What the first batch gave tells how much may be fed until enough waits again.
-                allowed = fed * _ITEMS_TOGETHER / max(_await(before), 1)
+                allowed = fed * _ITEMS_TOGETHER * len(pools) / max(_await(before), 1)
             waiting, fed = [], 0
         _await(before)
         _await(_added(adding, run, pools, waiting))

@@ -20,6 +20,7 @@ from converter.forward.losses import Gradient
 from converter.forward.prune import prune
 from converter.forward.variables import Held, check_shape
 from converter.graph.node import Tensor, tensor
+from converter.session.calls import Calls
 from converter.session.library import line_of, tensorflow
 from converter.session.queues import Queue, counted, emptying
 from converter.variable import Array, Variable
@@ -81,7 +82,7 @@ class Session(Closing):
             self._assigns = self._make_assigns(tf)
             self._emptying = {queue.name: emptying(tf, queue) for queue in queues}
         self._found: dict[Tensor, Any] = {}
-        self._session, self._sizes = self._open(tf)
+        self._session, self._calls, self._sizes = self._open(tf)
         self._feeds = {t: self._read(t.node, where) for t, where in self._constants.items()}
         self._assigned: dict[str, Array] = {}
         self._initialize()
@@ -138,7 +139,8 @@ class Session(Closing):
         taken = [self._tensor(self._forward.instead.get(t, t)) for t in outputs]
         given = {**self._feeds, **feeds}
         values = {self._tensor(Tensor(self._pruned.fed[t])): v for t, v in given.items()}
-        return dict(zip(outputs, map(np.asarray, self._run(taken, values)), strict=True))
+        found = self._called(lambda: self._calls.run(taken, values))
+        return dict(zip(outputs, map(np.asarray, found), strict=True))
 
     def gradients(self, losses: Sequence[Tensor]) -> list[Gradient]:
         """Add the gradients of losses, by all variables, to the graph, for `run` to give.
@@ -184,14 +186,15 @@ class Session(Closing):
         draw_again = draw_again and bool(self._forward.random)
         if draw_again:
             self._session.close()
-            self._session, self._sizes = self._open(tensorflow())
+            self._session, self._calls, self._sizes = self._open(tensorflow())
         if draw_again or self._pruned.is_changing:
             self._initialize()
 
-    def _open(self, tf: Any) -> tuple[Any, Callable[[], Any]]:
-        """Return a session, and what tells the sizes of all queues in it."""
+    def _open(self, tf: Any) -> tuple[Any, Calls, Callable[[], Any]]:
+        """Return a session, its runs, and what tells the sizes of all queues in it."""
         session = tf.compat.v1.Session(graph=self._graph, config=_config(tf))
-        return session, session.make_callable([one.size for one in self._emptying.values()])
+        sizes = session.make_callable([one.size for one in self._emptying.values()])
+        return session, Calls(session), sizes
 
     def _set(self, name: str, value: Array) -> None:
         operation, placeholder = self._assigns[name]
