@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from converter.activations.moments import Moments, NotFiniteError
+from converter.activations.sums import _compiled
 from converter.variable import Array
+
+
+@pytest.fixture(scope="module", autouse=True, params=["compiled", "numpy"])
+def way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Add up with numba, and as where it is not installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "compiled":
+            pytest.importorskip("numba")
+        else:
+            patch.setitem(sys.modules, "numba", None)
+        _compiled.cache_clear()
+        assert (_compiled() is None) == (request.param == "numpy")
+        yield
+    _compiled.cache_clear()
 
 
 def check(found: Moments, values: Array, rtol: float = 1e-9) -> None:
     """Compare moments with those of (observations, units) in float64."""
-    rtol = rtol if values.dtype == np.float64 else max(rtol, 1e-6)
     wide = values.astype(np.float64)
     scale = np.abs(wide).max(0)
     assert found.count == len(wide)

@@ -240,7 +240,7 @@ def gather(run: Run, pools: Sequence[Pool], batches: Iterable[Batch]) -> int:
     """Run all batches, and add what they give while the next ones run; return how many."""
     probes = [probe for pool in pools for probe in pool.probes]
     count = 0
-    with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2)) as adding:
+    with ThreadPoolExecutor(os.cpu_count() or 1) as adding:
         before: list[Future[int]] = []
         waiting: list[Taken] = []
         fed, allowed = 0, 0.0

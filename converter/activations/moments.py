@@ -10,18 +10,15 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from converter.activations.sums import LARGE, Floats, sums_of
+from converter.activations.sums import Floats, sums_of
 from converter.variable import Array
 
 _SAMPLED = 64  # observations that tell about where the others are
-_FEW_FAR = 32  # of so many units one may be far from zero
-_PART_ITEMS = 1 << 22  # whose sums over a few rows fit into the cache
 _PRODUCT_ITEMS = 1 << 20  # products of matrices want larger blocks
 
 
@@ -121,32 +118,25 @@ class Moments:
         rows = np.ascontiguousarray(rows.reshape(-1, self.size), np.float64 if wide else np.float32)
         if not len(rows):
             return
-        covariance = self.products is not None
-        shift = self._shift(rows)
-        step = max(1, _PART_ITEMS // self.size)
-        parts = [
-            part
-            for start in range(0, len(rows), step)
-            for part in _moments(rows[start : start + step], shift, covariance=covariance)
-        ]
-        for part in parts:
-            self.merge(part)
-
-    def _shift(self, rows: Array) -> Floats | None:
-        """Return where values are about, if many are far from zero beside their deviation.
-
-        A few are added up again for less than it costs to take something off all.
-
-        Args:
-            rows: observations, some of which tell if there are none yet: not the first ones, which
-                are of one sequence or one image.
-        """
-        mean, squares, count = self.mean, self.squares, self.count
-        if not count:
-            count, sums = sums_of(rows[:: -(-len(rows) // _SAMPLED)])[0]
-            mean, squares = sums.mean, sums.squares
-        is_far = mean * mean * count > LARGE * squares
-        return mean if np.count_nonzero(is_far) * _FEW_FAR > len(mean) else None
+        # Not the first ones, which are of one sequence or one image.
+        sample = rows[:: -(-len(rows) // _SAMPLED)]
+        shift = self.mean if self.count else sample.mean(0, dtype=np.float64)
+        sums = sums_of(rows, shift)
+        if not np.isfinite(sums.squares).all():
+            raise NotFiniteError(_not_finite(rows))
+        products = None if self.products is None else _products(rows, sums.mean)
+        self.merge(
+            Moments(
+                len(rows),
+                sums.mean,
+                sums.squares,
+                sums.absolute,
+                sums.min,
+                sums.max,
+                sums.zero,
+                products,
+            )
+        )
 
     def merge(self, other: Moments) -> None:
         """Add the observations of which others are the moments.
@@ -173,27 +163,6 @@ class Moments:
         self.max = np.maximum(self.max, other.max)
         self.zero = self.zero + other.zero
         self.count = count
-
-
-def _moments(rows: Array, shift: Floats | None, *, covariance: bool) -> Iterator[Moments]:
-    """Yield the moments of parts of (observations, units), contiguous, float32 or float64."""
-    start = 0
-    for count, sums in sums_of(rows, shift):
-        if not np.isfinite(sums.squares).all():
-            raise NotFiniteError(_not_finite(rows))
-        part = rows[start : start + count]
-        products = _products(part, sums.mean) if covariance else None
-        yield Moments(
-            count,
-            sums.mean,
-            sums.squares,
-            sums.absolute,
-            sums.min,
-            sums.max,
-            sums.zero,
-            products,
-        )
-        start += count
 
 
 def _products(rows: Array, mean: Floats) -> Floats:

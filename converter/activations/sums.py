@@ -1,13 +1,14 @@
-"""Sums of units over observations, in tiles that fit into the cache.
+"""Sums of units over observations, all in one pass over the values and in float64.
 
-Of float32 values 32 are added up in float32, which keeps seven digits; everything else is float64.
-Where the mean is large beside the deviation, it is taken off before anything is squared, and units
-whose squares lost digits all the same are added up again in float64.
+numba compiles the pass; without it numpy needs several, which take some times as long.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,16 +17,8 @@ from converter.variable import Array
 
 Floats = npt.NDArray[np.float64]
 
-LARGE = 16
-"""Squares, in variances: beyond, their difference can keep less than five digits in float32.
-
-Sums of 32 that are rounded the same way, as of values that hardly differ, are off by 1e-6.
-"""
-
-_ROWS = 32  # that are added up in their own dtype
-_WIDTH = 4096  # of rows: reductions over fewer columns spend their time on the rows
-_FEW_ITEMS = 1 << 14
-_TINY = 1e-15  # what is lost in float32 when it is squared
+_WIDTH = 128  # of rows: loops over fewer columns are not worth being vectorised
+_BLOCK_ITEMS = 1 << 15  # that numpy takes at once, to stay in the cache
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,123 +43,123 @@ class Sums:
     zero: npt.NDArray[np.int64]
 
 
-def sums_of(rows: Array, shift: Floats | None = None) -> list[tuple[int, Sums]]:
+def sums_of(rows: Array, shift: Floats) -> Sums:
     """Add up observations.
 
     Args:
-        rows: (observations, units), contiguous, float32 or float64.
-        shift: about what the mean is, for each unit; None for about zero.
-
-    Returns:
-        The sums of parts of the observations, and of how many.
+        rows: (observations, units), contiguous, float32 or float64; at least one.
+        shift: about what the mean is, for each unit: squares are added up about it, so that none is
+            lost where the mean is large beside the deviation.
     """
     count, size = rows.shape
     # Several observations stand side by side in a row of few units.
-    beside = max(1, _WIDTH // size)
-    even = 0 if rows.size <= _FEW_ITEMS else count - count % beside
-    parts = []
-    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        if even:
-            off = np.zeros(size) if shift is None else shift
-            parts.append((even, _of_many(rows[:even], off.astype(rows.dtype), beside)))
+    beside = max(1, min(_WIDTH // size, count))
+    even = count - count % beside
+    made = _Running.of(beside * size, rows.dtype)
+    add = _compiled() or _add
+    off = np.tile(shift, beside)
+    with np.errstate(over="ignore", invalid="ignore"):
+        add(rows[:even].reshape(-1, beside * size), off, *made.arrays)
         if even < count:
-            parts.append((count - even, _of_few(rows[even:])))
-    return parts
-
-
-def _of_few(rows: Array) -> Sums:
-    """Add up what is so little that each call counts, and not each value."""
-    wide = rows.astype(np.float64)
-    mean = np.add.reduce(wide, axis=0) / len(rows)
-    apart = wide - mean
-    return Sums(
-        mean,
-        np.einsum("ij,ij->j", apart, apart),
-        np.add.reduce(np.abs(wide), axis=0),
-        np.minimum.reduce(wide, axis=0),
-        np.maximum.reduce(wide, axis=0),
-        np.add.reduce(wide == 0, axis=0, dtype=np.int64),
-    )
-
-
-def _of_many(rows: Array, shift: Array, beside: int) -> Sums:
-    """Add up observations, of which as many stand side by side."""
-    count, size = rows.shape
-    tiles = _Tiles.of(rows.reshape(-1, beside * size), np.tile(shift, beside))
-    total, squares, absolute = tiles.sums.sum(1, dtype=np.float64).reshape(3, beside, size).sum(1)
-    low = tiles.min.min(0).reshape(beside, size).min(0)
-    high = tiles.max.max(0).reshape(beside, size).max(0)
-    deviations = squares - total * total / count
-    largest = np.maximum(np.abs(low - shift), np.abs(high - shift))
-    is_lost = (deviations * LARGE < squares) | (largest < _TINY) | ~np.isfinite(squares)
-    found = Sums(
-        total / count + shift,
-        deviations,
-        absolute,
-        low.astype(np.float64),
-        high.astype(np.float64),
-        tiles.zero.sum(0, dtype=np.int64).reshape(beside, size).sum(0),
-    )
-    # What is always the same has lost nothing once that is taken off.
-    units = np.flatnonzero(is_lost & (largest != 0))
-    if len(units):
-        again = _of_few(rows[:, units])
-        found.mean[units], found.squares[units] = again.mean, again.squares
-        found.absolute[units] = again.absolute
-    return found
+            # What is left fills the beginning of a row.
+            add(rows[even:].reshape(1, -1), off, *made.arrays)
+        total, squares, absolute = made.sums.reshape(3, beside, size).sum(1)
+        return Sums(
+            shift + total / count,
+            np.maximum(squares - total * total / count, 0),
+            absolute,
+            made.min.reshape(beside, size).min(0).astype(np.float64),
+            made.max.reshape(beside, size).max(0).astype(np.float64),
+            made.zero.reshape(beside, size).sum(0, dtype=np.int64),
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Tiles:
-    """The sums over a few rows each, all (tiles, columns), in the dtype of the rows.
+class _Running:
+    """Sums that values are added to.
 
     Attributes:
-        sums: (3, tiles, columns) of what is left when the shift is taken off, of its squares, and
-            of absolute values with nothing taken off.
+        sums: (3, columns) of differences from the shift, of their squares, of absolute values.
         min: the least value.
         max: the largest value.
         zero: how many values are exactly zero.
     """
 
-    sums: Array
+    sums: Floats
     min: Array
     max: Array
-    zero: npt.NDArray[np.uint8]
+    zero: npt.NDArray[np.int32]
 
     @classmethod
-    def of(cls, rows: Array, shift: Array) -> _Tiles:
-        """Add up rows, with a shift for each column."""
-        count, width = rows.shape
-        starts = range(0, count, _ROWS)
-        sums, low, high = np.split(np.empty((5, len(starts), width), rows.dtype), [3, 4])
-        tiles = cls(sums, low[0], high[0], np.zeros((len(starts), width), np.uint8))
-        shape = min(_ROWS, count), min(width, _WIDTH)
-        room = np.empty(shape, rows.dtype), np.empty(shape, np.bool_)
-        is_shifted = bool(shift.any())
-        for left in range(0, width, _WIDTH):
-            columns = slice(left, left + _WIDTH)
-            # Taken off a tile of its own shape, it costs half as much.
-            off = np.tile(shift[columns], (_ROWS, 1)) if is_shifted else None
-            for number, start in enumerate(starts):
-                tiles._add((number, columns), rows[start : start + _ROWS, columns], off, room)
-        return tiles
+    def of(cls, width: int, dtype: np.dtype[Any]) -> _Running:
+        """Return those of nothing."""
+        low, high = np.full(width, np.inf, dtype), np.full(width, -np.inf, dtype)
+        return cls(np.zeros((3, width)), low, high, np.zeros(width, np.int32))
 
-    def _add(
-        self, at: tuple[int, slice], tile: Array, shift: Array | None, room: tuple[Array, Array]
-    ) -> None:
-        values, is_zero = (part[: len(tile), : tile.shape[1]] for part in room)
-        low = self.min[at]
-        total, squares, absolute = self.sums[:, at[0], at[1]]
-        np.minimum.reduce(tile, axis=0, out=low)
-        np.maximum.reduce(tile, axis=0, out=self.max[at])
-        apart = tile if shift is None else np.subtract(tile, shift[: len(tile)], out=values)
-        np.add.reduce(apart, axis=0, out=total)
-        # Not by BLAS: its threads wait for each other longer than so short a sum takes.
-        np.einsum("ij,ij->j", apart, apart, out=squares)
-        if low.min() < 0:
-            np.add.reduce(np.abs(tile, out=values), axis=0, out=absolute)
-        else:
-            # What a Relu gives is its own absolute value.
-            absolute[:] = total if shift is None else total + shift[0] * len(tile)
-        if np.equal(tile, 0, out=is_zero).any():
-            np.add.reduce(is_zero.view(np.uint8), axis=0, dtype=np.uint8, out=self.zero[at])
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        """What `_add` takes after the rows and the shift."""
+        return self.sums, self.min, self.max, self.zero
+
+
+def _add(rows: Array, shift: Array, sums: Array, low: Array, high: Array, zero: Array) -> None:
+    width = rows.shape[1]
+    step = max(1, _BLOCK_ITEMS // width)
+    for start in range(0, len(rows), step):
+        block = rows[start : start + step]
+        wide = block.astype(np.float64)
+        apart = wide - shift[:width]
+        sums[0, :width] += apart.sum(0)
+        sums[1, :width] += np.einsum("ij,ij->j", apart, apart)
+        sums[2, :width] += np.abs(wide).sum(0)
+        low[:width] = np.minimum(low[:width], block.min(0))
+        high[:width] = np.maximum(high[:width], block.max(0))
+        zero[:width] += (block == 0).sum(0, dtype=np.int32)
+
+
+@cache
+def _compiled() -> Callable[..., None] | None:
+    """Return what does the same as `_add` in one pass; None where there is no numba."""
+    try:
+        import numba
+    except ImportError:
+        return None
+
+    def add(rows: Any, shift: Any, sums: Any, low: Any, high: Any, zero: Any) -> None:
+        even = len(rows) - len(rows) % 4
+        # Sums are read and written once for four rows.
+        for row in range(0, even, 4):
+            for unit in range(rows.shape[1]):
+                a, b = rows[row, unit], rows[row + 1, unit]
+                c, d = rows[row + 2, unit], rows[row + 3, unit]
+                off = shift[unit]
+                w, x = np.float64(a) - off, np.float64(b) - off
+                y, z = np.float64(c) - off, np.float64(d) - off
+                sums[0, unit] += (w + x) + (y + z)
+                sums[1, unit] += (w * w + x * x) + (y * y + z * z)
+                sums[2, unit] += (np.float64(abs(a)) + np.float64(abs(b))) + (
+                    np.float64(abs(c)) + np.float64(abs(d))
+                )
+                least, least_of_others = a if a < b else b, c if c < d else d
+                least = least if least < least_of_others else least_of_others
+                low[unit] = least if least < low[unit] else low[unit]
+                most, most_of_others = a if a > b else b, c if c > d else d
+                most = most if most > most_of_others else most_of_others
+                high[unit] = most if most > high[unit] else high[unit]
+                zero[unit] += (
+                    np.int32(a == 0) + np.int32(b == 0) + np.int32(c == 0) + np.int32(d == 0)
+                )
+        for row in range(even, len(rows)):
+            for unit in range(rows.shape[1]):
+                a = rows[row, unit]
+                w = np.float64(a) - shift[unit]
+                sums[0, unit] += w
+                sums[1, unit] += w * w
+                sums[2, unit] += np.float64(abs(a))
+                low[unit] = a if a < low[unit] else low[unit]
+                high[unit] = a if a > high[unit] else high[unit]
+                zero[unit] += np.int32(a == 0)
+
+    # Other threads go on meanwhile.
+    compiled: Callable[..., None] = numba.njit(nogil=True, error_model="numpy")(add)
+    return compiled
