@@ -17,7 +17,7 @@ from converter.variable import Array
 
 Floats = npt.NDArray[np.float64]
 
-_WIDTH = 128  # of rows: loops over fewer columns are not worth being vectorised
+_WIDTH = 1024  # of rows: loops over fewer columns spend their time on beginning them
 _BLOCK_ITEMS = 1 << 15  # that numpy takes at once, to stay in the cache
 
 
