@@ -205,7 +205,7 @@ def rounded(values: Values, precision: float) -> dict[str, Array]:
 
 def precision_of(dtype: np.dtype[Any]) -> float:
     """Return how far the next number after 1 is from it."""
-    return float(ml_dtypes.finfo(dtype).eps)  # type: ignore[no-untyped-call]
+    return float(ml_dtypes.finfo(dtype).eps)  # type: ignore[no-untyped-call]  # it has no types
 
 
 def _is_alike(values: Array) -> bool:
