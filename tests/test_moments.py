@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from converter.activations.moments import Moments, NotFiniteError
-from converter.activations.sums import _compiled
+from converter.activations import sums
+from converter.activations.moments import Accumulator, Moments
+from converter.activations.sums import NotFiniteError, Sums, _compiled
 from converter.variable import Array
 
 
@@ -75,6 +76,54 @@ def test_however_it_is_cut(
         joined.merge(other)
     check(in_parts, values)
     check(joined, values)
+    accumulator = Accumulator(Moments.of(size, covariance=covariance))
+    for part in np.split(values, sorted(cuts)):
+        accumulator.add(part)
+    check(accumulator.moments, values)
+
+
+def test_parts_of_other_dtypes_and_lengths_are_accumulated() -> None:
+    rng = np.random.default_rng(0)
+    lengths = [3, 5000, 0, 1, 700, 64]
+    dtypes = ["f4", "f4", "f4", "f8", "f2", "f4"]
+    parts = [rng.standard_normal((n, 7)).astype(d) for n, d in zip(lengths, dtypes, strict=True)]
+    accumulator = Accumulator(Moments.of(7))
+    for number, part in enumerate(parts):
+        accumulator.add(part)
+        check(accumulator.moments, np.concatenate(parts[: number + 1]))
+    accumulator = Accumulator(accumulator.moments)
+    accumulator.add(parts[1])
+    check(accumulator.moments, np.concatenate([*parts, parts[1]]))
+
+
+def test_more_observations_than_zeros_are_counted_in_one_sum(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sums, "_MAX_COUNT", 1000)
+    values = np.random.default_rng(0).standard_normal((4000, 3)).astype("f4")
+    rows = Sums(values[:600], np.zeros(3))
+    rows.add(values[:600])
+    assert rows.takes(values[:400])
+    assert not rows.takes(values[:401])
+
+
+def test_a_first_part_that_is_far_from_all_others() -> None:
+    values = 1e4 + np.random.default_rng(0).standard_normal((90_000, 5))
+    values[:64] = 0
+    accumulator = Accumulator(Moments.of(5))
+    for part in np.array_split(values, 300):
+        accumulator.add(part)
+    check(accumulator.moments, values)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e200])
+def test_what_is_not_finite_is_not_accumulated(value: float) -> None:
+    values = np.ones((400, 3))
+    accumulator = Accumulator(Moments.of(3))
+    accumulator.add(values)
+    values[321, 1] = value
+    with pytest.raises(NotFiniteError, match="of 1,200 values"):
+        accumulator.add(values)
 
 
 def test_a_large_mean_takes_nothing_from_the_deviation() -> None:

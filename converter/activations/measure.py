@@ -18,10 +18,11 @@ import numpy as np
 
 from converter.activations.asked import Question, asked
 from converter.activations.file import Key, Measured
-from converter.activations.moments import Moments, NotFiniteError
+from converter.activations.moments import Accumulator, Moments
 from converter.activations.parts import joined
 from converter.activations.probes import LOOKED_UP, Found, Probe, find_probes
 from converter.activations.run import Batch, Run, Taken
+from converter.activations.sums import NotFiniteError
 from converter.checkpoint import Checkpoint
 from converter.errors import ConverterError, InputError, UsageError
 from converter.patterns import matching
@@ -33,6 +34,7 @@ MAX_COVARIANCE = 8192
 
 _FEW = 3
 _ITEMS_TOGETHER = 1 << 18  # of a tensor, on average, that are added up at once
+_LARGE_ITEMS = 1 << 14  # of a part, that are added up alone
 
 
 def measure(
@@ -148,13 +150,18 @@ class Pool:
 
     Attributes:
         for_: the variables, and their sides.
-        moments: of all that was added.
+        accumulator: of all that was added.
         probes: the tensors.
     """
 
     for_: tuple[Key, ...]
-    moments: Moments
+    accumulator: Accumulator
     probes: list[Probe] = field(default_factory=list)
+
+    @property
+    def moments(self) -> Moments:
+        """Those of all that was added."""
+        return self.accumulator.moments
 
     def add(self, taken: Sequence[Taken]) -> None:
         """Add what a run gave.
@@ -165,7 +172,8 @@ class Pool:
         """
         rows = [one.rows() for one in taken]
         try:
-            self.moments.add(rows[0] if len(rows) == 1 else np.concatenate(rows))
+            for together in _together(rows):
+                self.accumulator.add(together)
         except NotFiniteError as error:
             name, side = self.for_[0]
             source = next(t.probe for t, r in zip(taken, rows, strict=True) if _is_odd(r)).tensor
@@ -178,6 +186,13 @@ class Pool:
         """Whether these are the units of the last axis of a variable."""
         shapes = [checkpoint[name].shape for name, _ in self.for_ if name in checkpoint]
         return any(shape[-1:] == (self.moments.size,) for shape in shapes)
+
+
+def _together(rows: Sequence[Array]) -> Sequence[Array]:
+    """Put small parts together, as beginning with each of them takes its time."""
+    if len(rows) == 1 or sum(part.size for part in rows) >= _LARGE_ITEMS * len(rows):
+        return rows
+    return [np.concatenate(rows)]
 
 
 def _is_odd(rows: Array) -> bool:
@@ -231,7 +246,8 @@ def pools_of(probes: Sequence[Probe], covariance: Collection[str] = ()) -> list[
                     f"{probe.size**2 * 8 / 1e9:.1f} GB; choose variables of up to "
                     f"{MAX_COVARIANCE:,} (--covariance GLOB)"
                 )
-            pools[key] = Pool(probe.for_, Moments.of(probe.size, covariance=bool(chosen)))
+            moments = Moments.of(probe.size, covariance=bool(chosen))
+            pools[key] = Pool(probe.for_, Accumulator(moments))
         pools[key].probes.append(probe)
     return list(pools.values())
 
@@ -273,7 +289,7 @@ def _whole(pools: Iterable[Pool], covariance: Collection[str]) -> tuple[list[Poo
             continue
         for key in pool.for_:
             of_key = parts.setdefault((key, cut.total), {})
-            other = of_key.setdefault(cut, Pool((key,), Moments.of(cut.size)))
+            other = of_key.setdefault(cut, Pool((key,), Accumulator(Moments.of(cut.size))))
             other.moments.merge(pool.moments)
             other.probes += pool.probes
     for (key, _), cuts in parts.items():
@@ -281,7 +297,8 @@ def _whole(pools: Iterable[Pool], covariance: Collection[str]) -> tuple[list[Poo
         if isinstance(moments, str):
             notes.append(f"{key[0]} ({key[1]}): {moments}: left out")
             continue
-        whole.append(Pool((key,), moments, [p for cut in sorted(cuts) for p in cuts[cut].probes]))
+        probes = [probe for cut in sorted(cuts) for probe in cuts[cut].probes]
+        whole.append(Pool((key,), Accumulator(moments), probes))
         if key[0] in covariance:
             notes.append(
                 f"{key[0]} ({key[1]}): no covariance: its units are in different tensors, "

@@ -15,15 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from converter.activations.sums import Floats, sums_of
+from converter.activations.sums import Floats, Sums
 from converter.variable import Array
 
 _SAMPLED = 64  # observations that tell about where the others are
 _PRODUCT_ITEMS = 1 << 20  # products of matrices want larger blocks
-
-
-class NotFiniteError(ValueError):
-    """Values are NaN or infinite."""
 
 
 @dataclass(slots=True, eq=False)
@@ -111,32 +107,18 @@ class Moments:
         Raises:
             NotFiniteError: a value is NaN or infinite; nothing was added.
         """
-        wide = values.dtype.itemsize > 4 or values.dtype.kind in "iu"
         rows = np.moveaxis(values, axis, -1)
         if mask is not None:
             rows = rows[mask]
-        rows = np.ascontiguousarray(rows.reshape(-1, self.size), np.float64 if wide else np.float32)
+        rows = _prepared(rows, self.size)
         if not len(rows):
             return
-        # Not the first ones, which are of one sequence or one image.
-        sample = rows[:: -(-len(rows) // _SAMPLED)]
-        shift = self.mean if self.count else sample.mean(0, dtype=np.float64)
-        sums = sums_of(rows, shift)
-        if not np.isfinite(sums.squares).all():
-            raise NotFiniteError(_not_finite(rows))
-        products = None if self.products is None else _products(rows, sums.mean)
-        self.merge(
-            Moments(
-                len(rows),
-                sums.mean,
-                sums.squares,
-                sums.absolute,
-                sums.min,
-                sums.max,
-                sums.zero,
-                products,
-            )
-        )
+        sums = Sums(rows, self.mean if self.count else _about(rows))
+        sums.add(rows)
+        of_rows = _moments(sums)
+        if self.products is not None:
+            of_rows.products = _products(rows, of_rows.mean)
+        self.merge(of_rows)
 
     def merge(self, other: Moments) -> None:
         """Add the observations of which others are the moments.
@@ -165,6 +147,62 @@ class Moments:
         self.count = count
 
 
+class Accumulator:
+    """Adds up observations in many small parts, which `Moments.add` takes longer for.
+
+    Args:
+        moments: what they are added to.
+    """
+
+    def __init__(self, moments: Moments) -> None:
+        self._before = moments
+        self._sums: Sums | None = None
+
+    @property
+    def moments(self) -> Moments:
+        """Those of what was added so far; they go on as more is added."""
+        if self._sums is not None:
+            self._before.merge(_moments(self._sums))
+            self._sums = None
+        return self._before
+
+    def add(self, rows: Array) -> None:
+        """Add observations.
+
+        Args:
+            rows: (observations, units), of numbers.
+
+        Raises:
+            NotFiniteError: a value is NaN or infinite; the moments are of no use any more.
+        """
+        if self._before.products is not None:
+            self._before.add(rows)
+            return
+        rows = _prepared(rows, self._before.size)
+        if not len(rows):
+            return
+        if self._sums is None or not self._sums.takes(rows):
+            before = self.moments
+            self._sums = Sums(rows, before.mean if before.count else _about(rows))
+        self._sums.add(rows)
+
+
+def _prepared(values: Array, size: int) -> Array:
+    """Return values as rows that can be added up."""
+    wide = values.dtype.itemsize > 4 or values.dtype.kind in "iu"
+    return np.ascontiguousarray(values.reshape(-1, size), np.float64 if wide else np.float32)
+
+
+def _about(rows: Array) -> Floats:
+    # Not the first ones, which are of one sequence or one image.
+    about: Floats = rows[:: -(-len(rows) // _SAMPLED)].mean(0, dtype=np.float64)
+    return about
+
+
+def _moments(sums: Sums) -> Moments:
+    return Moments(sums.count, **sums.each())
+
+
 def _products(rows: Array, mean: Floats) -> Floats:
     count, size = rows.shape
     products = np.zeros((size, size))
@@ -173,11 +211,3 @@ def _products(rows: Array, mean: Floats) -> Floats:
         apart = rows[start : start + step] - mean
         products += apart.T @ apart
     return products
-
-
-def _not_finite(rows: Array) -> str:
-    nans, infinite = int(np.isnan(rows).sum()), int(np.isinf(rows).sum())
-    parts = [
-        f"{count:,} {what}" for count, what in ((nans, "NaN"), (infinite, "infinite")) if count
-    ]
-    return f"of {rows.size:,} values {' and '.join(parts) or 'some are too large to be squared'}"

@@ -6,7 +6,6 @@ numba compiles the pass; without it numpy needs several, which take some times a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -18,88 +17,102 @@ from converter.variable import Array
 Floats = npt.NDArray[np.float64]
 
 _WIDTH = 1024  # of rows: loops over fewer columns spend their time on beginning them
+_TOGETHER = 8  # rows that are added up in registers, before sums are read and written
 _BLOCK_ITEMS = 1 << 15  # that numpy takes at once, to stay in the cache
+_MAX_COUNT = (1 << 31) - 1  # of zeros that can be counted
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+class NotFiniteError(ValueError):
+    """Values are NaN or infinite."""
+
+
 class Sums:
-    """Sums over observations, for each unit.
-
-    Attributes:
-        mean: the mean.
-        squares: the sum of squared deviations from it; not finite where values are not, or are too
-            large to be squared.
-        absolute: the sum of absolute values.
-        min: the least value.
-        max: the largest value.
-        zero: how many values are exactly zero.
-    """
-
-    mean: Floats
-    squares: Floats
-    absolute: Floats
-    min: Floats
-    max: Floats
-    zero: npt.NDArray[np.int64]
-
-
-def sums_of(rows: Array, shift: Floats) -> Sums:
-    """Add up observations.
+    """Sums of units over observations, that go on as more are added.
 
     Args:
-        rows: (observations, units), contiguous, float32 or float64; at least one.
+        rows: the first observations, as for `add`; they are not added yet.
         shift: about what the mean is, for each unit: squares are added up about it, so that none is
             lost where the mean is large beside the deviation.
-    """
-    count, size = rows.shape
-    # Several observations stand side by side in a row of few units.
-    beside = max(1, min(_WIDTH // size, count))
-    even = count - count % beside
-    made = _Running.of(beside * size, rows.dtype)
-    add = _compiled() or _add
-    off = np.tile(shift, beside)
-    with np.errstate(over="ignore", invalid="ignore"):
-        add(rows[:even].reshape(-1, beside * size), off, *made.arrays)
-        if even < count:
-            # What is left fills the beginning of a row.
-            add(rows[even:].reshape(1, -1), off, *made.arrays)
-        total, squares, absolute = made.sums.reshape(3, beside, size).sum(1)
-        return Sums(
-            shift + total / count,
-            np.maximum(squares - total * total / count, 0),
-            absolute,
-            made.min.reshape(beside, size).min(0).astype(np.float64),
-            made.max.reshape(beside, size).max(0).astype(np.float64),
-            made.zero.reshape(beside, size).sum(0, dtype=np.int64),
-        )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Running:
-    """Sums that values are added to.
 
     Attributes:
-        sums: (3, columns) of differences from the shift, of their squares, of absolute values.
-        min: the least value.
-        max: the largest value.
-        zero: how many values are exactly zero.
+        count: how many observations were added.
+        shift: as above.
     """
 
-    sums: Floats
-    min: Array
-    max: Array
-    zero: npt.NDArray[np.int32]
+    def __init__(self, rows: Array, shift: Floats) -> None:
+        self.count = 0
+        self.shift = shift
+        self._dtype = rows.dtype
+        self._beside = _beside(rows)
+        width = self._beside * len(shift)
+        self._shifts = np.tile(shift, self._beside)
+        # Of differences from the shift, of their squares, of absolute values.
+        self._sums = np.zeros((3, width))
+        self._min = np.full(width, np.inf, rows.dtype)
+        self._max = np.full(width, -np.inf, rows.dtype)
+        self._zero = np.zeros(width, np.int32)
 
-    @classmethod
-    def of(cls, width: int, dtype: np.dtype[Any]) -> _Running:
-        """Return those of nothing."""
-        low, high = np.full(width, np.inf, dtype), np.full(width, -np.inf, dtype)
-        return cls(np.zeros((3, width)), low, high, np.zeros(width, np.int32))
+    def takes(self, rows: Array) -> bool:
+        """Whether these are added as well as by sums that begin with them."""
+        return (
+            rows.dtype == self._dtype
+            and _beside(rows) <= self._beside
+            and self.count + len(rows) <= _MAX_COUNT
+        )
 
-    @property
-    def arrays(self) -> tuple[Array, ...]:
-        """What `_add` takes after the rows and the shift."""
-        return self.sums, self.min, self.max, self.zero
+    def add(self, rows: Array) -> None:
+        """Add observations.
+
+        Args:
+            rows: (observations, units), contiguous, float32 or float64, as the first ones.
+
+        Raises:
+            NotFiniteError: a value is NaN or infinite, or too large to be squared; the sums are
+                of no use any more.
+        """
+        even = len(rows) - len(rows) % self._beside
+        width = len(self._shifts)
+        add = _compiled() or _add
+        made = self._shifts, self._sums, self._min, self._max, self._zero
+        add(rows[:even].reshape(-1, width), *made)
+        if even < len(rows):
+            # What is left fills the beginning of a row.
+            add(rows[even:].reshape(1, -1), *made)
+        self.count += len(rows)
+        if not np.isfinite(self._sums[1]).all():
+            raise NotFiniteError(_not_finite(rows))
+
+    def each(self) -> dict[str, Array]:
+        """Return the sums of each unit.
+
+        Returns:
+            The mean; squares, the sum of squared deviations from it; absolute, the sum of absolute
+            values; min, max; and zero, how many values are exactly zero.
+        """
+        size = len(self.shift)
+        total, squares, absolute = self._sums.reshape(3, -1, size).sum(1)
+        return {
+            "mean": self.shift + total / self.count,
+            "squares": np.maximum(squares - total * (total / self.count), 0),
+            "absolute": absolute,
+            "min": self._min.reshape(-1, size).min(0).astype(np.float64),
+            "max": self._max.reshape(-1, size).max(0).astype(np.float64),
+            "zero": self._zero.reshape(-1, size).sum(0, dtype=np.int64),
+        }
+
+
+def _beside(rows: Array) -> int:
+    """Return how many observations of few units stand side by side in a row."""
+    count, size = rows.shape
+    return int(max(1, min(_WIDTH // size, count // _TOGETHER)))
+
+
+def _not_finite(rows: Array) -> str:
+    nans, infinite = int(np.isnan(rows).sum()), int(np.isinf(rows).sum())
+    parts = [
+        f"{count:,} {what}" for count, what in ((nans, "NaN"), (infinite, "infinite")) if count
+    ]
+    return f"of {rows.size:,} values {' and '.join(parts) or 'some are too large to be squared'}"
 
 
 def _add(rows: Array, shift: Array, sums: Array, low: Array, high: Array, zero: Array) -> None:
@@ -108,10 +121,11 @@ def _add(rows: Array, shift: Array, sums: Array, low: Array, high: Array, zero: 
     for start in range(0, len(rows), step):
         block = rows[start : start + step]
         wide = block.astype(np.float64)
-        apart = wide - shift[:width]
-        sums[0, :width] += apart.sum(0)
-        sums[1, :width] += np.einsum("ij,ij->j", apart, apart)
-        sums[2, :width] += np.abs(wide).sum(0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            apart = wide - shift[:width]
+            sums[0, :width] += apart.sum(0)
+            sums[1, :width] += np.einsum("ij,ij->j", apart, apart)
+            sums[2, :width] += np.abs(wide).sum(0)
         low[:width] = np.minimum(low[:width], block.min(0))
         high[:width] = np.maximum(high[:width], block.max(0))
         zero[:width] += (block == 0).sum(0, dtype=np.int32)
@@ -125,40 +139,39 @@ def _compiled() -> Callable[..., None] | None:
     except ImportError:
         return None
 
+    def block(
+        rows: Any, first: int, count: int, shift: Any, sums: Any, low: Any, high: Any, zero: Any
+    ) -> None:
+        # Two loops, as one over values of 8 and of 4 bytes takes as few of either at once.
+        for unit in range(rows.shape[1]):
+            total = squares = absolute = 0.0
+            for row in range(first, first + count):
+                value = np.float64(rows[row, unit])
+                apart = value - shift[unit]
+                total += apart
+                squares += apart * apart
+                absolute += abs(value)
+            sums[0, unit] += total
+            sums[1, unit] += squares
+            sums[2, unit] += absolute
+        for unit in range(rows.shape[1]):
+            least, most, zeros = low[unit], high[unit], zero[unit]
+            for row in range(first, first + count):
+                value = rows[row, unit]
+                least = value if value < least else least
+                most = value if value > most else most
+                zeros += np.int32(value == 0)
+            low[unit], high[unit], zero[unit] = least, most, zeros
+
+    # Inlined, so that a constant count of rows is unrolled.
+    inlined = numba.njit(nogil=True, error_model="numpy", forceinline=True)(block)
+
     def add(rows: Any, shift: Any, sums: Any, low: Any, high: Any, zero: Any) -> None:
-        even = len(rows) - len(rows) % 4
-        # Sums are read and written once for four rows.
-        for row in range(0, even, 4):
-            for unit in range(rows.shape[1]):
-                a, b = rows[row, unit], rows[row + 1, unit]
-                c, d = rows[row + 2, unit], rows[row + 3, unit]
-                off = shift[unit]
-                w, x = np.float64(a) - off, np.float64(b) - off
-                y, z = np.float64(c) - off, np.float64(d) - off
-                sums[0, unit] += (w + x) + (y + z)
-                sums[1, unit] += (w * w + x * x) + (y * y + z * z)
-                sums[2, unit] += (np.float64(abs(a)) + np.float64(abs(b))) + (
-                    np.float64(abs(c)) + np.float64(abs(d))
-                )
-                least, least_of_others = a if a < b else b, c if c < d else d
-                least = least if least < least_of_others else least_of_others
-                low[unit] = least if least < low[unit] else low[unit]
-                most, most_of_others = a if a > b else b, c if c > d else d
-                most = most if most > most_of_others else most_of_others
-                high[unit] = most if most > high[unit] else high[unit]
-                zero[unit] += (
-                    np.int32(a == 0) + np.int32(b == 0) + np.int32(c == 0) + np.int32(d == 0)
-                )
+        even = len(rows) - len(rows) % _TOGETHER
+        for row in range(0, even, _TOGETHER):
+            inlined(rows, row, _TOGETHER, shift, sums, low, high, zero)
         for row in range(even, len(rows)):
-            for unit in range(rows.shape[1]):
-                a = rows[row, unit]
-                w = np.float64(a) - shift[unit]
-                sums[0, unit] += w
-                sums[1, unit] += w * w
-                sums[2, unit] += np.float64(abs(a))
-                low[unit] = a if a < low[unit] else low[unit]
-                high[unit] = a if a > high[unit] else high[unit]
-                zero[unit] += np.int32(a == 0)
+            inlined(rows, row, 1, shift, sums, low, high, zero)
 
     # Other threads go on meanwhile.
     compiled: Callable[..., None] = numba.njit(nogil=True, error_model="numpy")(add)

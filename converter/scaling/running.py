@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from converter.activations.data import Opened
 from converter.activations.measure import Pool, gather
-from converter.activations.moments import Moments
+from converter.activations.moments import Accumulator, Moments
 from converter.activations.probes import Probe
 from converter.activations.run import Run
 from converter.checkpoint import Checkpoint
@@ -130,7 +130,8 @@ class Running(Closing):
             ConverterError: an activation is NaN or infinite.
         """
         pools = [
-            Pool(probes[0].for_, Moments.of(probes[0].size), list(probes)) for probes in groups
+            Pool(probes[0].for_, Accumulator(Moments.of(probes[0].size)), list(probes))
+            for probes in groups
         ]
         gather(self._run, pools, self._data.batches())
         self.passes += 1
