@@ -121,9 +121,11 @@ class Emptying:
 
 
 def _taking(tf: Any, queue: Queue, first: Sequence[Array], number: int) -> Taking:
-    elements = [
-        tf.raw_ops.Unstage(dtypes=queue.dtypes, shared_name=queue.name) for _ in range(number)
-    ]
+    elements: list[Any] = []
+    for _ in range(number):
+        # One after the other: the same data are to be added in the same order every time.
+        with tf.control_dependencies(elements[-1] if elements else ()):
+            elements.append(tf.raw_ops.Unstage(dtypes=queue.dtypes, shared_name=queue.name))
     places = list(zip(*elements, strict=True))
     masks = [_reshaped(tf, places.pop(), [-1], first[-1])] if queue.is_masked else []
     is_for_rows = all(
