@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -220,6 +221,44 @@ def test_nothing_is_found_before_a_value_is_asked_for(tmp_path: Path) -> None:
         "activation-scale: h/w",
         "activation-scale: out/w",
     ]
+
+
+@pytest.mark.slow
+def test_the_model_is_run_before_values_are_written(tmp_path: Path) -> None:
+    source, _, feeds = case("tf115_v2_convbn_ema", tmp_path)
+    data = (tmp_path / "x.npz",)
+    for strategy in (
+        ActivationScale(data=data, feed=feeds, only=("conv1/kernel",)),
+        RecalibrateBatchnorm(data=data, feed=feeds),
+    ):
+        plan = make_plan(open_checkpoint(source), [strategy])
+        assert plan.findings() == ()
+        plan.prepare()
+        found = plan.findings()
+        assert any(re.match(rf"{strategy.name}: [a-z0-9_/]+: .*(times|moved)", f) for f in found)
+        # Values that nobody prepared are the same.
+        other = make_plan(open_checkpoint(source), [strategy])
+        for name, variable in plan.result.items():
+            assert np.array_equal(variable.read(), other.result[name].read())
+        assert plan.findings() == other.findings()
+
+
+@pytest.mark.slow
+def test_what_is_wrong_with_data_is_told_with_the_strategy(tmp_path: Path) -> None:
+    source, _, feeds = case("tf115_v2_convbn_ema", tmp_path)
+    for images, kind, said in (
+        (np.full((2, 8, 8, 2), np.nan), InputError, "y.npz: images: 256 of 256 values are NaN"),
+        (np.full((2, 8, 8, 2), np.inf), ConverterError, "are not finite"),
+    ):
+        np.savez(tmp_path / "y.npz", images=images)
+        for strategy in (
+            ActivationScale(data=(tmp_path / "y.npz",), feed=feeds),
+            RecalibrateBatchnorm(data=(tmp_path / "y.npz",), feed=feeds),
+        ):
+            with pytest.raises(kind, match=rf"{strategy.name}: .*{said}") as error:
+                convert(source, tmp_path / "out.safetensors", [strategy])
+            assert type(error.value) is kind
+            assert str(error.value).startswith(f"{strategy.name}: ")
 
 
 @dataclass(frozen=True)

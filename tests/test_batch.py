@@ -610,12 +610,13 @@ def test_what_has_no_graph_is_a_failure(
     assert outcome.exit_code == 5
     assert "idle" not in outcome.stdout
     # The checkpoint is named once.
-    line = f"{job.source}: it has no graph, and {why}{PUT_ONE}"
+    error = f"it has no graph, and {why}{PUT_ONE}"
+    line = f"{job.source}: {plugin}: {error}"
     assert outcome.stdout.splitlines()[0] == f"failed  {line}"
     assert f"[1/1] failed {line}" in outcome.stderr
     alone = CliRunner().invoke(cli, ["ckpt", job.source, "--plugin", plugin, *map(str, data)])
     assert alone.exit_code == 3
-    assert alone.stderr.endswith(f"{line}\n")
+    assert alone.stderr == f"Error: {plugin}: {job.source}: {error}\n"
 
 
 @pytest.mark.parametrize("plugin", ["equalize", "fold-batchnorm"])

@@ -182,7 +182,7 @@ def _beside(outcome: Outcome, reason: str) -> str:
     """Return a reason as it is said behind the checkpoint, which it names as its subject, too."""
     source = outcome.job.source
     for subject in (source, str(Path(source))):
-        reason = reason.removeprefix(f"{subject}: ")
+        reason = reason.replace(f"{subject}: ", "", 1)
     return reason
 
 

@@ -159,6 +159,15 @@ class Targeted:
             if len(made) > 1:
                 yield f"{width} is made by {len(made)} layers, whose mean is brought to the target"
 
+    def find(self) -> None:
+        """Run the model, where it was not run yet.
+
+        Raises:
+            RunError: the graph does not run.
+            ConverterError: an activation is NaN or infinite, or the data say too little.
+        """
+        _ = self._found
+
     def findings(self) -> Iterator[str]:
         """Say what was found, if anything was asked for."""
         if "_found" not in vars(self):

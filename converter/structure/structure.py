@@ -112,8 +112,8 @@ class Structure:
 def without_graph(of: str, reason: str = "nothing else tells what stands around variables") -> str:
     """Return the error of what cannot do without a graph, and why it cannot."""
     return (
-        f"{of}: it has no graph, and {reason}; put the .meta file that was saved with it beside it, "
-        "or give the graph of another checkpoint of the model (--graph-from)"
+        f"{of}: it has no graph, and {reason}; put the .meta file that was saved with it beside "
+        "it, or give the graph of another checkpoint of the model (--graph-from)"
     )
 
 
