@@ -21,6 +21,8 @@ from converter_plugins.scale import Scale
 from converter_plugins.truncate import Truncate
 from measured_cases import case
 from nets import MODELS, N, Net, hidden
+from test_session import dense
+from test_session import made as saved
 
 from converter import (
     Array,
@@ -456,6 +458,30 @@ def test_a_loop_that_takes_what_it_makes_and_a_target_out_of_reach(tmp_path: Pat
         ", times 1; no factor was found that brings it to 1 (the nearest was 0.9"
         in (lines[candidate])
     )
+
+
+@pytest.mark.slow
+def test_what_stays_is_told_to_give_something_else_behind_what_was_scaled(tmp_path: Path) -> None:
+    tf = pytest.importorskip("tensorflow").compat.v1
+    x = np.random.default_rng(0).standard_normal((50, 6)).astype("f4")
+
+    def build() -> None:
+        h = dense(tf, tf.placeholder(tf.float32, [None, 6], "x"), 5, "a")
+        tf.identity(tf.tanh(dense(tf, h, 4, "b")), "out")
+
+    (tmp_path / "m").mkdir()
+    (out,) = saved(tf, tmp_path / "m", build, feeds={"x": x}, fetches=["out"]).values()
+    np.savez(tmp_path / "x.npz", x=x)
+    strategy = ActivationScale(data=(tmp_path / "x.npz",), target=1.5)
+    result = convert(tmp_path / "m", tmp_path / "out", [strategy], to="tf")
+    measured = measure(open_checkpoint(result.output), [{"x": x}])
+    after = measured["b/w", "produced"].mean_abs.mean()
+    before = np.abs(out).mean()
+    assert abs(after / before - 1) > 0.02
+    (line,) = (line for line in result.found if ": b/w: " in line)
+    assert f": mean |a| {before:.4g} -> {after:.4g}, times 1; no factor" in line
+    told = f"); left as it was, and gives {after:.4g} behind layers that were scaled"
+    assert line.endswith(told)
 
 
 @pytest.mark.slow

@@ -33,6 +33,7 @@ from converter.scaling.multiply import multiply
 from converter.scaling.normed import normed
 from converter.scaling.outputs import bending
 from converter.scaling.running import Named
+from converter.scaling.search import PROMISED
 from converter.scaling.widths import refusal
 from converter.structure.infer import structure_of
 from converter.structure.structure import Structure
@@ -314,6 +315,9 @@ def _told(outcome: Outcome, wanted: Wanted) -> str:
         told += f"; no factor{of} was found that brings it to {wanted.target:g}"
         if outcome.nearest is not None:
             told += f" (the nearest was {_range(outcome.nearest[is_off])}); left as it was"
+            before, after = outcome.before[is_off], outcome.after[is_off]
+            if not np.allclose(after, before, rtol=PROMISED, atol=0):
+                told += f", and gives {_range(after)} behind layers that were scaled"
     return told
 
 
