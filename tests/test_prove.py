@@ -219,6 +219,22 @@ def test_a_plan_is_proven_without_an_output() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "changing"),
+    [(("--ema", "use"), "ema"), (("--ema", "use", "--scale", "*softmax*=2"), "ema, scale")],
+)
+def test_what_the_plan_says_to_change_the_outputs_is_named(
+    options: tuple[str, ...], changing: str
+) -> None:
+    outcome = run("ckpt", CHARLM.path, *options, "--drop", "optimizer", "--prove", "-q")
+    assert outcome.exit_code == 1
+    assert outcome.stderr.endswith(
+        f" is not within 1e-05 of the scale. The plan says that they change ({changing}): do that "
+        "in a command of its own, without --prove, or say how far they may (--tolerance)\n"
+    )
+
+
+@pytest.mark.slow
 def test_averages_in_the_place_of_variables_are_found_through_a_rename() -> None:
     plain = run("ckpt", CHARLM.path, "--ema", "use", "--prove", "--json", "--tolerance", "1")
     renamed = run(
