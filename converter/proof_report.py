@@ -56,8 +56,8 @@ def refuse(plan: Plan, proof: Proof, *, is_written: bool) -> None:
         how += ". The plan says that they change: --tolerance says how far they may"
     elif changing := _changing(plan):
         how += (
-            f". The plan says that they change ({', '.join(changing)}): do that in a command of its "
-            "own, without --prove, or say how far they may (--tolerance)"
+            f". The plan says that they change ({', '.join(changing)}): do that in a command of "
+            "its own, without --prove, or say how far they may (--tolerance)"
         )
     raise ConverterError(
         f"{plan.source.path}: the output does not compute the same: "
