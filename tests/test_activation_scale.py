@@ -461,6 +461,30 @@ def test_a_loop_that_takes_what_it_makes_and_a_target_out_of_reach(tmp_path: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["sequential", "once"])
+@pytest.mark.parametrize("length", [0, -1])
+def test_empty_sequences_are_told(
+    method: Literal["sequential", "once"], length: int, tmp_path: Path
+) -> None:
+    source, batch, _ = case("tf012_v2_gru_seqlen", tmp_path)
+    lengths = np.full_like(batch["lengths:0"], length)
+    arrays: dict[str, Any] = {**batch, "lengths:0": lengths}
+    np.savez(tmp_path / "x.npz", **arrays)
+    strategy = ActivationScale(data=(tmp_path / "x.npz",), method=method)
+    result = convert(source, tmp_path / "out.safetensors", [strategy])
+    told = "all sequences of the data are empty; it stays (give data with longer ones)"
+    assert [line.split(": ", 2)[1:] for line in result.found if told in line] == [
+        ["RNN/GRUCell/Gates/Linear/Matrix", told],
+        ["RNN/GRUCell/Candidate/Linear/Matrix", told],
+    ]
+    # What is not run at all has no other data, but another part of the graph.
+    strategy = ActivationScale(data=(tmp_path / "x.npz",), method=method, fetch=("transpose",))
+    result = convert(source, tmp_path / "out2.safetensors", [strategy])
+    assert "nothing of it was run; it stays (--activation-scale-fetch" in " ".join(result.found)
+    assert told not in " ".join(result.found)
+
+
+@pytest.mark.slow
 def test_what_stays_is_told_to_give_something_else_behind_what_was_scaled(tmp_path: Path) -> None:
     tf = pytest.importorskip("tensorflow").compat.v1
     x = np.random.default_rng(0).standard_normal((50, 6)).astype("f4")

@@ -54,6 +54,7 @@ class Outcome(NamedTuple):
         factors: by which what it gives is multiplied.
         dead: which are below the floor.
         nearest: what was nearest to the target of all that was measured; None without a search.
+        is_empty: whether it takes empty sequences alone, so that no row counts.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Outcome(NamedTuple):
     factors: Array
     dead: Array
     nearest: Array | None = None
+    is_empty: bool = False
 
 
 @dataclass
@@ -186,30 +188,33 @@ class Targeted:
             search = Sequential(self._checkpoint, self._structure, self._chosen, self._wanted)
             notes = search.find(self._source)
             pairs = zip(self._chosen, search.searches, strict=True)
-            return _Found(
-                tuple(
-                    Outcome(c.name, np.asarray(np.nan), None, np.ones(()), s.dead)
-                    if s.before is None
-                    else Outcome(c.name, s.before, s.after, s.factors, s.dead, s.nearest)
-                    for c, s in pairs
-                ),
-                notes,
-            )
-        measured, notes = self._moments(self._source)
-        found = [inverse(moments, self._wanted) for moments in measured]
-        pairs_ = zip(self._chosen, found, strict=True)
-        return _Found(
-            tuple(Outcome(c.name, b, None, factors, dead) for c, (b, dead, factors) in pairs_),
-            notes,
-        )
+            outcomes = [
+                Outcome(c.name, np.asarray(np.nan), None, np.ones(()), s.dead)
+                if s.before is None
+                else Outcome(c.name, s.before, s.after, s.factors, s.dead, s.nearest)
+                for c, s in pairs
+            ]
+            empty = search.empty
+        else:
+            measured, notes, empty = self._moments(self._source)
+            found = [inverse(moments, self._wanted) for moments in measured]
+            outcomes = [
+                Outcome(c.name, before, None, factors, dead)
+                for c, (before, dead, factors) in zip(self._chosen, found, strict=True)
+            ]
+        for index in empty:
+            outcomes[index] = outcomes[index]._replace(is_empty=True)
+        return _Found(tuple(outcomes), notes)
 
-    def _moments(self, source: Opened | Path) -> tuple[list[Moments], tuple[str, ...]]:
+    def _moments(
+        self, source: Opened | Path
+    ) -> tuple[list[Moments], tuple[str, ...], frozenset[int]]:
         if isinstance(source, Opened):
             return measured_once(self._checkpoint, source, self._chosen)
         measured: Measured = self._checkpoint.once(
             (Measured, source), lambda: read_measured(source)
         )
-        return [measured_in(measured, one, str(source)) for one in self._chosen], ()
+        return [measured_in(measured, one, str(source)) for one in self._chosen], (), frozenset()
 
     @property
     def _of_width(self) -> Mapping[str, Array]:
@@ -293,6 +298,8 @@ def _pairable(
 def _told(outcome: Outcome, wanted: Wanted) -> str:
     """Say what was found of a layer."""
     word = {"mean-abs": "mean |a|", "std": "std"}[wanted.of]
+    if np.isnan(outcome.before).all() and outcome.is_empty:
+        return "all sequences of the data are empty; it stays (give data with longer ones)"
     if np.isnan(outcome.before).all():
         return "nothing of it was run; it stays (--activation-scale-fetch chooses what is run)"
     dead = int(np.count_nonzero(outcome.dead))
