@@ -150,6 +150,19 @@ def inputs(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("value", "told"), [("true", 1), ("false", 0)])
+@pytest.mark.parametrize("command", [("prove",), ("inspect", "--widths", "--test")])
+def test_notes_are_about_the_branch_that_a_fed_flag_takes(
+    command: tuple[str, ...], value: str, told: int
+) -> None:
+    path = case("tf115_v2_convbn_ema").path
+    paths = (path, path) if command[0] == "prove" else (path,)
+    outcome = run(*command, *paths, "--feed", f"is_training={value}")
+    assert outcome.exit_code == 0, outcome.output
+    assert outcome.output.count("normalises by the batch, as in training") == told
+
+
+@pytest.mark.slow
 def test_a_copy_is_proven(tmp_path: Path, inputs: Path) -> None:
     convert(CHARLM.path, tmp_path / "copy.safetensors")
     outcome = run("prove", CHARLM.path, tmp_path / "copy.safetensors", "--inputs", inputs, "--json")
