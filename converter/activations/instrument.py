@@ -1,22 +1,23 @@
 """Makes tensors inside loops, conditions and functions reachable, where they cannot be fetched.
 
-Each is put into a queue on its way. The queue is made where the tensor is, after it, so that it is
-in the same iteration of the same loop; and what takes the tensor waits until it is in the queue.
-What is dead in a branch stays dead, and loops stay as they are.
+They are put into queues on their way. A queue is made where its tensors are, after them, so that it
+is in the same iteration of the same loop; and what takes the last of them waits until they are in
+the queue. What is dead in a branch stays dead, and loops stay as they are.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from converter.activations.cells import BOOL, INT32, LONGER, Cell, Graph, compute
+from converter.activations.lines import lines
 from converter.errors import InputError
 from converter.formats.messages import message, parse
 from converter.graph.node import Tensor
-from converter.graph.ops import CALLS, ENTERS, PASSING, ops
+from converter.graph.ops import CALLS, CONTROL_FLOW, ENTERS, PASSING, ops
 
 _MAX_DEPTH = 24
 _BRANCH = re.compile(r"_branch_(\d{1,5})/")
@@ -34,22 +35,34 @@ class Tap:
     """A tensor that is put into a queue.
 
     Attributes:
-        queue: the shared name of the queue.
         tensor: which; the calls before its own name lead into functions.
         mask: a bool tensor beside it that is put into the queue with it, or None.
-        columns: the size of its last axis, by which it is put in as rows, so that the queue can be
-            emptied at once; None to put it in as it is.
     """
 
-    queue: str
     tensor: Tensor
     mask: Tensor | None
-    columns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """A queue that the rewritten graph fills with several tensors at once.
+
+    Attributes:
+        name: its shared name.
+        dtypes: TensorFlow's number of the dtype of each of them.
+        places: which of them is a tap's, by the number of the tap.
+        is_masked: whether the last of them is the mask of all others.
+    """
+
+    name: str
+    dtypes: tuple[int, ...]
+    places: Mapping[int, int]
+    is_masked: bool
 
 
 def instrument(
     definition: bytes, taps: Sequence[Tap], op_definition: Callable[[str], Any], subject: str
-) -> tuple[bytes, dict[str, int]]:
+) -> tuple[bytes, list[Filled]]:
     """Put tensors of a graph into queues.
 
     Args:
@@ -60,24 +73,29 @@ def instrument(
         subject: the subject of errors.
 
     Returns:
-        The serialized GraphDef, and TensorFlow's number of the dtype in each queue.
+        The serialized GraphDef, and its queues. Tensors share one that are computed from each
+        other, as each queue takes its time in each turn of a loop.
 
     Raises:
         InputError: a tensor cannot be put into a queue.
     """
     graph = parse("GraphDef", definition, subject)
     root = _Scope(graph.node, None, graph.library, op_definition)
-    dtypes: dict[str, int] = {}
-    for tap in taps:
+    found: dict[tuple[_Scope, bytes | None], dict[int, _Place]] = {}
+    for number, tap in enumerate(taps):
         place = _located(root, tap.tensor)
         mask = (
             None if tap.mask is None or place is None else _seen_from(place.scope, root, tap.mask)
         )
         if place is not None and (tap.mask is None or mask is not None):
-            dtypes[tap.queue] = place.scope.tap(tap, place, mask)
+            found.setdefault((place.scope, mask), {})[number] = place
+    queues: list[Filled] = []
+    for (scope, mask), places in found.items():
+        for together in scope.together(places):
+            queues.append(scope.fill(f"measured/{len(queues)}", together, mask))
     for scope in root.all():
         scope.rewire()
-    return graph.SerializeToString(), dtypes
+    return graph.SerializeToString(), queues
 
 
 class _HiddenError(Exception):
@@ -165,47 +183,54 @@ class _Scope:
             return None
         return arguments[number].name, arguments[number].type
 
-    def tap(self, tap: Tap, place: _Place, mask: bytes | None) -> int:
-        """Put a tensor into a queue; return TensorFlow's number of its dtype."""
-        source, dtype = place.text, place.dtype
-        values, types, shapes = [source], [dtype], []
-        # What is computed beside a cell has to be there before anything takes what the cell gives.
-        passing = place.passing or (source,)
-        name = passing[0].partition(b":")[0]
-        # In a function nothing has to tell it where it is.
-        after = [b"^" + name] if self._function is None else []
-        if tap.columns is not None:
-            prefix = tap.queue.encode()
-            rows = self._reshaped(prefix + b"/rows", source, dtype, [-1, tap.columns], after)
-            count = self._add(prefix + b"/shape", b"Shape", [rows])
-            _set(count, "T", type=dtype)
-            _set(count, "out_type", type=INT32)
-            values, types = [rows, self._output(count, b"output")], [dtype, INT32]
-            shapes = [[-1, tap.columns], [2]]
-            if mask is not None:
-                mask = self._reshaped(prefix + b"/mask", mask, BOOL, [-1], after)
-                shapes.append([-1])
+    def together(self, places: Mapping[int, _Place]) -> list[dict[int, _Place]]:
+        """Group tensors by what is run together, in the order in which they are computed."""
+        by_node: dict[str, dict[int, _Place]] = {}
+        for number, place in places.items():
+            by_node.setdefault(_text(place.node), {})[number] = place
+        inputs = {
+            name: [_text(text.partition(b":")[0]) for text in node.input if text[:1] != b"^"]
+            for name, node in self.nodes.items()
+        }
+        turning = {name for name, node in self.nodes.items() if _text(node.op) in CONTROL_FLOW}
+        # What is computed beside a cell is nothing that others are computed from.
+        turning |= {name for name, of in by_node.items() if any(p.passing for p in of.values())}
+        found = [
+            {number: place for name in line for number, place in by_node[name].items()}
+            for line in lines(inputs, by_node, turning)
+        ]
+        return [part for group in found for part in _by_port(group, turning)]
+
+    def fill(self, queue: str, places: Mapping[int, _Place], mask: bytes | None) -> Filled:
+        """Put tensors that are run together into a queue, the last of them computed last."""
+        texts = list(dict.fromkeys(place.text for place in places.values()))
+        dtypes = {place.text: place.dtype for place in places.values()}
+        values, types = list(texts), [dtypes[text] for text in texts]
         if mask is not None:
             values, types = [*values, mask], [*types, BOOL]
-        op = b"FIFOQueueV2" if tap.columns is None else b"PaddingFIFOQueueV2"
-        held = self._add(tap.queue.encode(), op, after)
-        _set(held, "component_types", types=types)
-        _set_shapes(held, shapes)
-        _set(held, "capacity", i=-1)
-        _set(held, "container", s=b"")
-        _set(held, "shared_name", s=tap.queue.encode())
-        put = self._add(
-            held.name + b"/put", b"QueueEnqueueV2", [self._output(held, b"handle"), *values]
-        )
-        _set(put, "Tcomponents", types=types)
-        _set(put, "timeout_ms", i=-1)
+        *_, last = places.values()
+        # What is computed beside a cell has to be there before anything takes what the cell gives.
+        passing = next((place.passing for place in places.values() if place.passing), None) or [
+            text for text in texts if text.partition(b":")[0] == last.node
+        ]
+        put = self._add(queue.encode(), b"Stage", values)
+        _set(put, "dtypes", types=types)
+        _set(put, "capacity", i=0)
+        _set(put, "memory_limit", i=0)
+        _set(put, "container", s=b"")
+        _set(put, "shared_name", s=queue.encode())
         for text in passing:
             if text not in self._instead:
-                identity = self._add(held.name + b"/passed", b"Identity", [text])
-                _set(identity, "T", type=dtype)
+                identity = self._add(put.name + b"/passed", b"Identity", [text])
+                _set(identity, "T", type=dtypes.get(text, last.dtype))
                 self._instead[text] = self._output(identity, b"output")
-        self._awaited.setdefault(name, []).append(b"^" + put.name)
-        return dtype
+        self._awaited.setdefault(last.node, []).append(b"^" + put.name)
+        return Filled(
+            queue,
+            tuple(types),
+            {number: texts.index(place.text) for number, place in places.items()},
+            mask is not None,
+        )
 
     def _longer(self, name: str, step: int) -> _Place:
         """Return which of the sequences are longer whose lengths a node gives."""
@@ -306,15 +331,6 @@ class _Scope:
         text: bytes = node.name
         return text if self._function is None else text + b":" + argument + b":0"
 
-    def _reshaped(
-        self, name: bytes, source: bytes, dtype: int, shape: list[int], after: Sequence[bytes]
-    ) -> bytes:
-        """Add what reshapes a tensor, and return its text."""
-        node = self._add(name, b"Reshape", [source, self._constant(name, shape, INT32, after)])
-        _set(node, "T", type=dtype)
-        _set(node, "Tshape", type=INT32)
-        return self._output(node, b"output")
-
     def _add(self, name: bytes, op: bytes, inputs: Sequence[bytes]) -> Any:
         while _text(name) in self.nodes:
             name += b"_"
@@ -358,6 +374,21 @@ class _Place:
     text: bytes
     dtype: int
     passing: tuple[bytes, ...] = ()
+
+    @property
+    def node(self) -> bytes:
+        """The node that it comes after: what computes it, or the cell that it is beside."""
+        return (self.passing or (self.text,))[0].partition(b":")[0]
+
+
+def _by_port(places: dict[int, _Place], turning: Collection[str]) -> list[dict[int, _Place]]:
+    """Keep what a node of control flow gives apart, of which only one output is run."""
+    if not any(_text(place.node) in turning and not place.passing for place in places.values()):
+        return [places]
+    parts: dict[bytes, dict[int, _Place]] = {}
+    for number, place in places.items():
+        parts.setdefault(place.text, {})[number] = place
+    return list(parts.values())
 
 
 def _located(root: _Scope, source: Tensor) -> _Place | None:
@@ -469,15 +500,6 @@ def _set(node: Any, key: str, *, types: Sequence[int] | None = None, **value: An
     else:
         entry.value.list.SetInParent()
         entry.value.list.type.extend(types)
-
-
-def _set_shapes(node: Any, shapes: Sequence[Sequence[int]]) -> None:
-    entry = node.attr.add(key=b"shapes")
-    entry.value.list.SetInParent()
-    for sizes in shapes:
-        shape = entry.value.list.shape.add()
-        for size in sizes:
-            shape.dim.add(size=size)
 
 
 def _free(name: bytes, taken: set[bytes]) -> bytes:

@@ -1,15 +1,15 @@
 """Runs a model on data, and gathers the moments of its activations on the way.
 
-TensorFlow runs a batch while threads add up the ones before. Small batches are held until there are
-enough values for each call to be worth it, large ones one at a time, so that memory does not grow
-with the data.
+Threads add up what a batch gave before the next one is run, while it is in the processor's caches.
+Small batches are held until there are enough values for each call to be worth it, large ones one at
+a time, so that memory does not grow with the data.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import chain
@@ -34,7 +34,9 @@ MAX_COVARIANCE = 8192
 
 _FEW = 3
 _ITEMS_TOGETHER = 1 << 18  # of a tensor, on average, that are added up at once
-_LARGE_ITEMS = 1 << 14  # of a part, that are added up alone
+_MORE_TOGETHER = 8  # times as many batches as before are held at most
+_LARGE_ITEMS = 1 << 12  # of a part, that are added up alone
+_ITEMS_OF_THREAD = 1 << 17  # of a tensor, that threads add up sooner than they are handed it
 
 
 def measure(
@@ -253,11 +255,11 @@ def pools_of(probes: Sequence[Probe], covariance: Collection[str] = ()) -> list[
 
 
 def gather(run: Run, pools: Sequence[Pool], batches: Iterable[Batch]) -> int:
-    """Run all batches, and add what they give while the next ones run; return how many."""
+    """Run all batches, and add up what they give; return how many there were."""
+    of = {id(probe): pool for pool in pools for probe in pool.probes}
     probes = [probe for pool in pools for probe in pool.probes]
     count = 0
     with ThreadPoolExecutor(os.cpu_count() or 1) as adding:
-        before: list[Future[int]] = []
         waiting: list[Taken] = []
         fed, allowed = 0, 0.0
         for batch in batches:
@@ -266,15 +268,40 @@ def gather(run: Run, pools: Sequence[Pool], batches: Iterable[Batch]) -> int:
             fed += sum(value.size for value in batch.values())
             if fed < allowed:
                 continue
-            _await(before)
-            before = _added(adding, run, pools, waiting)
-            if not allowed:
-                # What the first batch gave tells how much may be fed until enough waits again.
-                allowed = fed * _ITEMS_TOGETHER * len(pools) / max(_await(before), 1)
+            items = _add(adding, of, run, waiting)
+            # These tell how much may be fed until enough waits again, unless more of the graph is
+            # run for others.
+            allowed = fed * min(_ITEMS_TOGETHER * len(pools) / max(items, 1), _MORE_TOGETHER)
             waiting, fed = [], 0
-        _await(before)
-        _await(_added(adding, run, pools, waiting))
+        _add(adding, of, run, waiting)
     return count
+
+
+def _add(adding: Executor, of: Mapping[int, Pool], run: Run, waiting: Iterable[Taken]) -> int:
+    """Add what was taken, and then what is in queues; return how many values there were."""
+    items = _add_taken(adding, of, waiting)
+    for queue, held in run.held().items():
+        items += sum(_add_taken(adding, of, taken) for taken in run.empty(queue, held))
+    return items
+
+
+def _add_taken(adding: Executor, of: Mapping[int, Pool], taken: Iterable[Taken]) -> int:
+    sizes: list[int] = []
+    parts: dict[int, tuple[Pool, list[Taken]]] = {}
+    for one in taken:
+        sizes.append(one.values.size)
+        # Queues hold what is asked for in other calls, too.
+        if (pool := of.get(id(one.probe))) is not None:
+            parts.setdefault(id(pool), (pool, []))[1].append(one)
+    if max(sizes, default=0) < _ITEMS_OF_THREAD:
+        for pool, part in parts.values():
+            pool.add(part)
+    else:
+        # The largest first, so that no thread is left with it in the end.
+        order = sorted(parts.values(), key=lambda one: -sum(t.values.size for t in one[1]))
+        for future in [adding.submit(pool.add, part) for pool, part in order]:
+            future.result()
+    return sum(sizes)
 
 
 def _whole(pools: Iterable[Pool], covariance: Collection[str]) -> tuple[list[Pool], list[str]]:
@@ -305,29 +332,6 @@ def _whole(pools: Iterable[Pool], covariance: Collection[str]) -> tuple[list[Poo
                 f"{_few([str(probe.tensor) for probe in whole[-1].probes])}"
             )
     return whole, notes
-
-
-def _added(
-    adding: Executor, run: Run, pools: Sequence[Pool], waiting: Iterable[Taken]
-) -> list[Future[int]]:
-    """Let threads add, for each pool, what was taken and what is in its queues."""
-    held = run.held()
-    taken: dict[int, list[Taken]] = {}
-    for one in waiting:
-        taken.setdefault(id(one.probe), []).append(one)
-
-    def add(pool: Pool) -> int:
-        found = [one for probe in pool.probes for one in taken.get(id(probe), ())]
-        found += run.empty(held, pool.probes)
-        if found:
-            pool.add(found)
-        return sum(one.values.size for one in found)
-
-    return [adding.submit(add, pool) for pool in pools]
-
-
-def _await(added: Iterable[Future[int]]) -> int:
-    return sum(future.result() for future in added)
 
 
 def _measured(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from converter.activations.asked import Question, asked
 from converter.activations.cells import cell_of
-from converter.activations.instrument import Tap, instrument
+from converter.activations.instrument import Filled, Tap, instrument
 from converter.activations.probes import Probe
 from converter.activations.reach import Reach
 from converter.checkpoint import Checkpoint
@@ -58,10 +58,13 @@ class Taken:
                 f"{probe.tensor}: it is {list(shape)}, and axis {self.axis} of it was to hold the "
                 f"{probe.size} units of {probe.for_[0][0]}"
             )
-        rows = np.moveaxis(values, self.axis, -1)
-        if self.mask is not None:
-            rows = rows[self.mask.reshape(-1) if self.mask.size == len(rows) else self.mask]
-        return rows.reshape(-1, probe.size)
+        if self.axis not in (-1, len(shape) - 1):
+            values = np.moveaxis(values, self.axis, -1)
+        rows = values.reshape(-1, probe.size)
+        if self.mask is not None and len(rows):
+            # It is for the first axes, and stands for all rows behind them.
+            rows = rows[np.repeat(self.mask.reshape(-1), len(rows) // self.mask.size)]
+        return rows
 
 
 def _flat(values: Array, axis: int, size: int) -> Array:
@@ -80,13 +83,13 @@ class _Source:
     Attributes:
         tensor: which tensor is taken for it, after what inference leaves out.
         mask: the same for its mask.
-        queue: the queue that they go through; empty where they are fetched.
+        is_fetched: whether they are fetched; else they go through a queue.
     """
 
     probe: Probe
     tensor: Tensor
     mask: Tensor | None
-    queue: str
+    is_fetched: bool
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -107,6 +110,7 @@ class Run(Closing):
     Attributes:
         forward: what is run of the graph.
         reached: those of the probes that are run.
+        queues: those of them that go through each queue, by its name.
 
     Raises:
         InputError: there is no graph, a variable is missing, or a file is damaged.
@@ -131,18 +135,26 @@ class Run(Closing):
             if found.value is not None and found.tensor not in given
         }
         sources = self._sources(probes)
-        self._queued = [source for source in sources if source.queue]
+        self._filled: dict[str, tuple[Filled, list[_Source]]] = {}
         dtypes = dtypes_of(self.forward, {**self._decided, **given})
-        self._session = Session(self.forward, checkpoint, dtypes, rewrite=self._rewrite)
+        queued = [source for source in sources if not source.is_fetched]
+        self._session = Session(
+            self.forward, checkpoint, dtypes, rewrite=lambda graph: self._rewrite(graph, queued)
+        )
         nodes = self._session.nodes
         self._fetched = [
             s
             for s in sources
-            if not s.queue and all(t in dtypes or t.node in nodes for t in s.tensors)
+            if s.is_fetched and all(t in dtypes or t.node in nodes for t in s.tensors)
         ]
         wanted = dict.fromkeys(tensor for source in self._fetched for tensor in source.tensors)
         self._also = [tensor for tensor in wanted if tensor not in dtypes]
-        self.reached = [source.probe for source in (*self._fetched, *self._queued)]
+        self.queues = {
+            name: [sources[number].probe for number in filled.places]
+            for name, (filled, sources) in self._filled.items()
+        }
+        self.reached = [source.probe for source in self._fetched]
+        self.reached += [probe for probes in self.queues.values() for probe in probes]
 
     def close(self) -> None:
         """Free what it holds."""
@@ -197,25 +209,28 @@ class Run(Closing):
         return taken
 
     def held(self) -> Mapping[str, int]:
-        """Return how many tensors are in each queue: what the batches so far gave."""
-        return self._session.held() if self._queued else {}
+        """Return how many elements are in each queue: what the batches so far gave."""
+        return self._session.held() if self.queues else {}
 
-    def empty(
-        self, held: Mapping[str, int], wanted: Collection[Probe] | None = None
-    ) -> list[Taken]:
-        """Take what is in the queues of the other probes; another thread may run a batch meanwhile.
+    def empty(self, queue: str, count: int) -> Iterator[list[Taken]]:
+        """Take elements of a queue, and yield what is in some of them at a time.
 
         Args:
-            held: how many tensors are taken of each queue.
-            wanted: the probes that are taken of these; None for all.
+            queue: its name.
+            count: how many are taken; it holds as many.
 
         Raises:
-            RunError: what is in a queue is not as the queue says.
+            RunError: what is in the queue is not as the queue says.
         """
-        return [
-            Taken(s.probe, self._session.dequeue(s.queue, held[s.queue]), -1)
-            for s in _of(wanted, self._queued)
-        ]
+        filled, sources = self._filled[queue]
+        for places in self._session.dequeue(queue, count):
+            taken = []
+            for number, place in filled.places.items():
+                probe = sources[number].probe
+                for values, mask in places[place]:
+                    counts = None if mask is None else mask == probe.keeps
+                    taken.append(Taken(probe, values, probe.axis, counts))
+            yield taken
 
     def _sources(self, probes: Sequence[Probe]) -> list[_Source]:
         reach, instead = Reach(self._graph), self.forward.instead
@@ -227,28 +242,28 @@ class Run(Closing):
                 mask = reach.beside(instead.get(probe.mask, probe.mask), cell_of(tensor))
                 if mask is None:
                     continue
-            source = _Source(probe, tensor, mask, "")
-            if not all(map(reach.can_fetch, source.tensors)):
-                source = _Source(probe, tensor, mask, f"measured/{len(found)}")
-            found.append(source)
+            tensors = (tensor,) if mask is None else (tensor, mask)
+            found.append(_Source(probe, tensor, mask, all(map(reach.can_fetch, tensors))))
         return found
 
-    def _rewrite(self, definition: bytes) -> tuple[bytes, list[Queue]]:
-        from converter.session import Queue, op_definition
+    def _rewrite(
+        self, definition: bytes, sources: Sequence[_Source]
+    ) -> tuple[bytes, Sequence[Queue]]:
+        from converter.session import op_definition
 
-        taps = [
-            Tap(s.queue, s.tensor, s.mask, s.probe.size if s.probe.axis == -1 else None)
-            for s in self._queued
-        ]
-        subject = str(self._graph.path)
-        changed, dtypes = instrument(definition, taps, op_definition, subject)
-        self._queued = [source for source in self._queued if source.queue in dtypes]
-        queues = []
-        for source in self._queued:
-            probe = source.probe
-            keeps = None if source.mask is None else probe.keeps
-            queues.append(Queue(source.queue, dtypes[source.queue], probe.axis, probe.size, keeps))
-        return changed, queues
+        taps = [Tap(source.tensor, source.mask) for source in sources]
+        changed, filled = instrument(definition, taps, op_definition, str(self._graph.path))
+        self._filled = {one.name: (one, list(sources)) for one in filled}
+        return changed, [_queue(one, [source.probe for source in sources]) for one in filled]
+
+
+def _queue(filled: Filled, probes: Sequence[Probe]) -> Queue:
+    from converter.session import Queue
+
+    columns: list[int | None] = [None] * (len(filled.dtypes) - filled.is_masked)
+    for number, place in filled.places.items():
+        columns[place] = probes[number].size if probes[number].axis == -1 else None
+    return Queue(filled.name, filled.dtypes, columns, filled.is_masked)
 
 
 def _of(wanted: Collection[Probe] | None, sources: Sequence[_Source]) -> Sequence[_Source]:

@@ -20,10 +20,12 @@ class Calls:
 
     Args:
         session: of TensorFlow.
+        in_caller: compute in the thread that calls, so that nothing waits for other runs.
     """
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: Any, *, in_caller: bool = False) -> None:
         self._session = session
+        self._in_caller = in_caller
         self._made: dict[tuple[tuple[str, ...], ...], Callable[..., list[Array]]] = {}
 
     def run(self, fetches: Sequence[Any], feeds: Mapping[Any, Array]) -> list[Array]:
@@ -41,20 +43,24 @@ class Calls:
         fed = tuple(tensor.name for tensor in feeds)
         make = getattr(self._session, "_make_callable_from_options", None)
         if make is None or not set(wanted).isdisjoint(fed):
-            values: list[Array] = self._session.run(fetches, feeds)
+            values: list[Array] = self._session.run(fetches, feeds, _options(self._in_caller))
             return values
         if (wanted, fed) not in self._made:
-            self._made[wanted, fed] = make(_options(wanted, fed))
+            self._made[wanted, fed] = make(self._callable(wanted, fed))
         given = [_fitting(tensor, value) for tensor, value in feeds.items()]
         found = dict(zip(wanted, self._made[wanted, fed](*given), strict=True))
         return [found[tensor.name] for tensor in fetches]
 
+    def _callable(self, fetches: Sequence[str], feeds: Sequence[str]) -> Any:
+        tensorflow()
+        from tensorflow.core.protobuf import config_pb2
 
-def _options(fetches: Sequence[str], feeds: Sequence[str]) -> Any:
-    tensorflow()
-    from tensorflow.core.protobuf import config_pb2
+        options = _options(self._in_caller)
+        return config_pb2.CallableOptions(fetch=fetches, feed=feeds, run_options=options)
 
-    return config_pb2.CallableOptions(fetch=fetches, feed=feeds)
+
+def _options(in_caller: bool) -> Any:
+    return tensorflow().compat.v1.RunOptions(inter_op_thread_pool=-1 if in_caller else 0)
 
 
 def _fitting(tensor: Any, value: Array) -> Array:

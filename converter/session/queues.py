@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,105 +10,149 @@ import numpy as np
 
 from converter.variable import Array
 
+_STEPS = (16, 4, 1)  # elements that are taken at once: more of them leave the caches
+
+Masked = tuple[Array, Array | None]
+"""A tensor, and which of its rows are masked: a bool for each, or for as many of them in a row."""
+
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """A queue that a rewritten graph puts the values of a tensor into.
+    """A queue that a rewritten graph puts several tensors into at once.
 
     Attributes:
         name: its shared name.
-        dtype: TensorFlow's number for the dtype of what is in it.
-        axis: that holds the units.
-        size: of this axis.
-        keeps: the value for which a row counts of the mask that is put in with each tensor; None
-            where there is no mask.
+        dtypes: TensorFlow's number of the dtype of each of them, and of their mask.
+        columns: of each of them the size of its last axis, by which it is had as rows; None to have
+            it as it is.
+        is_masked: whether a mask of their first axes comes after them.
     """
 
     name: str
-    dtype: int
-    axis: int
-    size: int
-    keeps: bool | None
+    dtypes: Sequence[int]
+    columns: Sequence[int | None]
+    is_masked: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Emptying:
-    """Tensors that empty a queue.
+class Taking:
+    """Tensors that take several elements of a queue.
 
     Attributes:
+        tensors: of each place of an element, the rows of all elements, or a tensor of each.
+        mask: of all elements, flat; nothing where there is none.
+        shapes: of the mask of each element, and then of the rows in each place that are had as
+            such; nothing where the mask has a bool for each row of each place, or there is none.
+    """
+
+    tensors: Sequence[Sequence[Any]]
+    mask: Sequence[Any]
+    shapes: Sequence[Any]
+
+    @property
+    def fetches(self) -> list[Any]:
+        """All that is computed."""
+        return [*(tensor for of in self.tensors for tensor in of), *self.mask, *self.shapes]
+
+    def places(self, found: Sequence[Array], columns: Sequence[int | None]) -> list[list[Masked]]:
+        """Return what was taken for each place, from the values of `fetches`."""
+        rest = iter(found)
+        values = [[next(rest) for _ in of] for of in self.tensors]
+        if not self.mask:
+            return [[(value, None) for value in of] for of in values]
+        mask = next(rest)
+        if not self.shapes:
+            return [[(value, mask) for value in of] for of in values]
+        of_mask = next(rest).reshape(-1)
+        single = np.split(mask, np.cumsum(of_mask)[:-1])
+        return [
+            list(zip(of, single, strict=True))
+            if size is None
+            else [(of[0], _of_rows(mask, of_mask, next(rest).reshape(-1, 2)[:, 0]))]
+            for of, size in zip(values, columns, strict=True)
+        ]
+
+
+def _of_rows(mask: Array, of_mask: Array, rows: Array) -> Array:
+    """Return a bool for each row of several elements, from those that stand for some in a row."""
+    return np.repeat(mask, np.repeat(rows // np.maximum(of_mask, 1), of_mask))
+
+
+class Emptying:
+    """What empties a queue of the graph that is the default one.
+
+    Args:
         queue: which.
-        size: how many tensors are in it.
-        count: is fed with how many are taken.
-        taken: their rows, how many of them count, and masks.
+
+    Attributes:
+        queue: as above.
+        size: a tensor: how many elements are in it.
+        first: tensors: the first of them, which stays in it.
     """
 
-    queue: Queue
-    size: Any
-    count: Any
-    taken: Sequence[Any]
+    def __init__(self, tf: Any, queue: Queue) -> None:
+        of = {"dtypes": queue.dtypes, "shared_name": queue.name}
+        self.queue = queue
+        self.size = tf.raw_ops.StageSize(**of)
+        self.first = tf.raw_ops.StagePeek(index=0, **of)
+        self._taking: dict[int, Taking] = {}
+
+    @property
+    def is_made(self) -> bool:
+        """Whether there are tensors that take what is in it."""
+        return bool(self._taking)
+
+    def make(self, tf: Any, first: Sequence[Array]) -> None:
+        """Make the tensors that take what is in it.
+
+        TensorFlow's own queues give several elements at once only where they are of one shape, or
+        put them into others of the largest shape, which takes longer.
+
+        Args:
+            first: the first element.
+        """
+        self._taking = {number: _taking(tf, self.queue, first, number) for number in _STEPS}
+
+    def steps(self, count: int) -> Iterator[Taking]:
+        """Yield what is to be run to take so many elements."""
+        for number, taking in self._taking.items():
+            times, count = divmod(count, number)
+            yield from [taking] * times
 
 
-def emptying(tf: Any, queue: Queue) -> Emptying:
-    """Make the tensors that empty a queue."""
-    types = [queue.dtype] if queue.axis != -1 else [queue.dtype, tf.int32]
-    types += [] if queue.keeps is None else [tf.bool]
-    count = tf.compat.v1.placeholder(tf.int32, [])
-    if queue.axis != -1:
-        handle = tf.raw_ops.FIFOQueueV2(component_types=types, shared_name=queue.name)
-        taken = [_looping(tf, queue, handle, types, count)]
-    else:
-        handle = tf.raw_ops.PaddingFIFOQueueV2(
-            component_types=types,
-            shapes=[[None, queue.size], [2], [None]][: len(types)],
-            shared_name=queue.name,
-        )
-        taken = tf.raw_ops.QueueDequeueManyV2(handle=handle, n=count, component_types=types)
-    return Emptying(queue, tf.raw_ops.QueueSizeV2(handle=handle), count, list(taken))
-
-
-def counted(
-    queue: Queue, values: Array, shapes: Array | None = None, mask: Array | None = None
-) -> Array:
-    """Return the rows that count of what was in a queue, which is padded to the longest."""
-    if shapes is None:
-        return values
-    rows = shapes[:, :1]
-    if mask is None and (rows == values.shape[1]).all():
-        return values.reshape(-1, queue.size)
-    counts = np.arange(values.shape[1]) < rows
-    if mask is not None and mask.shape[1]:
-        # A mask is for the first axis, and stands for all rows behind it.
-        counts &= np.repeat(mask == queue.keeps, values.shape[1] // mask.shape[1], axis=1)
-    return values[counts]
-
-
-def _looping(tf: Any, queue: Queue, handle: Any, types: Sequence[Any], count: Any) -> Any:
-    """Make the tensor (rows, units) of as many tensors as a queue is to give, by a loop.
-
-    The units are on another axis than the last, where rows would be padded.
-    """
-
-    def take(number: Any, taken: Any) -> tuple[Any, Any]:
-        value, *mask = tf.raw_ops.QueueDequeueV2(handle=handle, component_types=types)
-        if mask:
-            counted = tf.reshape(tf.equal(mask[0], queue.keeps), [-1])
-            value = tf.gather(value, tf.where(counted)[:, 0])
-        rank = tf.rank(value)
-        axis = tf.math.floormod(queue.axis, rank)
-        order = [tf.range(axis), tf.range(axis + 1, rank), [axis]]
-        value = tf.transpose(value, tf.concat(order, 0))
-        return number + 1, taken.write(number + 1, tf.reshape(value, [-1, queue.size]))
-
-    taken = tf.TensorArray(
-        tf.as_dtype(queue.dtype),
-        count + 1,
-        element_shape=[None, queue.size],
-        infer_shape=False,
-        clear_after_read=False,
+def _taking(tf: Any, queue: Queue, first: Sequence[Array], number: int) -> Taking:
+    elements = [
+        tf.raw_ops.Unstage(dtypes=queue.dtypes, shared_name=queue.name) for _ in range(number)
+    ]
+    places = list(zip(*elements, strict=True))
+    masks = [_reshaped(tf, places.pop(), [-1], first[-1])] if queue.is_masked else []
+    is_for_rows = all(
+        value.ndim == 2 and size == value.shape[1] and len(value) == first[-1].size
+        for value, size in zip(first, queue.columns, strict=False)
     )
-    # Of no rows at all the concatenation would not know how long they are.
-    taken = taken.write(0, tf.zeros([0, queue.size], queue.dtype))
-    _, taken = tf.compat.v1.while_loop(
-        lambda number, _: number < count, take, [0, taken], parallel_iterations=1
-    )
-    return taken.concat()
+    tensors: list[Sequence[Any]] = []
+    shapes = [_shapes(tf, of) for of in masks]
+    for of, size, value in zip(places, queue.columns, first, strict=False):
+        if size is None:
+            tensors.append(of)
+            continue
+        rows = _reshaped(tf, of, [-1, size], value)
+        tensors.append([_joined(tf, rows)])
+        shapes += [_shapes(tf, rows) for _ in masks]
+    joined = [_joined(tf, of) for of in masks]
+    return Taking(tensors, joined, [] if is_for_rows else shapes)
+
+
+def _reshaped(tf: Any, tensors: Sequence[Any], shape: Sequence[int], like: Array) -> Sequence[Any]:
+    if like.ndim == len(shape) and shape[-1] in (-1, like.shape[-1]):
+        return tensors
+    wanted = tf.constant(shape)
+    return [tf.raw_ops.Reshape(tensor=tensor, shape=wanted) for tensor in tensors]
+
+
+def _joined(tf: Any, tensors: Sequence[Any]) -> Any:
+    return tensors[0] if len(tensors) == 1 else tf.raw_ops.ConcatV2(values=tensors, axis=0)
+
+
+def _shapes(tf: Any, tensors: Sequence[Any]) -> Any:
+    return _joined(tf, tf.raw_ops.ShapeN(input=tensors))

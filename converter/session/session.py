@@ -7,7 +7,8 @@ variables are given the values that our readers read.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from converter.forward.variables import Held, check_shape
 from converter.graph.node import Tensor, tensor
 from converter.session.calls import Calls
 from converter.session.library import line_of, tensorflow
-from converter.session.queues import Queue, counted, emptying
+from converter.session.queues import Emptying, Masked, Queue
 from converter.variable import Array, Variable
 
 _MAX_THREADS = 4
@@ -80,9 +81,9 @@ class Session(Closing):
         with self._graph.as_default():
             self._import(tf, definition)
             self._assigns = self._make_assigns(tf)
-            self._emptying = {queue.name: emptying(tf, queue) for queue in queues}
+            self._emptying = {queue.name: Emptying(tf, queue) for queue in queues}
         self._found: dict[Tensor, Any] = {}
-        self._session, self._calls, self._sizes = self._open(tf)
+        self._session, self._calls, self._beside = self._open(tf)
         self._feeds = {t: self._read(t.node, where) for t, where in self._constants.items()}
         self._assigned: dict[str, Array] = {}
         self._initialize()
@@ -163,38 +164,48 @@ class Session(Closing):
 
     def held(self) -> dict[str, int]:
         """Return how many tensors each queue of the rewritten graph holds, by their names."""
-        return dict(zip(self._emptying, self._called(self._sizes), strict=True))
+        sizes = [one.size for one in self._emptying.values()]
+        found = dict(
+            zip(self._emptying, self._called(partial(self._beside.run, sizes, {})), strict=True)
+        )
+        for name, one in self._emptying.items():
+            if found[name] and not one.is_made:
+                first = self._run(one.first, {})
+                with self._graph.as_default():
+                    one.make(tensorflow(), first)
+        return {name: int(size) for name, size in found.items()}
 
-    def dequeue(self, name: str, count: int) -> Array:
-        """Take what a queue of the rewritten graph holds; other threads may fill it meanwhile.
+    def dequeue(self, name: str, count: int) -> Iterator[list[list[Masked]]]:
+        """Take what a queue of the rewritten graph holds, some elements at a time.
 
         Args:
             name: of the queue.
-            count: how many tensors are taken; it holds as many.
+            count: how many elements are taken; it holds as many.
 
-        Returns:
-            An array (rows, units) in the order in which it was filled.
+        Yields:
+            What was in each place of the elements.
 
         Raises:
             RunError: what is in the queue is not as the queue says.
         """
         one = self._emptying[name]
-        return counted(one.queue, *self._run(one.taken, {one.count: np.asarray(count, np.int32)}))
+        for taking in one.steps(count):
+            values = self._called(partial(self._beside.run, taking.fetches, {}))
+            yield taking.places(values, one.queue.columns)
 
     def _start_again(self, *, draw_again: bool) -> None:
         """Set back what the last run changed: states, and what random numbers come next."""
         draw_again = draw_again and bool(self._forward.random)
         if draw_again:
             self._session.close()
-            self._session, self._calls, self._sizes = self._open(tensorflow())
+            self._session, self._calls, self._beside = self._open(tensorflow())
         if draw_again or self._pruned.is_changing:
             self._initialize()
 
-    def _open(self, tf: Any) -> tuple[Any, Calls, Callable[[], Any]]:
-        """Return a session, its runs, and what tells the sizes of all queues in it."""
+    def _open(self, tf: Any) -> tuple[Any, Calls, Calls]:
+        """Return a session, its runs, and those of other threads beside them."""
         session = tf.compat.v1.Session(graph=self._graph, config=_config(tf))
-        sizes = session.make_callable([one.size for one in self._emptying.values()])
-        return session, Calls(session), sizes
+        return session, Calls(session), Calls(session, in_caller=True)
 
     def _set(self, name: str, value: Array) -> None:
         operation, placeholder = self._assigns[name]
