@@ -27,6 +27,11 @@ _OURS = ".ckpt-converter-"
 _TABLE_MAGIC = bytes.fromhex("57fb808b247547db")
 _INDEX_JSON = ".safetensors.index.json"
 _SIDECAR = ".sidecar.index"
+_HDF5 = b"\x89HDF"
+_ZIP = b"PK"
+_KERAS = (".keras", ".h5")
+_NOT_READ = "only TensorFlow checkpoints and safetensors are read"
+_EXPORT = "load it in Keras, and export the model (model.export)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,13 +182,12 @@ def _of_file(path: str) -> Location:
 
 
 def _what_else(head: bytes, path: str) -> str:
-    if head.startswith(b"\x89HDF"):
-        return "an HDF5 file (Keras weights); only TensorFlow checkpoints and safetensors are read"
-    if head.startswith(b"PK"):
-        return (
-            "a zip archive (Keras 3, PyTorch or npz); only TensorFlow checkpoints and "
-            "safetensors are read"
-        )
+    if head.startswith(_HDF5):
+        return f"an HDF5 file (Keras weights); {_NOT_READ}; {_EXPORT}"
+    if head.startswith(_ZIP) and path.endswith(_KERAS):
+        return f"a zip archive of Keras 3; {_NOT_READ}; {_EXPORT}"
+    if head.startswith(_ZIP):
+        return f"a zip archive (Keras 3, PyTorch or npz); {_NOT_READ}"
     if len(head) > 8 and head[8:9] == b"{":
         return "looks like safetensors; give it the ending .safetensors"
     if not head:
@@ -245,10 +249,19 @@ def _in_directory(path: str) -> Location:
         return named
     found = list(_all_in(path, sorted(_listing(path))))
     if not found:
-        raise InputError(f"no checkpoint in {path}" + _nearby(path))
+        raise InputError(f"no checkpoint in {path}" + (_nearby(path) or _keras_in(path)))
     newest = max(found, key=_newness)
     # Of a sharded V1 checkpoint a shard may be missing, which `locate` tells.
     return locate(newest.path) if newest.kind == "v1" else newest
+
+
+def _keras_in(directory: str) -> str:
+    """Say which files of Keras lie in a directory, for an error message."""
+    for name in sorted(_listing(directory)):
+        path = os.path.join(directory, name)
+        if name.endswith(_KERAS) and (head := _ends(path)[0]).startswith((_HDF5, _ZIP)):
+            return f"; {path} is {_what_else(head, path)}"
+    return ""
 
 
 def _newness(location: Location) -> tuple[bool, int, float, str]:

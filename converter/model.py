@@ -63,7 +63,7 @@ class Model(Closing):
         given = given_by(graph, question)
         fed = [str(source) for source in given]
         self.forward = find_forward(
-            graph, set(checkpoint), fetches=question.fetches, fed=fed, can_run=runs
+            graph, set(checkpoint), fetches=question.fetches, fed=fed, values=given, can_run=runs
         )
         fetches = [str(output.tensor) for output in self.forward.outputs]
         noise = [
@@ -82,7 +82,7 @@ class Model(Closing):
             self._session.close()
             fed += names
             self.forward = find_forward(
-                graph, set(checkpoint), fetches=fetches, fed=fed, can_run=runs
+                graph, set(checkpoint), fetches=fetches, fed=fed, values=given, can_run=runs
             )
             values = {**self.feeds.values, **{source: outputs[source] for source in noise}}
             self.feeds = replace(self.feeds, values=values)

@@ -34,6 +34,8 @@ class Result:
         files: what was written.
         nbytes: size of the files.
         seconds: how long it took.
+        writing_seconds: how much of that values were written and verified, without what strategies
+            had to find out before.
         counts: what the strategies counted while values passed, by variable.
         found: what they found out on the way, one line each.
         verified: whether the output was read back and compared.
@@ -44,6 +46,7 @@ class Result:
     files: tuple[Path, ...]
     nbytes: int
     seconds: float
+    writing_seconds: float
     counts: Mapping[str, Mapping[str, int]]
     found: tuple[str, ...]
     verified: bool
@@ -136,7 +139,10 @@ def run(
     clean(target.directory)
     plan.refuse(force=force)
     began = time.monotonic()
+    plan.prepare()
+    prepared = time.monotonic()
     report = _Report(progress, plan.nbytes * (2 if verify_output else 1))
+    report.add(0)
 
     # TensorFlow's index wants the checksums in any case.
     checksum = verify_output or target.format == "tf" or bool(plan.sidecar)
@@ -177,6 +183,7 @@ def run(
         tuple(target.directory / name for name in files),
         sum(sizes.values()),
         time.monotonic() - began,
+        time.monotonic() - prepared,
         _counts(plan),
         found,
         verify_output,

@@ -14,7 +14,6 @@ from converter.errors import (
     InputError,
     NothingToDoError,
     PlanError,
-    UsageError,
 )
 from converter.publish import COMPANION
 from converter.strategy import Beside, Strategy
@@ -113,6 +112,16 @@ class Plan:
         """How many variables of the result have another size because a width changed."""
         shapes = {s for resizes in self.resized for r in resizes.shapes.values() for s in r.sources}
         return sum(not shapes.isdisjoint(v.sources) for v in self.result.values())
+
+    def prepare(self) -> None:
+        """Let the strategies find out what values follow from, those that run a model for one.
+
+        Raises:
+            ConverterError: it cannot be found out, or a strategy raised something.
+        """
+        for strategy, checkpoint in self.applied:
+            with _named(strategy):
+                strategy.prepare(checkpoint)
 
     def findings(self) -> tuple[str, ...]:
         """Return what the strategies found out while values were written, one line each.
@@ -289,10 +298,10 @@ def _named(strategy: Strategy) -> Iterator[None]:
     """Raise whatever somebody's strategy raises with its name, and not as a crash of ours."""
     try:
         yield
-    except UsageError as error:
-        raise UsageError(f"{strategy.name}: {error}") from None
-    except ConverterError:
+    except PlanError:
         raise
+    except ConverterError as error:
+        raise type(error)(f"{strategy.name}: {error}") from None
     except Exception as error:
         raise ConverterError(
             f"{strategy.name}: the strategy raised {type(error).__name__}: {error}"

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from converter.learning import Learning
     from converter.plan import Plan
 
+_CHANGES = "changes the outputs"
+"""How the note of a strategy begins that does."""
+
 
 def verdict(proof: Proof) -> str:
     """Return what a proof says, in one line."""
@@ -51,10 +54,24 @@ def refuse(plan: Plan, proof: Proof, *, is_written: bool) -> None:
     how = "; nothing was published" if is_written else ""
     if not plan.is_exact:
         how += ". The plan says that they change: --tolerance says how far they may"
+    elif changing := _changing(plan):
+        how += (
+            f". The plan says that they change ({', '.join(changing)}): do that in a command of "
+            "its own, without --prove, or say how far they may (--tolerance)"
+        )
     raise ConverterError(
         f"{plan.source.path}: the output does not compute the same: "
         f"{verdict(proof).removeprefix('failed  ')}{how}"
     )
+
+
+def _changing(plan: Plan) -> list[str]:
+    """Return the strategies whose notes say that the outputs change."""
+    return [
+        strategy.name
+        for strategy, _ in plan.applied
+        if any(note.startswith(f"{strategy.name}: {_CHANGES}") for note in plan.notes)
+    ]
 
 
 def input_entries(forward: Forward, feeds: Feeds) -> Iterator[dict[str, Any]]:

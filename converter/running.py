@@ -140,7 +140,9 @@ def first_run(side: Side, question: Question) -> Reference:
     given = given_by(side.graph, question)
     fed = tuple(str(source) for source in given)
     runs = can_run()
-    forward = find_forward(side.graph, side.keys, fetches=question.fetches, fed=fed, can_run=runs)
+    forward = find_forward(
+        side.graph, side.keys, fetches=question.fetches, fed=fed, values=given, can_run=runs
+    )
     names = [str(output.tensor) for output in forward.outputs]
     known = find_losses(side.graph, set(variables_of(side.graph, side.keys)))
     losses = [loss for loss in known if str(loss) not in names]
@@ -211,6 +213,7 @@ class Second(Closing):
             side.keys,
             fetches=list(map(str, names)),
             fed=reference.fed,
+            values=reference.feeds.values,
             can_run=can_run(),
         )
         fed = dtypes_of(self.forward, self._fed(tensors))

@@ -118,6 +118,13 @@ class Strategy:
         """
         return ()
 
+    def prepare(self, checkpoint: Checkpoint) -> None:
+        """Find out what the values of the result of `checkpoint` follow from, if that takes long.
+
+        This is called once before values are written, so that it is not taken for the time of
+        writing. Values that are asked for without it are the same.
+        """
+
     def findings(self, checkpoint: Checkpoint) -> Iterable[str]:
         """Say what was found out while the values of the result of `checkpoint` were written.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from converter_plugins.scale import Scale
 from converter_plugins.truncate import Truncate
 from measured_cases import case
 from nets import MODELS, N, Net, hidden
+from test_session import dense
+from test_session import made as saved
 
 from converter import (
     Array,
@@ -222,6 +225,44 @@ def test_nothing_is_found_before_a_value_is_asked_for(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
+def test_the_model_is_run_before_values_are_written(tmp_path: Path) -> None:
+    source, _, feeds = case("tf115_v2_convbn_ema", tmp_path)
+    data = (tmp_path / "x.npz",)
+    for strategy in (
+        ActivationScale(data=data, feed=feeds, only=("conv1/kernel",)),
+        RecalibrateBatchnorm(data=data, feed=feeds),
+    ):
+        plan = make_plan(open_checkpoint(source), [strategy])
+        assert plan.findings() == ()
+        plan.prepare()
+        found = plan.findings()
+        assert any(re.match(rf"{strategy.name}: [a-z0-9_/]+: .*(times|moved)", f) for f in found)
+        # Values that nobody prepared are the same.
+        other = make_plan(open_checkpoint(source), [strategy])
+        for name, variable in plan.result.items():
+            assert np.array_equal(variable.read(), other.result[name].read())
+        assert plan.findings() == other.findings()
+
+
+@pytest.mark.slow
+def test_what_is_wrong_with_data_is_told_with_the_strategy(tmp_path: Path) -> None:
+    source, _, feeds = case("tf115_v2_convbn_ema", tmp_path)
+    for images, kind, said in (
+        (np.full((2, 8, 8, 2), np.nan), InputError, "y.npz: images: 256 of 256 values are NaN"),
+        (np.full((2, 8, 8, 2), np.inf), ConverterError, "are not finite"),
+    ):
+        np.savez(tmp_path / "y.npz", images=images)
+        for strategy in (
+            ActivationScale(data=(tmp_path / "y.npz",), feed=feeds),
+            RecalibrateBatchnorm(data=(tmp_path / "y.npz",), feed=feeds),
+        ):
+            with pytest.raises(kind, match=rf"{strategy.name}: .*{said}") as error:
+                convert(source, tmp_path / "out.safetensors", [strategy])
+            assert type(error.value) is kind
+            assert str(error.value).startswith(f"{strategy.name}: ")
+
+
 @dataclass(frozen=True)
 class Broken(Strategy):
     """Find nothing, and raise."""
@@ -417,6 +458,54 @@ def test_a_loop_that_takes_what_it_makes_and_a_target_out_of_reach(tmp_path: Pat
         ", times 1; no factor was found that brings it to 1 (the nearest was 0.9"
         in (lines[candidate])
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["sequential", "once"])
+@pytest.mark.parametrize("length", [0, -1])
+def test_empty_sequences_are_told(
+    method: Literal["sequential", "once"], length: int, tmp_path: Path
+) -> None:
+    source, batch, _ = case("tf012_v2_gru_seqlen", tmp_path)
+    lengths = np.full_like(batch["lengths:0"], length)
+    arrays: dict[str, Any] = {**batch, "lengths:0": lengths}
+    np.savez(tmp_path / "x.npz", **arrays)
+    strategy = ActivationScale(data=(tmp_path / "x.npz",), method=method)
+    result = convert(source, tmp_path / "out.safetensors", [strategy])
+    told = "all sequences of the data are empty; it stays (give data with longer ones)"
+    assert [line.split(": ", 2)[1:] for line in result.found if told in line] == [
+        ["RNN/GRUCell/Gates/Linear/Matrix", told],
+        ["RNN/GRUCell/Candidate/Linear/Matrix", told],
+    ]
+    # What is not run at all has no other data, but another part of the graph.
+    strategy = ActivationScale(data=(tmp_path / "x.npz",), method=method, fetch=("transpose",))
+    result = convert(source, tmp_path / "out2.safetensors", [strategy])
+    assert "nothing of it was run; it stays (--activation-scale-fetch" in " ".join(result.found)
+    assert told not in " ".join(result.found)
+
+
+@pytest.mark.slow
+def test_what_stays_is_told_to_give_something_else_behind_what_was_scaled(tmp_path: Path) -> None:
+    tf = pytest.importorskip("tensorflow").compat.v1
+    x = np.random.default_rng(0).standard_normal((50, 6)).astype("f4")
+
+    def build() -> None:
+        h = dense(tf, tf.placeholder(tf.float32, [None, 6], "x"), 5, "a")
+        tf.identity(tf.tanh(dense(tf, h, 4, "b")), "out")
+
+    (tmp_path / "m").mkdir()
+    (out,) = saved(tf, tmp_path / "m", build, feeds={"x": x}, fetches=["out"]).values()
+    np.savez(tmp_path / "x.npz", x=x)
+    strategy = ActivationScale(data=(tmp_path / "x.npz",), target=1.5)
+    result = convert(tmp_path / "m", tmp_path / "out", [strategy], to="tf")
+    measured = measure(open_checkpoint(result.output), [{"x": x}])
+    after = measured["b/w", "produced"].mean_abs.mean()
+    before = np.abs(out).mean()
+    assert abs(after / before - 1) > 0.02
+    (line,) = (line for line in result.found if ": b/w: " in line)
+    assert f": mean |a| {before:.4g} -> {after:.4g}, times 1; no factor" in line
+    told = f"); left as it was, and gives {after:.4g} behind layers that were scaled"
+    assert line.endswith(told)
 
 
 @pytest.mark.slow

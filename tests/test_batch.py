@@ -579,12 +579,53 @@ def test_nothing_to_do_is_no_failure(tmp_path: Path, plugin: str) -> None:
     assert alone.exit_code == 4
 
 
-def test_what_is_not_known_is_a_failure(tmp_path: Path) -> None:
-    copy_case("tf012_v2_gru_seqlen", tmp_path / "in")
-    for number, plugin in enumerate(("equalize", "fold-batchnorm")):
-        outcome = batch(tmp_path / "in", "-o", tmp_path / f"{number}", "--plugin", plugin, "-j1")
-        assert outcome.exit_code == 5
-        assert "idle" not in outcome.stdout
+WITHOUT_GRAPH = {
+    "equalize": "names alone tell of no width that allows factors",
+    "fold-batchnorm": "nothing else tells what stands around variables",
+    "recalibrate-batchnorm": "nothing else tells what stands around variables",
+}
+PUT_ONE = (
+    "; put the .meta file that was saved with it beside it, or give the graph of another "
+    "checkpoint of the model (--graph-from)"
+)
+
+
+@pytest.mark.parametrize("plugin", WITHOUT_GRAPH)
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("odd_snappy_index", ""),
+        ("tf012_v2_gru_seqlen", " (RNN/GRUCell: the gates of GRUCell are nonlinear)"),
+    ],
+)
+def test_what_has_no_graph_is_a_failure(
+    tmp_path: Path, plugin: str, name: str, reason: str
+) -> None:
+    copy_case(name, tmp_path / "in")
+    (job,) = find_jobs(tmp_path / "in", tmp_path / "out")
+    np.savez(tmp_path / "x.npz", x=np.zeros((2, 2)))
+    data = (f"--{plugin}-data", tmp_path / "x.npz") if plugin.startswith("recal") else ()
+    why = WITHOUT_GRAPH[plugin] + (reason if plugin == "equalize" else "")
+    outcome = batch(tmp_path / "in", "-o", tmp_path / "out", "--plugin", plugin, "-j1", *data)
+    assert outcome.exit_code == 5
+    assert "idle" not in outcome.stdout
+    # The checkpoint is named once.
+    error = f"it has no graph, and {why}{PUT_ONE}"
+    line = f"{job.source}: {plugin}: {error}"
+    assert outcome.stdout.splitlines()[0] == f"failed  {line}"
+    assert f"[1/1] failed {line}" in outcome.stderr
+    alone = CliRunner().invoke(cli, ["ckpt", job.source, "--plugin", plugin, *map(str, data)])
+    assert alone.exit_code == 3
+    assert alone.stderr == f"Error: {plugin}: {job.source}: {error}\n"
+
+
+@pytest.mark.parametrize("plugin", ["equalize", "fold-batchnorm"])
+def test_what_has_a_graph_that_tells_of_nothing_is_idle(tmp_path: Path, plugin: str) -> None:
+    shutil.copytree(case("tf115_v2_slash_prefix").directory, tmp_path / "in")
+    outcome = batch(tmp_path / "in", "-o", tmp_path / "out", "--plugin", plugin, "-j1")
+    assert outcome.exit_code == 0, outcome.output
+    (told,) = (line for line in outcome.stderr.splitlines() if "nothing to do" in line)
+    assert f"experiment/: nothing to do for {plugin} (no " in told
 
 
 def test_what_is_asked_for_by_name_is_a_failure(tmp_path: Path) -> None:

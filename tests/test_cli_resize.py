@@ -53,7 +53,7 @@ def template(changes: dict[str, tuple[int, ...]], lstm: str) -> str:
          "read: No such file"),
         ("--resize lstm_cell=20", 4, "charlm/rnn/lstm_cell: pad cannot turn 30 units into 20; it "
          "only grows them (truncate cuts)"),
-        ("--like none.ckpt", 3, "no checkpoint at none.ckpt"),
+        ("--like none.ckpt", 3, "pad: no checkpoint at none.ckpt"),
     ],
 )  # fmt: skip
 def test_requests_that_cannot_be(

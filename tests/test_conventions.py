@@ -875,7 +875,10 @@ def test_a_kernel_that_a_product_over_several_axes_reshapes_is_told_by_the_graph
 def test_averages_in_the_place_of_variables_are_found_in_the_graph() -> None:
     source = open_checkpoint(case("tf14_v2_charlm_lstm_ema").path)
     plan = make_plan(source, [Ema(ema="use"), Drop(drop=("optimizer", "step")), Torch()])
-    assert plan.notes == ("torch: charlm.rnn.lstm_cell: nn.LSTM(8, 30)",)
+    assert plan.notes == (
+        "ema: changes the outputs to those of the averages",
+        "torch: charlm.rnn.lstm_cell: nn.LSTM(8, 30)",
+    )
     average = source["charlm/rnn/lstm_cell/bias/ExponentialMovingAverage"].read()
     bias = plan.result["charlm.rnn.lstm_cell.bias_ih_l0"].read()
     assert np.array_equal(bias[30:60], average[60:90] + np.float32(1))

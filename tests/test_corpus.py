@@ -168,12 +168,26 @@ def test_damage_is_told_and_nothing_written(case: Case, to: str, tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["tf221_keras3_archive", "tf221_keras3_weights_h5"])
-def test_keras_files_are_told_apart(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("tf221_keras3_archive", "a zip archive of Keras 3"),
+        ("tf221_keras3_weights_h5", "an HDF5 file (Keras weights)"),
+    ],
+)
+def test_keras_files_are_told_apart(name: str, what: str) -> None:
     case = next(case for case in all_cases() if case.name == name)
+    told = (
+        f"{what}; only TensorFlow checkpoints and safetensors are read; load it in Keras, and "
+        "export the model (model.export)"
+    )
     outcome = CliRunner().invoke(cli, ["inspect", case.path])
     assert outcome.exit_code == 3
-    assert "Keras" in outcome.stderr
+    assert outcome.stderr == f"Error: {case.path}: {told}\n"
+    # A directory is not to be taken for an empty one.
+    outcome = CliRunner().invoke(cli, ["inspect", str(case.directory)])
+    assert outcome.exit_code == 3
+    assert outcome.stderr == f"Error: no checkpoint in {case.directory}; {case.path} is {told}\n"
 
 
 def test_header_is_aligned_and_ordered(tmp_path: Path, lstm: str) -> None:

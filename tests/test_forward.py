@@ -316,6 +316,34 @@ def test_single_numbers_are_told() -> None:
     assert find_forward(maker.graph(), ALL, fed=["temperature"]).notes == ()
 
 
+@pytest.mark.parametrize(("value", "is_told"), [(False, False), (True, True), (None, True)])
+@pytest.mark.parametrize("negated", [False, True])
+def test_notes_are_about_the_branches_that_fed_flags_take(
+    value: bool | None, is_told: bool, negated: bool
+) -> None:
+    maker = small()
+    flag = maker.placeholder("is_training", "bool", ())
+    if negated:
+        flag = maker.op("LogicalNot", flag)
+    hidden = maker.dense("x", "a", 5, 5)
+    maker.op("Switch", hidden, flag, name="cond/Switch", T="float32", shape=(-1, 5))
+    off, on = ("cond/Switch:1", "cond/Switch") if negated else ("cond/Switch", "cond/Switch:1")
+    for branch, part in (("off", off), ("on", on)):
+        maker.op("FusedBatchNorm", part, name=branch, is_training=branch == "on", shape=(-1, 5))
+    noise = maker.op("RandomUniform", maker.op("Shape", "on"), name="noise", dtype="float32")
+    noisy = maker.op("Mul", "on", noise, shape=(-1, 5))
+    maker.op("Merge", "off", noisy, name="out", shape=(-1, 5))
+    values = {} if value is None else {Tensor("is_training"): np.asarray(value)}
+    forward = find_forward(maker.graph(), ALL, fed=["is_training"], values=values)
+    notes = (
+        "noise draws random numbers, from a fixed seed here",
+        "on normalises by the batch, as in training",
+    )
+    assert forward.notes == (notes if is_told else ())
+    # What is run may be fed another value the next time.
+    assert forward.random == ("noise",)
+
+
 def looked_up(rows: int, *, offset: int = 0, op: str = "GatherV2") -> Forward:
     maker = Maker()
     ids = maker.placeholder("ids", "int64", (-1, 4))
@@ -553,6 +581,14 @@ def test_damaged_graphs_are_told() -> None:
     maker.placeholder("x", "float32", ())
     with pytest.raises(InputError, match="two nodes are named x"):
         maker.graph()
+
+
+@pytest.mark.parametrize(("value", "told"), [("true", 1), ("false", 0)])
+def test_inspect_notes_the_branches_that_fed_flags_take(value: str, told: int) -> None:
+    path = case("tf115_v2_convbn_ema").path
+    outcome = run("inspect", path, "--graph", "--feed", f"is_training={value}")
+    assert outcome.exit_code == 0, outcome.output
+    assert outcome.output.count("normalises by the batch, as in training") == told
 
 
 def test_inspect_shows_the_graph() -> None:

@@ -641,7 +641,7 @@ def test_variables_that_nothing_takes() -> None:
     m.variable("number")
     assert m.found().unmeasured == {
         ("unused", "produced"): "nothing that the graph computes forward takes it",
-        ("number", "produced"): "it is one number, which is no unit's",
+        ("number", "produced"): "one number alone is of no unit",
     }
 
 

@@ -6,10 +6,12 @@ import functools
 import itertools
 import math
 import shutil
+import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -32,6 +34,7 @@ from converter import (
     convert,
     open_checkpoint,
 )
+from converter.cli.report import result_lines
 from converter.dtype import BY_NAME, DType
 from converter.pipeline import run
 from converter.plan import make_plan
@@ -347,6 +350,33 @@ def test_progress_ends_where_it_should(tmp_path: Path, lstm: str) -> None:
         assert seen[-1] == (total, total)
         assert sorted(seen) == seen
         assert result.verified is verify
+
+
+def test_what_is_found_out_before_is_no_time_of_writing(tmp_path: Path, lstm: str) -> None:
+    told: list[object] = []
+
+    @dataclass(frozen=True)
+    class Slow(Strategy):
+        """Take its time before anything is written."""
+
+        name: ClassVar[str] = "slow"
+
+        def prepare(self, checkpoint: Checkpoint) -> None:
+            told.append(len(checkpoint))
+            time.sleep(0.3)
+
+    result = convert(
+        lstm,
+        tmp_path / "x.safetensors",
+        [Drop(drop=("optimizer",)), Slow()],
+        progress=lambda done, total: told.append((done, total)),
+    )
+    total = 2 * result.plan.nbytes
+    assert told[:2] == [len(result.plan.result), (0, total)]
+    assert told[-1] == (total, total)
+    assert result.seconds - result.writing_seconds >= 0.3
+    shown = list(result_lines(replace(result, nbytes=6_000, seconds=9.0, writing_seconds=3.0)))
+    assert shown[-1].endswith(", 2.0 kB/s)")
 
 
 def test_counts_are_those_of_one_pass(tmp_path: Path) -> None:

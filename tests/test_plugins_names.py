@@ -259,6 +259,13 @@ class TestEma:
         assert list(Ema(ema="drop").notes(source)) == ["no variable is a moving average"]
         assert list(Ema(ema="drop").notes(FULL)) == []
 
+    def test_averages_in_the_places_of_their_variables_change_the_outputs(self) -> None:
+        told = ["changes the outputs to those of the averages"]
+        assert list(Ema(ema="use").notes(FULL)) == told
+        # Where averages were saved as the model there is nothing else.
+        source = checkpoint("a/ExponentialMovingAverage", "b")
+        assert list(Ema(ema="use").notes(source)) == []
+
     def test_an_average_of_another_shape_is_refused(self) -> None:
         source = Checkpoint(
             [Variable.from_array("a", np.zeros(2)), Variable.from_array("a/x", np.zeros(3))],

@@ -150,6 +150,19 @@ def inputs(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("value", "told"), [("true", 1), ("false", 0)])
+@pytest.mark.parametrize("command", [("prove",), ("inspect", "--widths", "--test")])
+def test_notes_are_about_the_branch_that_a_fed_flag_takes(
+    command: tuple[str, ...], value: str, told: int
+) -> None:
+    path = case("tf115_v2_convbn_ema").path
+    paths = (path, path) if command[0] == "prove" else (path,)
+    outcome = run(*command, *paths, "--feed", f"is_training={value}")
+    assert outcome.exit_code == 0, outcome.output
+    assert outcome.output.count("normalises by the batch, as in training") == told
+
+
+@pytest.mark.slow
 def test_a_copy_is_proven(tmp_path: Path, inputs: Path) -> None:
     convert(CHARLM.path, tmp_path / "copy.safetensors")
     outcome = run("prove", CHARLM.path, tmp_path / "copy.safetensors", "--inputs", inputs, "--json")
@@ -216,6 +229,22 @@ def test_a_plan_is_proven_without_an_output() -> None:
     assert "fails" in outcome.stdout
     outcome = run("ckpt", CHARLM.path, "--drop", "optimizer", "--prove", "-q")
     assert (outcome.exit_code, outcome.stdout) == (0, "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "changing"),
+    [(("--ema", "use"), "ema"), (("--ema", "use", "--scale", "*softmax*=2"), "ema, scale")],
+)
+def test_what_the_plan_says_to_change_the_outputs_is_named(
+    options: tuple[str, ...], changing: str
+) -> None:
+    outcome = run("ckpt", CHARLM.path, *options, "--drop", "optimizer", "--prove", "-q")
+    assert outcome.exit_code == 1
+    assert outcome.stderr.endswith(
+        f" is not within 1e-05 of the scale. The plan says that they change ({changing}): do that "
+        "in a command of its own, without --prove, or say how far they may (--tolerance)\n"
+    )
 
 
 @pytest.mark.slow

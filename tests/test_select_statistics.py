@@ -47,7 +47,7 @@ def statistics(**seen: Array) -> dict[str, Array]:
 
 def saved(directory: Path, values: Mapping[str, Array]) -> Path:
     path = directory / "stats.safetensors"
-    save_file({name: np.ascontiguousarray(array) for name, array in values.items()}, path)
+    save_file({name: np.asarray(array, order="C") for name, array in values.items()}, path)
     return path
 
 
@@ -369,6 +369,46 @@ def test_planning_reads_no_values(tmp_path: Path) -> None:
     assert list(strategy.notes(checkpoint)) == []
     with pytest.raises(InputError, match="mean of what out/w consumes has NaN or infinities"):
         selected(strategy, net.checkpoint())
+
+
+SCARCE = (
+    "out/w: the covariance of the 6 units that it consumes is of {} observations, which is too few "
+    "to tell all of them apart; measure more data (convert stats)"
+)
+
+
+@pytest.mark.parametrize(
+    ("options", "needs_covariance"),
+    [
+        ({"by": "obs"}, True),
+        ({"by": "uniform", "repair": "least-squares"}, True),
+        ({"by": "std", "repair": "mean"}, False),
+    ],
+)
+@pytest.mark.parametrize(("count", "is_scarce"), [(4, True), (6, True), (7, False), (None, False)])
+def test_covariances_of_few_observations_are_told(
+    options: dict[str, str],
+    needs_covariance: bool,
+    count: int | None,
+    is_scarce: bool,
+    tmp_path: Path,
+) -> None:
+    net, rows = relu_net()
+    found = statistics(**{"out/w": rows[:count]})
+    if count is not None:
+        found["out/w/consumed/count"] = np.array(count)
+    strategy = Select(resize={"h": 3}, statistics=saved(tmp_path, found), **options)  # type: ignore[arg-type]
+    told = [SCARCE.format(count)] if needs_covariance and is_scarce else []
+    assert list(strategy.notes(net.checkpoint())) == told
+
+
+def test_principal_components_of_few_observations_are_told(tmp_path: Path) -> None:
+    net = Net()
+    embedding(net)
+    found = statistics(**{"out/w": words(net)[:5]})
+    found["out/w/consumed/count"] = np.array(5)
+    strategy = Project(resize={"h": 3}, by="pca", statistics=saved(tmp_path, found))
+    assert SCARCE.format(5) in list(strategy.notes(net.checkpoint()))
 
 
 def test_statistics_are_found_by_the_old_name(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import run as run_command
 from converter_plugins.statistics import read_mean_abs
 from safetensors.numpy import load_file, save_file
 
@@ -89,6 +90,29 @@ def test_what_only_one_of_them_has_measured_is_kept() -> None:
     found = merged(measured(ROWS), alone)
     assert found[TAKEN].count == 180
     assert found[KEY].count == 90
+    # A side alone of a variable is of the same model.
+    assert found.notes == ()
+
+
+def test_what_has_nothing_in_common_is_told(tmp_path: Path) -> None:
+    other = Measured({("lm/kernel", "produced"): measured(ROWS)[KEY]}, {}, 1)
+    parts = {"a": measured(ROWS), "b": measured(ROWS), "c": other}
+    paths = {n: write_measured(tmp_path / f"{n}.safetensors", p) for n, p in parts.items()}
+    told = (
+        "{}: no variable of it, such as lm/kernel, is in {}, such as net/kernel, so nothing was "
+        "added up; if they are of two models, leave one out"
+    )
+    found = merged_files([paths["a"], paths["c"]])
+    assert found.notes == (told.format(paths["c"], paths["a"]),)
+    assert {key: found[key].count for key in found} == {
+        KEY: 90,
+        TAKEN: 90,
+        ("lm/kernel", "produced"): 90,
+    }
+    assert merged_files(paths.values()).notes == (told.format(paths["c"], "those before it"),)
+    outcome = run_command("stats", "--merge", paths["a"], paths["c"])
+    assert outcome.exit_code == 0, outcome.output
+    assert f"note    {found.notes[0]}" in outcome.output.splitlines()
 
 
 def test_what_cannot_be_merged_names_the_file(tmp_path: Path) -> None:

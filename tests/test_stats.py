@@ -291,6 +291,22 @@ def test_inputs_that_are_missing(tmp_path: Path, tf: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("how", ["feed", "data"])
+@pytest.mark.parametrize(("value", "told_of"), [(True, 1), (False, 0)])
+def test_notes_are_about_the_branch_that_is_run(
+    tmp_path: Path, tf: Any, how: str, value: bool, told_of: int
+) -> None:
+    path = case("tf115_v2_convbn_ema").path
+    arrays: dict[str, Any] = {"images": np.random.default_rng(0).random((4, 8, 8, 2), "f4")}
+    arguments = ["--feed", f"is_training={str(value).lower()}"] if how == "feed" else []
+    arrays |= {} if arguments else {"is_training": np.asarray(value)}
+    data = saved(tmp_path / "x.npz", **arrays)
+    outcome = run("stats", path, "--data", data, *arguments)
+    assert outcome.exit_code == 0, outcome.output
+    assert outcome.output.count("normalises by the batch, as in training") == told_of
+
+
+@pytest.mark.slow
 def test_activations_that_are_not_finite(tmp_path: Path, tf: Any) -> None:
     def build() -> None:
         x = tf.placeholder(tf.float32, [None, 6], "x")

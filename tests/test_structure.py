@@ -115,8 +115,9 @@ def test_what_only_a_graph_tells_says_so_without_one() -> None:
     with pytest.raises(InputError) as error:
         _ = structure.graph
     assert str(error.value) == (
-        "there is no graph whose tensors could be told; put the .meta file that was saved with the "
-        "checkpoint beside it, or give that of another one (--graph-from)"
+        f"{case('tf221_raw_dtypes').path}: it has no graph, and nothing else tells what stands "
+        "around variables; put the .meta file that was saved with it beside it, or give the graph "
+        "of another checkpoint of the model (--graph-from)"
     )
 
 

@@ -50,6 +50,19 @@ def test_progress_tells_no_time_before_a_hundredth_is_done(
     ]
 
 
+def test_progress_counts_from_the_first_byte(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = iter([0.0, 300.0, 320.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    progress = Progress("m")
+    progress(0, 14_700)
+    progress(200, 14_700)
+    assert capsys.readouterr().err.splitlines() == [
+        "m: 200 B of 14.7 kB (1 %), 10 B/s, 1450 s left",
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("to", ["tf", "safetensors"])
 def test_interrupted(times: Path, to: str, tmp_path: Path, lstm: str) -> None:

@@ -87,8 +87,8 @@ class Asked:
         """
         return {**given_values(self.graph, batch, self._where, self.called), **self.fed}
 
-    def forward(self, given: Collection[Tensor]) -> Forward:
-        """Return what is run where these tensors are given values.
+    def forward(self, given: Mapping[Tensor, Array | None]) -> Forward:
+        """Return what is run where these tensors are given values, None for what is not known.
 
         Raises:
             UsageError: nothing looks like an output, or a fetch does not fit.
@@ -98,6 +98,7 @@ class Asked:
             self._keys,
             fetches=self._fetches,
             fed=list(map(str, given)),
+            values={tensor: value for tensor, value in given.items() if value is not None},
             can_run=self._can_run,
         )
 

@@ -244,7 +244,7 @@ class Opened:
         for file, rows in zip(self._files, self._rows, strict=True):
             tensors = [self._checked(model, file, name, rows) for name in file.headers]
             if not first:
-                given = {*tensors, *model.fed}
+                given = {**dict.fromkeys(tensors), **model.fed}
                 model.check_complete(model.forward(given), given, str(file.path))
                 first = dict.fromkeys(file.headers, file.path)
             if odd := sorted(first.keys() ^ file.headers.keys()):

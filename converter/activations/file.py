@@ -76,7 +76,8 @@ class Measured(Mapping[Key, Moments]):
 def merged(*parts: Measured) -> Measured:
     """Return the statistics of several runs as if they had been one.
 
-    What only some of them have measured is taken as it is.
+    What only some of them have measured is taken as it is; where they have nothing in common, a
+    note says so.
 
     Raises:
         UsageError: a variable has another number of units, or only some have its covariance; or
@@ -135,7 +136,18 @@ def _both(a: Measured, b: Measured, one: str, other: str) -> Measured:
     }
     known = a.batches is not None and b.batches is not None
     batches = (a.batches or 0) + (b.batches or 0) if known else None
-    return Measured(found, tensors, batches, tuple(dict.fromkeys((*a.notes, *b.notes))))
+    notes = (*a.notes, *b.notes, *_unrelated(a, b, one, other))
+    return Measured(found, tensors, batches, tuple(dict.fromkeys(notes)))
+
+
+def _unrelated(a: Measured, b: Measured, one: str, other: str) -> Iterator[str]:
+    """Say that two runs have no variable in common: of one model they can have measured others."""
+    ours, theirs = ({name for name, _ in side} for side in (a, b))
+    if ours and theirs and ours.isdisjoint(theirs):
+        yield (
+            f"{other}: no variable of it, such as {min(theirs)}, is in {one}, such as {min(ours)}, "
+            "so nothing was added up; if they are of two models, leave one out"
+        )
 
 
 def _check_alike(key: Key, a: Moments, b: Moments, one: str, other: str) -> None:

@@ -270,7 +270,7 @@ class _Finder:
             if not any((name, side) in found or (name, side) in self._why for side in sides):
                 why = "nothing that the graph computes forward takes it"
                 if not self._shapes[name]:
-                    why = "it is one number, which is no unit's"
+                    why = "one number alone is of no unit"
                 elif name in taken:
                     why = "it is not clear which tensor it makes"
                 yield (name, "produced"), why

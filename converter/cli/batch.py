@@ -167,16 +167,23 @@ def _dry_run(
 def _became(outcome: Outcome) -> str:
     """Return what is to be said of an outcome behind its name."""
     if outcome.error:
-        return f": {outcome.error}"
+        return f": {_beside(outcome, outcome.error)}"
     said = []
     if outcome.exact is not None:
         said = [f"{count(outcome.resized, 'variable')} resized", _exactness(outcome)]
     for name, why in outcome.idle.items():
-        reason = why.removeprefix(f"{outcome.job.source}: ")
-        said.append(f"nothing to do for {name} ({reason})")
+        said.append(f"nothing to do for {name} ({_beside(outcome, why)})")
     if outcome.proof is not None:
         said.append("proven")
     return f": {', '.join(said)}" if said else ""
+
+
+def _beside(outcome: Outcome, reason: str) -> str:
+    """Return a reason as it is said behind the checkpoint, which it names as its subject, too."""
+    source = outcome.job.source
+    for subject in (source, str(Path(source))):
+        reason = reason.replace(f"{subject}: ", "", 1)
+    return reason
 
 
 def _exactness(outcome: Outcome) -> str:
@@ -230,7 +237,7 @@ def _summary(outcomes: Sequence[Outcome], seconds: float) -> Iterator[str]:
             yield f"found   {outcome.job.source}: {line}"
     for outcome in outcomes:
         if outcome.status == "failed":
-            yield f"failed  {outcome.job.source}: {outcome.error}"
+            yield f"failed  {outcome.job.source}: {_beside(outcome, outcome.error)}"
     resized = [outcome for outcome in outcomes if outcome.exact is not None]
     if resized:
         exact = sum(bool(outcome.exact) for outcome in resized)

@@ -32,8 +32,9 @@ def show_graph(
             f"{checkpoint.path}: it has no graph: no .meta lies beside it; give that of another "
             "checkpoint (--graph-from)"
         )
-    fed = [name for name, _ in map(parse_feed, feeds)]
-    forward = find_forward(graph, set(checkpoint), fetches=fetches, fed=fed)
+    given = dict(map(parse_feed, feeds))
+    values = {graph.expect(name): value for name, value in given.items()}
+    forward = find_forward(graph, set(checkpoint), fetches=fetches, fed=given, values=values)
     if as_json:
         click.echo(json_text(_as_json(forward)))
         return

@@ -72,7 +72,7 @@ def result_lines(result: Result) -> Iterator[str]:
             yield f"warning {name}: {number:,} {what}"
     for line in result.found:
         yield f"found   {line}"
-    rate = result.nbytes / max(result.seconds, 1e-9)
+    rate = result.nbytes / max(result.writing_seconds, 1e-9)
     how = "verified" if result.verified else "not read back"
     files = count(len(result.files), "file")
     yield f"wrote   {result.output} ({files}, {size(result.nbytes)}, {how}, {size(rate)}/s)"

@@ -17,6 +17,7 @@ from converter.graph.functions import called_nodes
 from converter.graph.node import Node, Tensor, encoded
 from converter.graph.ops import BATCH_NORMS, EXITS, FILLS, MERGES, RANDOM, SWITCHES, TABLES
 from converter.graph.written import Graph
+from converter.variable import Array
 
 _DECIDED = ("flag", "keep", "rate")
 # Each costs a walk over the graph.
@@ -62,6 +63,7 @@ def find_forward(
     *,
     fetches: Sequence[str] = (),
     fed: Collection[str] = (),
+    values: Mapping[Tensor, Array] | None = None,
     can_run: Callable[[str], bool] | None = None,
 ) -> Forward:
     """Find what of a graph is the model, for inference.
@@ -71,13 +73,16 @@ def find_forward(
         keys: the names of the checkpoint's variables.
         fetches: the tensors that somebody wants; none for what looks like outputs.
         fed: the tensors that somebody gives values for.
+        values: what is known of those values; the notes are about the branches that they take.
         can_run: tells of an op whether it can be run; None for all of them.
 
     Raises:
         UsageError: a tensor does not exist or cannot be fetched; no output is found.
         InputError: the graph is damaged.
     """
-    return _Finder(graph, keys, [graph.expect(name) for name in fed], can_run).find(fetches)
+    tensors = [graph.expect(name) for name in fed]
+    given = {tensor: (values or {}).get(tensor) for tensor in tensors}
+    return _Finder(graph, keys, given, can_run).find(fetches)
 
 
 class _Finder:
@@ -85,7 +90,7 @@ class _Finder:
         self,
         graph: Graph,
         keys: Collection[str],
-        fed: Collection[Tensor],
+        fed: Mapping[Tensor, Array | None],
         can_run: Callable[[str], bool] | None,
     ) -> None:
         self.graph = graph
@@ -101,7 +106,11 @@ class _Finder:
         for found in untold if len(untold) <= _MAX_FLAGS else ():
             self.sources[found.tensor] = self._told(found)
         decided = {s: i.value for s, i in self.sources.items() if i.kind == "flag"}
-        self._dead = _dead(graph, {s: bool(v) for s, v in decided.items() if s not in fed})
+        unfed = {s: bool(v) for s, v in decided.items() if s not in fed}
+        self._dead = _dead(graph, unfed)
+        flags = {s: bool(v) for s, v in fed.items() if v is not None and _is_flag(v)}
+        # Other values can follow in other runs: what is run does not depend on these.
+        self._untaken = _dead(graph, unfed | flags) if flags else self._dead
         self._notes: list[str] = []
 
     def find(self, fetches: Sequence[str]) -> Forward:
@@ -265,6 +274,7 @@ class _Finder:
             elif found.kind in ("number", "size") and found.dtype is not STRING:
                 what = "becomes a size" if found.kind == "size" else "nothing tells what it is"
                 self._notes.append(f"{found.tensor}: a single number, {what}; --feed decides")
+        bypassed = [dropout for dropout in bypassed if dropout.random not in self._untaken]
         for dropout in bypassed[:3]:
             value = self.graph.constant(dropout.probability)
             said = f" {float(value):g}" if value is not None and value.shape == () else ""
@@ -274,10 +284,11 @@ class _Finder:
                 f"{dropout.output}{more} drops at random, with a {what}{said} that the graph "
                 "holds; it is left out"
             )
+        random = [name for name in random if name not in self._untaken]
         for name in random[:3]:
             more = _more(random, name)
             self._notes.append(f"{name}{more} draws random numbers, from a fixed seed here")
-        training = list(_batch_normalised(self.graph, needed - self._dead))
+        training = list(_batch_normalised(self.graph, needed - self._untaken))
         if training:
             more = f" (and {len(training) - 1} more)" if len(training) > 1 else ""
             self._notes.append(f"{training[0]}{more} normalises by the batch, as in training")
@@ -337,5 +348,8 @@ def _truth(graph: Graph, source: Tensor, decided: Mapping[Tensor, bool]) -> bool
             break
         source, negated = node.sources[0], not negated
     value = graph.constant(source)
-    is_bool = value is not None and value.shape == () and value.dtype == bool
-    return bool(value) != negated if is_bool else None
+    return bool(value) != negated if value is not None and _is_flag(value) else None
+
+
+def _is_flag(value: Array) -> bool:
+    return value.shape == () and value.dtype == bool

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
@@ -190,14 +190,22 @@ def measured_in(measured: Measured, chosen: Chosen, subject: str) -> Moments:
 
 def measured_once(
     checkpoint: Checkpoint, data: Opened, chosen: Sequence[Chosen]
-) -> tuple[list[Moments], tuple[str, ...]]:
+) -> tuple[list[Moments], tuple[str, ...], frozenset[int]]:
     """Run the model once on all data.
 
     Returns:
-        The moments of what layers give, and what is to be said of the data.
+        The moments of what layers give, what is to be said of the data, and the places of the
+        layers that take empty sequences alone.
     """
     with Running(checkpoint, data, [p for one in chosen for p in one.probes]) as running:
-        return running.measure([one.probes for one in chosen]), running.notes
+        found = running.measure([one.probes for one in chosen])
+        without = [index for index, moments in enumerate(found) if not moments.count]
+        return found, running.notes, _empty(running, chosen, without)
+
+
+def _empty(running: Running, chosen: Sequence[Chosen], without: Iterable[int]) -> frozenset[int]:
+    """Return which of the layers that were not measured take empty sequences alone."""
+    return frozenset(index for index in without if running.is_empty(chosen[index].probes))
 
 
 def inverse(moments: Moments, wanted: Wanted) -> tuple[Array, Array, Array]:
@@ -250,6 +258,7 @@ class Sequential:
 
     Attributes:
         searches: what was found of each layer.
+        empty: the places of the layers that take empty sequences alone.
     """
 
     def __init__(
@@ -269,6 +278,7 @@ class Sequential:
         self._factors = factors_of(
             checkpoint, structure, chosen, lambda index: self.searches[index].factors
         )
+        self.empty: frozenset[int] = frozenset()
 
     def find(self, data: Opened) -> tuple[str, ...]:
         """Run the model until all layers are there, or are known not to get there.
@@ -279,6 +289,8 @@ class Sequential:
         every = list(range(len(self._chosen)))
         with Running(self._checkpoint, data, [p for c in self._chosen for p in c.probes]) as run:
             self._see(run, every)
+            without = [index for index in every if self.searches[index].before is None]
+            self.empty = _empty(run, self._chosen, without)
             self._rounds(run, every)
             # What is left as it was moves what stands behind it.
             for _ in range(_MAX_ROUNDS):

@@ -112,6 +112,15 @@ class Recalibrated:
         if len(self._left) > _FEW:
             yield f"{len(self._left) - _FEW} more stay"
 
+    def find(self) -> None:
+        """Run the model, where it was not run yet.
+
+        Raises:
+            RunError: the graph does not run.
+            ConverterError: an activation is NaN or infinite, or the data say too little.
+        """
+        _ = self._found
+
     def findings(self) -> Iterator[str]:
         """Say what was found, if anything was asked for."""
         if "_found" not in vars(self):

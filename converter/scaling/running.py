@@ -112,6 +112,14 @@ class Running(Closing):
         """What is to be said of the data and of what is run, one line each."""
         return (*self._data.notes, *self._run.forward.notes)
 
+    def is_empty(self, probes: Sequence[Probe]) -> bool:
+        """Whether all rows of these lie behind the ends of sequences, where nothing was measured.
+
+        Else nothing of them is run.
+        """
+        reached = {id(probe) for probe in self._run.reached}
+        return any(probe.mask is not None and id(probe) in reached for probe in probes)
+
     def close(self) -> None:
         """Free what it holds."""
         self._run.close()

@@ -33,6 +33,7 @@ from converter.scaling.multiply import multiply
 from converter.scaling.normed import normed
 from converter.scaling.outputs import bending
 from converter.scaling.running import Named
+from converter.scaling.search import PROMISED
 from converter.scaling.widths import refusal
 from converter.structure.infer import structure_of
 from converter.structure.structure import Structure
@@ -53,6 +54,7 @@ class Outcome(NamedTuple):
         factors: by which what it gives is multiplied.
         dead: which are below the floor.
         nearest: what was nearest to the target of all that was measured; None without a search.
+        is_empty: whether it takes empty sequences alone, so that no row counts.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Outcome(NamedTuple):
     factors: Array
     dead: Array
     nearest: Array | None = None
+    is_empty: bool = False
 
 
 @dataclass
@@ -159,6 +162,15 @@ class Targeted:
             if len(made) > 1:
                 yield f"{width} is made by {len(made)} layers, whose mean is brought to the target"
 
+    def find(self) -> None:
+        """Run the model, where it was not run yet.
+
+        Raises:
+            RunError: the graph does not run.
+            ConverterError: an activation is NaN or infinite, or the data say too little.
+        """
+        _ = self._found
+
     def findings(self) -> Iterator[str]:
         """Say what was found, if anything was asked for."""
         if "_found" not in vars(self):
@@ -176,30 +188,33 @@ class Targeted:
             search = Sequential(self._checkpoint, self._structure, self._chosen, self._wanted)
             notes = search.find(self._source)
             pairs = zip(self._chosen, search.searches, strict=True)
-            return _Found(
-                tuple(
-                    Outcome(c.name, np.asarray(np.nan), None, np.ones(()), s.dead)
-                    if s.before is None
-                    else Outcome(c.name, s.before, s.after, s.factors, s.dead, s.nearest)
-                    for c, s in pairs
-                ),
-                notes,
-            )
-        measured, notes = self._moments(self._source)
-        found = [inverse(moments, self._wanted) for moments in measured]
-        pairs_ = zip(self._chosen, found, strict=True)
-        return _Found(
-            tuple(Outcome(c.name, b, None, factors, dead) for c, (b, dead, factors) in pairs_),
-            notes,
-        )
+            outcomes = [
+                Outcome(c.name, np.asarray(np.nan), None, np.ones(()), s.dead)
+                if s.before is None
+                else Outcome(c.name, s.before, s.after, s.factors, s.dead, s.nearest)
+                for c, s in pairs
+            ]
+            empty = search.empty
+        else:
+            measured, notes, empty = self._moments(self._source)
+            found = [inverse(moments, self._wanted) for moments in measured]
+            outcomes = [
+                Outcome(c.name, before, None, factors, dead)
+                for c, (before, dead, factors) in zip(self._chosen, found, strict=True)
+            ]
+        for index in empty:
+            outcomes[index] = outcomes[index]._replace(is_empty=True)
+        return _Found(tuple(outcomes), notes)
 
-    def _moments(self, source: Opened | Path) -> tuple[list[Moments], tuple[str, ...]]:
+    def _moments(
+        self, source: Opened | Path
+    ) -> tuple[list[Moments], tuple[str, ...], frozenset[int]]:
         if isinstance(source, Opened):
             return measured_once(self._checkpoint, source, self._chosen)
         measured: Measured = self._checkpoint.once(
             (Measured, source), lambda: read_measured(source)
         )
-        return [measured_in(measured, one, str(source)) for one in self._chosen], ()
+        return [measured_in(measured, one, str(source)) for one in self._chosen], (), frozenset()
 
     @property
     def _of_width(self) -> Mapping[str, Array]:
@@ -283,6 +298,8 @@ def _pairable(
 def _told(outcome: Outcome, wanted: Wanted) -> str:
     """Say what was found of a layer."""
     word = {"mean-abs": "mean |a|", "std": "std"}[wanted.of]
+    if np.isnan(outcome.before).all() and outcome.is_empty:
+        return "all sequences of the data are empty; it stays (give data with longer ones)"
     if np.isnan(outcome.before).all():
         return "nothing of it was run; it stays (--activation-scale-fetch chooses what is run)"
     dead = int(np.count_nonzero(outcome.dead))
@@ -305,6 +322,9 @@ def _told(outcome: Outcome, wanted: Wanted) -> str:
         told += f"; no factor{of} was found that brings it to {wanted.target:g}"
         if outcome.nearest is not None:
             told += f" (the nearest was {_range(outcome.nearest[is_off])}); left as it was"
+            before, after = outcome.before[is_off], outcome.after[is_off]
+            if not np.allclose(after, before, rtol=PROMISED, atol=0):
+                told += f", and gives {_range(after)} behind layers that were scaled"
     return told
 
 

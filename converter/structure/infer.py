@@ -78,7 +78,9 @@ def infer(checkpoint: Checkpoint, layout: Layout | None = None) -> Structure:
     told = by_name(checkpoint, roles, layout)
     axes, uses = with_followers(told.axes, told.uses, checkpoint, roles)
     followers = {n: roles[n] for n in checkpoint if follows(roles[n], checkpoint)}
-    return Structure(told.widths, axes, uses, (), {}, followers, (), None, None)
+    return Structure(
+        told.widths, axes, uses, (), {}, followers, (), None, None, of=str(checkpoint.path)
+    )
 
 
 def infer_from(

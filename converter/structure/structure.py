@@ -76,6 +76,7 @@ class Structure:
             strategies renamed or left out variables since. None where this is it.
         called: by the name of a width, the one that it would have by the names that its variables
             have now, where strategies renamed them.
+        of: the path of the checkpoint, for errors.
     """
 
     widths: Mapping[str, Width]
@@ -89,6 +90,7 @@ class Structure:
     write: Callable[[Atom], Axis] | None
     root: Structure | None = None
     called: Mapping[str, str] = field(default_factory=dict)
+    of: str = "the checkpoint"
 
     @property
     def graph(self) -> OfGraph:
@@ -98,16 +100,21 @@ class Structure:
             InputError: no graph was read.
         """
         if self.findings is None or self.write is None:
-            raise InputError(
-                "there is no graph whose tensors could be told; put the .meta file that was saved "
-                "with the checkpoint beside it, or give that of another one (--graph-from)"
-            )
+            raise InputError(without_graph(self.of))
         return OfGraph(self.findings, self.write)
 
     @cached_property
     def sizes(self) -> Mapping[str, int]:
         """The size of each width."""
         return {name: width.size for name, width in self.widths.items()}
+
+
+def without_graph(of: str, reason: str = "nothing else tells what stands around variables") -> str:
+    """Return the error of what cannot do without a graph, and why it cannot."""
+    return (
+        f"{of}: it has no graph, and {reason}; put the .meta file that was saved with it beside "
+        "it, or give the graph of another checkpoint of the model (--graph-from)"
+    )
 
 
 def as_known(structure: Structure) -> dict[Hashable, object]:

@@ -78,6 +78,9 @@ class ActivationScale(Measuring):
     def notes(self, checkpoint: Checkpoint) -> Iterable[str]:
         return self._targeted(checkpoint).notes()
 
+    def prepare(self, checkpoint: Checkpoint) -> None:
+        self._targeted(checkpoint).find()
+
     def findings(self, checkpoint: Checkpoint) -> Iterable[str]:
         return self._targeted(checkpoint).findings()
 

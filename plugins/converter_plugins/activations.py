@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,20 +16,20 @@ from converter.structure.called import called_in_graph
 
 if TYPE_CHECKING:
     from converter import Consumer, Coupled
+    from converter.structure.structure import Structure
 
 _CONSUMED = "/consumed"
 _NEVER_NEGATIVE = frozenset(["mean_abs", "std"])
 _SLACK = 1e-6
 
 
-def activations_of(coupled: Coupled, path: Path) -> Activations:
+def activations_of(checkpoint: Checkpoint, path: Path) -> Activations:
     """Open a file of statistics for a checkpoint; its values are read when they are asked for.
 
     Raises:
         UsageError: there is no such file, or it is about none of the variables.
         InputError: it is unreadable or damaged.
     """
-    checkpoint = coupled.checkpoint
     # Once for all widths.
     return checkpoint.once((Activations, path), lambda: _opened(checkpoint, path))
 
@@ -119,6 +119,38 @@ class Activations:
                 f"{variable}: the {statistic} of what it consumes is {entry.dtype} in {self.path}; "
                 f"it must be floats"
             )
+
+    def scarce(self, structure: Structure, widths: Collection[str]) -> Iterator[str]:
+        """Say which covariances are singular, as there are no more observations than units.
+
+        Args:
+            structure: the axes of the variables.
+            widths: the covariances are those of what consumes their units.
+        """
+        found: list[tuple[str, int, int]] = []
+        for name, uses in structure.uses.items():
+            if not any("consume" in used.get(width, ()) for used in uses for width in widths):
+                continue
+            covariance = self.entries.get(self._key(name, "covariance"))
+            count = self._count(name)
+            if covariance is not None and count is not None and count <= covariance.shape[0]:
+                found.append((name, covariance.shape[0], count))
+        if found:
+            name, units, count = found[0]
+            more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+            yield (
+                f"{name}{more}: the covariance of the {units} units that it consumes is of {count} "
+                f"observations, which is too few to tell all of them apart; measure more data "
+                f"(convert stats)"
+            )
+
+    def _count(self, variable: str) -> int | None:
+        """Return the observations of what a variable consumes; None where the file tells none."""
+        entry = self.entries.get(self._key(variable, "count"))
+        if entry is None or entry.shape or not entry.dtype.is_number:
+            return None
+        count = entry.read()
+        return int(count) if count.dtype.kind in "iu" else None
 
     def _together(self, variable: str, length: int) -> int:
         """Return the size of the first axes of a variable, if one of them is of a length."""

@@ -41,8 +41,11 @@ class Ema(Strategy):
         return [variable for name, variable in checkpoint.items() if name not in averages]
 
     def notes(self, checkpoint: Checkpoint) -> Iterable[str]:
-        if not _averages(checkpoint):
+        averages = _averages(checkpoint)
+        if not averages:
             yield "no variable is a moving average"
+        elif self.ema == "use" and any(_variable_of(n, checkpoint) in checkpoint for n in averages):
+            yield "changes the outputs to those of the averages"
 
 
 def _averages(checkpoint: Checkpoint) -> set[str]:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from converter import NothingToDoError, PlanError, Strategy, UsageError, hookimpl, option
+from converter import (
+    InputError,
+    NothingToDoError,
+    PlanError,
+    Strategy,
+    UsageError,
+    hookimpl,
+    option,
+)
 
 if TYPE_CHECKING:
-    from converter import Checkpoint, Variable
+    from converter import Checkpoint, ConverterError, Variable
     from converter.structure.structure import Structure
 
 _FEW = 3
@@ -103,15 +111,29 @@ class Equalize(Strategy):
                 # What comes from outside, and outputs, nobody expects to be scaled.
                 left.append((width.name, reason))
         if not chosen:
-            name, reason = left[0] if left else (str(checkpoint.path), "it has no inner widths")
-            more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
-            # What names alone tell, or an op hides, could be equalised for all that is known.
-            is_known = structure.findings is not None and all(
-                structure.widths[name].symmetry != "opaque" for name, _ in left
-            )
-            kind = NothingToDoError if is_known else PlanError
-            raise kind(f"{name}{more}: no factors of its units keep the outputs: {reason}")
+            raise _nothing(checkpoint, structure, left)
         return chosen, left
+
+
+def _nothing(
+    checkpoint: Checkpoint, structure: Structure, left: Sequence[tuple[str, str]]
+) -> ConverterError:
+    """Return the error of a checkpoint none of whose widths can be equalised."""
+    from converter.structure.structure import without_graph
+
+    name, reason = left[0] if left else (str(checkpoint.path), "it has no inner widths")
+    more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
+    if structure.findings is None:
+        why = f" ({name}{more}: {reason})" if left else ""
+        return InputError(
+            without_graph(
+                str(checkpoint.path), f"names alone tell of no width that allows factors{why}"
+            )
+        )
+    # What an op hides could be equalised for all that is known.
+    is_known = all(structure.widths[name].symmetry != "opaque" for name, _ in left)
+    kind = NothingToDoError if is_known else PlanError
+    return kind(f"{name}{more}: no factors of its units keep the outputs: {reason}")
 
 
 @hookimpl

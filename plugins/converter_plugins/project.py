@@ -83,7 +83,7 @@ class Project(Resizer):
         if self.statistics is not None:
             from converter_plugins.activations import activations_of
 
-            activations = activations_of(coupled, self.statistics)
+            activations = activations_of(coupled.checkpoint, self.statistics)
         if self.by == "pca" and self._is_turned(width):
             from converter_plugins.turned import turned
 
@@ -111,6 +111,12 @@ class Project(Resizer):
         from converter_plugins.turned import Turned
 
         yield from super().notes(checkpoint)
+        if self.statistics is not None:
+            from converter_plugins.activations import activations_of
+
+            request = self._request(checkpoint)
+            activations = activations_of(checkpoint, self.statistics)
+            yield from activations.scarce(request.structure, request.maps)
         folds = [width_map.fold for width_map in self.resizes(checkpoint).maps.values()]
         for fold in folds:
             if isinstance(fold, Turned) and (names := fold.untold()):

@@ -43,6 +43,9 @@ class RecalibrateBatchnorm(Measuring):
     def notes(self, checkpoint: Checkpoint) -> Iterable[str]:
         return self._recalibrated(checkpoint).notes()
 
+    def prepare(self, checkpoint: Checkpoint) -> None:
+        self._recalibrated(checkpoint).find()
+
     def findings(self, checkpoint: Checkpoint) -> Iterable[str]:
         return self._recalibrated(checkpoint).findings()
 

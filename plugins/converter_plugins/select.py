@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from converter import Resizer, UsageError, hookimpl, option
 
 if TYPE_CHECKING:
-    from converter import Array, Coupled, Strategy, Width, WidthMap
+    from converter import Array, Checkpoint, Coupled, Strategy, Width, WidthMap
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Select(Resizer):
         from converter_plugins.activations import activations_of
         from converter_plugins.repairs import LeastSquares, Mean
 
-        activations = activations_of(coupled, self.statistics)
+        activations = activations_of(coupled.checkpoint, self.statistics)
         repairs = {
             "none": None,
             "mean": Mean(activations),
@@ -107,6 +107,15 @@ class Select(Resizer):
             choices[self.by] = partial(scores.largest, self.by, activations, consumers, size)
         units = Units(size, choices[self.by])
         return WidthMap(units, units, repair=repair)
+
+    def notes(self, checkpoint: Checkpoint) -> Iterable[str]:
+        yield from super().notes(checkpoint)
+        if self.statistics is not None and (self.by == "obs" or self.repair == "least-squares"):
+            from converter_plugins.activations import activations_of
+
+            request = self._request(checkpoint)
+            activations = activations_of(checkpoint, self.statistics)
+            yield from activations.scarce(request.structure, request.maps)
 
     def refusal(self, width: Width, size: int) -> str | None:
         return "it only makes them smaller (pad grows)" if size > width.size else None
