@@ -86,10 +86,13 @@ class Check:
             for u in units
         }
         with Run(checkpoint, batch, list(probes.values()), question or Question()) as run:
-            taken = {id(t.probe): t for t in [*run.take(batch), *run.empty(run.held())]}
-        self._rows = {
-            u: taken[id(p)].rows().astype("f8") for u, p in probes.items() if id(p) in taken
-        }
+            taken = run.take(batch)
+            for queue, held in run.held().items():
+                taken += [one for part in run.empty(queue, held) for one in part]
+        rows: dict[int, list[Array]] = {}
+        for one in taken:
+            rows.setdefault(id(one.probe), []).append(one.rows().astype("f8"))
+        self._rows = {u: np.concatenate(rows[id(p)]) for u, p in probes.items() if id(p) in rows}
 
     def run(self) -> set[str]:
         """Compare all; return the kernels of what could not be."""

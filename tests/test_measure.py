@@ -187,6 +187,18 @@ def test_steps_behind_the_end_of_a_sequence_do_not_count() -> None:
     check(found[gate, "consumed"], np.concatenate(taken))
 
 
+@pytest.mark.parametrize("length", [0, -1])
+def test_sequences_without_any_step(length: int) -> None:
+    some = case("tf012_v2_gru_seqlen")
+    arrays = np.load(some.directory / "io.npz")
+    feeds = {name: arrays[f"in_{name}"] for name in ("x", "h0", "lengths")}
+    feeds["lengths"] = np.full_like(feeds["lengths"], length)
+    found = measure(open_checkpoint(some.path), [feeds])
+    assert {name for name, _ in found} == {"head/b", "head/w"}
+    assert found.notes[-1].startswith("not measured, as all sequences are empty: RNN/GRUCell/")
+    assert found.notes[-1].endswith("; give data with longer ones")
+
+
 class Cell:
     """A recurrent cell as TensorFlow takes it."""
 

@@ -181,7 +181,7 @@ class Pool:
             source = next(t.probe for t, r in zip(taken, rows, strict=True) if _is_odd(r)).tensor
             raise ConverterError(
                 f"{name}: its activations ({side}: {source}) are not finite: {error}; look at the "
-                "data, or measure other variables (--variable GLOB)"
+                "data, or choose other variables"
             ) from None
 
     def is_last(self, checkpoint: Checkpoint) -> bool:
@@ -371,14 +371,25 @@ def _measured(
             total.merge(part if total.products is not None else replace(part, products=None))
             names = [str(probe.tensor) for probe in pool.probes if id(probe) in is_reached]
             tensors.setdefault(key, {}).update(dict.fromkeys(names))
-    wanted = dict.fromkeys(key for pool in pools for key in pool.for_)
-    known = {key for pool in ran for key in pool.for_}
-    missing = [f"{name} ({side})" for name, side in wanted if (name, side) not in known]
-    if missing:
-        notes = [
-            *notes,
-            f"not measured, as nothing of it was run: {_few(missing)}; --fetch chooses what is run",
-        ]
+    notes = [*notes, *_not_run(pools, is_reached)]
     return Measured(
         found, {key: tuple(names) for key, names in tensors.items()}, count, tuple(notes)
     )
+
+
+def _not_run(pools: Sequence[Pool], reached: Collection[int]) -> Iterator[str]:
+    """Say what was not measured although it can be: sequences are empty, or it is not run."""
+    known = {key for pool in pools if pool.moments.count for key in pool.for_}
+    empty: dict[Key, None] = {}
+    other: dict[Key, None] = {}
+    for pool in pools:
+        is_masked = any(p.mask is not None and id(p) in reached for p in pool.probes)
+        for key in pool.for_:
+            if key not in known:
+                (empty if is_masked else other).setdefault(key)
+    if empty:
+        names = _few([f"{name} ({side})" for name, side in empty])
+        yield f"not measured, as all sequences are empty: {names}; give data with longer ones"
+    if other:
+        names = _few([f"{name} ({side})" for name, side in other])
+        yield f"not measured, as nothing of it was run: {names}; --fetch chooses what is run"
