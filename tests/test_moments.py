@@ -77,8 +77,7 @@ def test_however_it_is_cut(
     check(in_parts, values)
     check(joined, values)
     accumulator = Accumulator(Moments.of(size, covariance=covariance))
-    for part in np.split(values, sorted(cuts)):
-        accumulator.add(part)
+    accumulator.add(np.split(values, sorted(cuts)))
     check(accumulator.moments, values)
 
 
@@ -89,10 +88,10 @@ def test_parts_of_other_dtypes_and_lengths_are_accumulated() -> None:
     parts = [rng.standard_normal((n, 7)).astype(d) for n, d in zip(lengths, dtypes, strict=True)]
     accumulator = Accumulator(Moments.of(7))
     for number, part in enumerate(parts):
-        accumulator.add(part)
+        accumulator.add([part])
         check(accumulator.moments, np.concatenate(parts[: number + 1]))
     accumulator = Accumulator(accumulator.moments)
-    accumulator.add(parts[1])
+    accumulator.add([parts[1]])
     check(accumulator.moments, np.concatenate([*parts, parts[1]]))
 
 
@@ -112,7 +111,7 @@ def test_a_first_part_that_is_far_from_all_others() -> None:
     values[:64] = 0
     accumulator = Accumulator(Moments.of(5))
     for part in np.array_split(values, 300):
-        accumulator.add(part)
+        accumulator.add([part])
     check(accumulator.moments, values)
 
 
@@ -120,10 +119,14 @@ def test_a_first_part_that_is_far_from_all_others() -> None:
 def test_what_is_not_finite_is_not_accumulated(value: float) -> None:
     values = np.ones((400, 3))
     accumulator = Accumulator(Moments.of(3))
-    accumulator.add(values)
+    accumulator.add([values])
     values[321, 1] = value
     with pytest.raises(NotFiniteError, match="of 1,200 values"):
-        accumulator.add(values)
+        accumulator.add([values])
+    # Nor where other parts follow, which other sums take.
+    accumulator = Accumulator(Moments.of(3))
+    with pytest.raises(NotFiniteError, match="of 1,203 values"):
+        accumulator.add([values, np.ones((1, 3), "f4")])
 
 
 def test_a_large_mean_takes_nothing_from_the_deviation() -> None:

@@ -174,8 +174,7 @@ class Pool:
         """
         rows = [one.rows() for one in taken]
         try:
-            for together in _together(rows):
-                self.accumulator.add(together)
+            self.accumulator.add(_together(rows))
         except NotFiniteError as error:
             name, side = self.for_[0]
             source = next(t.probe for t, r in zip(taken, rows, strict=True) if _is_odd(r)).tensor

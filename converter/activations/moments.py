@@ -10,6 +10,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,6 +116,7 @@ class Moments:
             return
         sums = Sums(rows, self.mean if self.count else _about(rows))
         sums.add(rows)
+        sums.check([rows])
         of_rows = _moments(sums)
         if self.products is not None:
             of_rows.products = _products(rows, of_rows.mean)
@@ -166,25 +168,31 @@ class Accumulator:
             self._sums = None
         return self._before
 
-    def add(self, rows: Array) -> None:
+    def add(self, parts: Sequence[Array]) -> None:
         """Add observations.
 
         Args:
-            rows: (observations, units), of numbers.
+            parts: each (observations, units), of numbers.
 
         Raises:
             NotFiniteError: a value is NaN or infinite; the moments are of no use any more.
         """
         if self._before.products is not None:
-            self._before.add(rows)
+            for part in parts:
+                self._before.add(part)
             return
-        rows = _prepared(rows, self._before.size)
-        if not len(rows):
-            return
-        if self._sums is None or not self._sums.takes(rows):
-            before = self.moments
-            self._sums = Sums(rows, before.mean if before.count else _about(rows))
-        self._sums.add(rows)
+        for part in parts:
+            rows = _prepared(part, self._before.size)
+            if not len(rows):
+                continue
+            if self._sums is None or not self._sums.takes(rows):
+                if self._sums is not None:
+                    self._sums.check(parts)
+                before = self.moments
+                self._sums = Sums(rows, before.mean if before.count else _about(rows))
+            self._sums.add(rows)
+        if self._sums is not None:
+            self._sums.check(parts)
 
 
 def _prepared(values: Array, size: int) -> Array:

@@ -5,7 +5,7 @@ numba compiles the pass; without it numpy needs several, which take some times a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -65,10 +65,6 @@ class Sums:
 
         Args:
             rows: (observations, units), contiguous, float32 or float64, as the first ones.
-
-        Raises:
-            NotFiniteError: a value is NaN or infinite, or too large to be squared; the sums are
-                of no use any more.
         """
         even = len(rows) - len(rows) % self._beside
         width = len(self._shifts)
@@ -79,6 +75,17 @@ class Sums:
             # What is left fills the beginning of a row.
             add(rows[even:].reshape(1, -1), *made)
         self.count += len(rows)
+
+    def check(self, rows: Sequence[Array]) -> None:
+        """See that sums are numbers.
+
+        Args:
+            rows: what was added last.
+
+        Raises:
+            NotFiniteError: a value is NaN or infinite, or too large to be squared; the sums are
+                of no use any more.
+        """
         if not np.isfinite(self._sums[1]).all():
             raise NotFiniteError(_not_finite(rows))
 
@@ -107,12 +114,13 @@ def _beside(rows: Array) -> int:
     return int(max(1, min(_WIDTH // size, count // _TOGETHER)))
 
 
-def _not_finite(rows: Array) -> str:
-    nans, infinite = int(np.isnan(rows).sum()), int(np.isinf(rows).sum())
+def _not_finite(rows: Sequence[Array]) -> str:
+    nans, infinite = (sum(int(f(part).sum()) for part in rows) for f in (np.isnan, np.isinf))
     parts = [
         f"{count:,} {what}" for count, what in ((nans, "NaN"), (infinite, "infinite")) if count
     ]
-    return f"of {rows.size:,} values {' and '.join(parts) or 'some are too large to be squared'}"
+    total = sum(part.size for part in rows)
+    return f"of {total:,} values {' and '.join(parts) or 'some are too large to be squared'}"
 
 
 def _add(rows: Array, shift: Array, sums: Array, low: Array, high: Array, zero: Array) -> None:

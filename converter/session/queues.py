@@ -11,6 +11,7 @@ import numpy as np
 from converter.variable import Array
 
 _STEPS = (16, 4, 1)  # elements that are taken at once: more of them leave the caches
+_ITEMS_ALONE = 1 << 12  # of a tensor, that is taken as it is sooner than it is joined with others
 
 Masked = tuple[Array, Array | None]
 """A tensor, and which of its rows are masked: a bool for each, or for as many of them in a row."""
@@ -43,34 +44,37 @@ class Taking:
         mask: of all elements, flat; nothing where there is none.
         shapes: of the mask of each element, and then of the rows in each place that are had as
             such; nothing where the mask has a bool for each row of each place, or there is none.
+        are_joined: for each place, whether it has the rows of all elements.
     """
 
     tensors: Sequence[Sequence[Any]]
     mask: Sequence[Any]
     shapes: Sequence[Any]
+    are_joined: Sequence[bool]
 
     @property
     def fetches(self) -> list[Any]:
         """All that is computed."""
         return [*(tensor for of in self.tensors for tensor in of), *self.mask, *self.shapes]
 
-    def places(self, found: Sequence[Array], columns: Sequence[int | None]) -> list[list[Masked]]:
+    def places(self, found: Sequence[Array]) -> list[list[Masked]]:
         """Return what was taken for each place, from the values of `fetches`."""
         rest = iter(found)
         values = [[next(rest) for _ in of] for of in self.tensors]
         if not self.mask:
             return [[(value, None) for value in of] for of in values]
         mask = next(rest)
-        if not self.shapes:
-            return [[(value, mask) for value in of] for of in values]
-        of_mask = next(rest).reshape(-1)
-        single = np.split(mask, np.cumsum(of_mask)[:-1])
-        return [
-            list(zip(of, single, strict=True))
-            if size is None
-            else [(of[0], _of_rows(mask, of_mask, next(rest).reshape(-1, 2)[:, 0]))]
-            for of, size in zip(values, columns, strict=True)
-        ]
+        of_mask = next(rest).reshape(-1) if self.shapes else None
+        places: list[list[Masked]] = []
+        for of, are_joined in zip(values, self.are_joined, strict=True):
+            if not are_joined:
+                sizes = [len(value) for value in of] if of_mask is None else of_mask
+                places.append(list(zip(of, np.split(mask, np.cumsum(sizes)[:-1]), strict=True)))
+            elif of_mask is None:
+                places.append([(of[0], mask)])
+            else:
+                places.append([(of[0], _of_rows(mask, of_mask, next(rest).reshape(-1, 2)[:, 0]))])
+        return places
 
 
 def _of_rows(mask: Array, of_mask: Array, rows: Array) -> Array:
@@ -134,15 +138,17 @@ def _taking(tf: Any, queue: Queue, first: Sequence[Array], number: int) -> Takin
     )
     tensors: list[Sequence[Any]] = []
     shapes = [_shapes(tf, of) for of in masks]
+    are_joined = []
     for of, size, value in zip(places, queue.columns, first, strict=False):
-        if size is None:
+        are_joined.append(size is not None and value.size < _ITEMS_ALONE)
+        if size is None or not are_joined[-1]:
             tensors.append(of)
             continue
         rows = _reshaped(tf, of, [-1, size], value)
         tensors.append([_joined(tf, rows)])
         shapes += [_shapes(tf, rows) for _ in masks]
     joined = [_joined(tf, of) for of in masks]
-    return Taking(tensors, joined, [] if is_for_rows else shapes)
+    return Taking(tensors, joined, [] if is_for_rows else shapes, are_joined)
 
 
 def _reshaped(tf: Any, tensors: Sequence[Any], shape: Sequence[int], like: Array) -> Sequence[Any]:

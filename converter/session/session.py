@@ -191,7 +191,7 @@ class Session(Closing):
         one = self._emptying[name]
         for taking in one.steps(count):
             values = self._called(partial(self._beside.run, taking.fetches, {}))
-            yield taking.places(values, one.queue.columns)
+            yield taking.places(values)
 
     def _start_again(self, *, draw_again: bool) -> None:
         """Set back what the last run changed: states, and what random numbers come next."""
