@@ -5,9 +5,9 @@ numba compiles the pass; without it numpy needs several, which take some times a
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from converter.variable import Array
 Floats = npt.NDArray[np.float64]
 
 _WIDTH = 1024  # of rows: loops over fewer columns spend their time on beginning them
-_TOGETHER = 8  # rows that are added up in registers, before sums are read and written
+_FEW = 8  # rows, over which they are not put beside each other
 _BLOCK_ITEMS = 1 << 15  # that numpy takes at once, to stay in the cache
 _MAX_COUNT = (1 << 31) - 1  # of zeros that can be counted
 
@@ -111,7 +111,7 @@ class Sums:
 def _beside(rows: Array) -> int:
     """Return how many observations of few units stand side by side in a row."""
     count, size = rows.shape
-    return int(max(1, min(_WIDTH // size, count // _TOGETHER)))
+    return int(max(1, min(_WIDTH // size, count // _FEW)))
 
 
 def _not_finite(rows: Sequence[Array]) -> str:
@@ -143,44 +143,8 @@ def _add(rows: Array, shift: Array, sums: Array, low: Array, high: Array, zero: 
 def _compiled() -> Callable[..., None] | None:
     """Return what does the same as `_add` in one pass; None where there is no numba."""
     try:
-        import numba
+        importlib.import_module("numba")
+        from converter.activations.compiled import add
     except ImportError:
         return None
-
-    def block(
-        rows: Any, first: int, count: int, shift: Any, sums: Any, low: Any, high: Any, zero: Any
-    ) -> None:
-        # Two loops, as one over values of 8 and of 4 bytes takes as few of either at once.
-        for unit in range(rows.shape[1]):
-            total = squares = absolute = 0.0
-            for row in range(first, first + count):
-                value = np.float64(rows[row, unit])
-                apart = value - shift[unit]
-                total += apart
-                squares += apart * apart
-                absolute += abs(value)
-            sums[0, unit] += total
-            sums[1, unit] += squares
-            sums[2, unit] += absolute
-        for unit in range(rows.shape[1]):
-            least, most, zeros = low[unit], high[unit], zero[unit]
-            for row in range(first, first + count):
-                value = rows[row, unit]
-                least = value if value < least else least
-                most = value if value > most else most
-                zeros += np.int32(value == 0)
-            low[unit], high[unit], zero[unit] = least, most, zeros
-
-    # Inlined, so that a constant count of rows is unrolled.
-    inlined = numba.njit(nogil=True, error_model="numpy", forceinline=True)(block)
-
-    def add(rows: Any, shift: Any, sums: Any, low: Any, high: Any, zero: Any) -> None:
-        even = len(rows) - len(rows) % _TOGETHER
-        for row in range(0, even, _TOGETHER):
-            inlined(rows, row, _TOGETHER, shift, sums, low, high, zero)
-        for row in range(even, len(rows)):
-            inlined(rows, row, 1, shift, sums, low, high, zero)
-
-    # Other threads go on meanwhile.
-    compiled: Callable[..., None] = numba.njit(nogil=True, error_model="numpy")(add)
-    return compiled
+    return add
