@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Iterator
 
@@ -270,22 +269,3 @@ def test_what_cannot_be_merged() -> None:
         Moments.of(3).merge(Moments.of(4))
     with pytest.raises(ValueError, match="only one of them has a covariance"):
         Moments.of(3).merge(Moments.of(3, covariance=True))
-
-
-def test_where_nothing_can_be_kept_it_is_compiled_every_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    caching = pytest.importorskip("numba.core.caching")
-    compiled = importlib.import_module("converter.activations.compiled")
-    with monkeypatch.context() as patch:
-        patch.setattr(caching.FunctionCache._impl_class, "_locator_classes", [])
-        with pytest.raises(RuntimeError, match="no locator available"):
-            caching.FunctionCache(lambda: None)
-        add = importlib.reload(compiled).add
-    importlib.reload(compiled)
-    rows = np.random.default_rng(0).standard_normal((11, 3))
-    sums, low, high, zero = np.zeros((3, 3)), np.ones(3), np.zeros(3), np.zeros(3, np.int32)
-    add(rows, np.zeros(3), sums, low, high, zero)
-    assert np.allclose(sums, [rows.sum(0), (rows**2).sum(0), np.abs(rows).sum(0)])
-    assert (low == rows.min(0)).all()
-    assert (high == rows.max(0)).all()
