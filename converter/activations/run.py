@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -28,8 +28,7 @@ Batch = Mapping[str, Array]
 """Values of inputs by the names of placeholders."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Taken:
+class Taken(NamedTuple):
     """What one run gave for a probe.
 
     Attributes:
@@ -61,10 +60,12 @@ class Taken:
         if self.axis not in (-1, len(shape) - 1):
             values = np.moveaxis(values, self.axis, -1)
         rows = values.reshape(-1, probe.size)
-        if self.mask is not None and len(rows):
-            # It is for the first axes, and stands for all rows behind them.
-            rows = rows[np.repeat(self.mask.reshape(-1), len(rows) // self.mask.size)]
-        return rows
+        if self.mask is None or not len(rows) or self.mask.all():
+            return rows
+        # It is for the first axes, and stands for all rows behind them.
+        mask = self.mask.reshape(-1)
+        times = len(rows) // mask.size
+        return rows.compress(mask if times == 1 else np.repeat(mask, times), axis=0)
 
 
 def _flat(values: Array, axis: int, size: int) -> Array:
