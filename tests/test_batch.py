@@ -24,6 +24,8 @@ from converter.cli import batch as command
 from converter.cli import cli
 from converter.publish import staging
 
+pytestmark = pytest.mark.slow
+
 DAMAGED = {
     "a/flipped": ("bad_flipped_data_byte", "checksum"),
     "b/cut": ("bad_v1_truncated", "whose end is missing"),

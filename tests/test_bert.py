@@ -34,6 +34,8 @@ from converter.plan import make_plan
 from converter.recipe import read_recipe, shipped_recipes
 from converter.target import parse_target
 
+pytestmark = pytest.mark.slow
+
 BERT = case("tf115_v2_bert_mini")
 PLAIN = Bert()
 SOURCE = open_checkpoint(BERT.path)

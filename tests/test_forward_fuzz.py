@@ -20,6 +20,8 @@ from converter.forward.variables import check_shape
 from converter.graph.definition import Definition
 from converter.graph.written import Graph
 
+pytestmark = pytest.mark.slow
+
 METAS = [case for case in RECORDED if case.record["format"] in ("V1", "V2")]
 SIZES = (-5, 0, 3, 1 << 31, 1 << 62)
 

@@ -15,6 +15,7 @@ from mutants import AREAS, Mutant
 FEW, MANY = 30, 510
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("area", AREAS)
 def test_mutants(area: str) -> None:
     outcomes = Counter(check(Mutant(area, number)) for number in range(FEW))

@@ -19,6 +19,7 @@ def lines(
         The nodes in the order in which they are computed; each that turns is alone.
     """
     found: list[list[str]] = []
+    known = set(chosen)
     # The line on which each node is or that leads to it, and how long that was there.
     on: dict[str, tuple[int, int]] = {}
     for name in _ordered(inputs, chosen, turning):
@@ -28,7 +29,7 @@ def lines(
         before = [on[source] for source in inputs.get(name, ()) if source in on]
         # What another branch has gone on with does not lead here.
         last = next((place for place in before if len(found[place[0]]) == place[1]), None)
-        if name in chosen:
+        if name in known:
             number = len(found) if last is None else last[0]
             if last is None:
                 found.append([])
@@ -36,7 +37,7 @@ def lines(
             last = number, len(found[number])
         if last is not None:
             on[name] = last
-    return [line for line in found if line[0] in chosen]
+    return [line for line in found if line[0] in known]
 
 
 def _ordered(
