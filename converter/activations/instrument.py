@@ -8,7 +8,7 @@ the queue. What is dead in a branch stays dead, and loops stay as they are.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,21 +185,25 @@ class _Scope:
 
     def together(self, places: Mapping[int, _Place]) -> list[dict[int, _Place]]:
         """Group tensors by what is run together, in the order in which they are computed."""
-        by_node: dict[str, dict[int, _Place]] = {}
+        flow = {name for name, node in self.nodes.items() if _text(node.op) in CONTROL_FLOW}
+        alone: set[str] = set()
+        by_name: dict[str, dict[int, _Place]] = {}
         for number, place in places.items():
-            by_node.setdefault(_text(place.node), {})[number] = place
+            name = _text(place.node)
+            if name in flow:
+                # Of what it gives only one output is run.
+                name = _text(place.text)
+            if name in flow or place.passing or name not in self.nodes:
+                alone.add(name)
+            by_name.setdefault(name, {})[number] = place
         inputs = {
             name: [_text(text.partition(b":")[0]) for text in node.input if text[:1] != b"^"]
             for name, node in self.nodes.items()
         }
-        turning = {name for name, node in self.nodes.items() if _text(node.op) in CONTROL_FLOW}
-        # What is computed beside a cell is nothing that others are computed from.
-        turning |= {name for name, of in by_node.items() if any(p.passing for p in of.values())}
-        found = [
-            {number: place for name in line for number, place in by_node[name].items()}
-            for line in lines(inputs, by_node, turning)
+        return [
+            {number: place for name in line for number, place in by_name[name].items()}
+            for line in lines(inputs, by_name, flow | alone)
         ]
-        return [part for group in found for part in _by_port(group, turning)]
 
     def fill(self, queue: str, places: Mapping[int, _Place], mask: bytes | None) -> Filled:
         """Put tensors that are run together into a queue, the last of them computed last."""
@@ -379,16 +383,6 @@ class _Place:
     def node(self) -> bytes:
         """The node that it comes after: what computes it, or the cell that it is beside."""
         return (self.passing or (self.text,))[0].partition(b":")[0]
-
-
-def _by_port(places: dict[int, _Place], turning: Collection[str]) -> list[dict[int, _Place]]:
-    """Keep what a node of control flow gives apart, of which only one output is run."""
-    if not any(_text(place.node) in turning and not place.passing for place in places.values()):
-        return [places]
-    parts: dict[bytes, dict[int, _Place]] = {}
-    for number, place in places.items():
-        parts.setdefault(place.text, {})[number] = place
-    return list(parts.values())
 
 
 def _located(root: _Scope, source: Tensor) -> _Place | None:

@@ -1,4 +1,8 @@
-"""Queues that a rewritten graph fills, and what empties them."""
+"""Queues that a rewritten graph fills, and what empties them.
+
+They are what TensorFlow stages: its own queues take several times as long to put something in, and
+give several elements at once only where they are of one shape, or as parts of the largest.
+"""
 
 from __future__ import annotations
 
@@ -90,8 +94,8 @@ class Emptying:
 
     Attributes:
         queue: as above.
-        size: a tensor: how many elements are in it.
-        first: tensors: the first of them, which stays in it.
+        size: a tensor; how many elements are in it.
+        first: tensors; the first of them, which stays in it.
     """
 
     def __init__(self, tf: Any, queue: Queue) -> None:
@@ -108,9 +112,6 @@ class Emptying:
 
     def make(self, tf: Any, first: Sequence[Array]) -> None:
         """Make the tensors that take what is in it.
-
-        TensorFlow's own queues give several elements at once only where they are of one shape, or
-        put them into others of the largest shape, which takes longer.
 
         Args:
             first: the first element.
