@@ -125,7 +125,7 @@ class _Scope:
         self._op_definition = op_definition
         self.nodes: dict[str, Any] = {_text(node.name): node for node in nodes}
         self._inner: dict[tuple[str, int], _Scope] = {}
-        # What is taken instead of a tensor, by its text; and what whatever follows a node awaits.
+        # What is taken instead of a tensor, by its text; and what awaits it that follows what ran.
         self._instead: dict[bytes, bytes] = {}
         self._awaited: dict[bytes, list[bytes]] = {}
         self._own: set[bytes] = set()
@@ -185,15 +185,11 @@ class _Scope:
 
     def together(self, places: Mapping[int, _Place]) -> list[dict[int, _Place]]:
         """Group tensors by what is run together, in the order in which they are computed."""
-        flow = {name for name, node in self.nodes.items() if _text(node.op) in CONTROL_FLOW}
-        alone: set[str] = set()
+        alone = {name for name, node in self.nodes.items() if _text(node.op) in CONTROL_FLOW}
         by_name: dict[str, dict[int, _Place]] = {}
         for number, place in places.items():
-            name = _text(place.node)
-            if name in flow:
-                # Of what it gives only one output is run.
-                name = _text(place.text)
-            if name in flow or place.passing or name not in self.nodes:
+            name = _text(self._ran(place.passing[0] if place.passing else place.text))
+            if place.passing or name not in self.nodes:
                 alone.add(name)
             by_name.setdefault(name, {})[number] = place
         inputs = {
@@ -202,8 +198,14 @@ class _Scope:
         }
         return [
             {number: place for name in line for number, place in by_name[name].items()}
-            for line in lines(inputs, by_name, flow | alone)
+            for line in lines(inputs, by_name, alone)
         ]
+
+    def _ran(self, text: bytes) -> bytes:
+        """Return what is run where a tensor is: its node, or of control flow one output of it."""
+        name = text.partition(b":")[0]
+        node = self.nodes.get(_text(name))
+        return text if node is not None and _text(node.op) in CONTROL_FLOW else name
 
     def fill(self, queue: str, places: Mapping[int, _Place], mask: bytes | None) -> Filled:
         """Put tensors that are run together into a queue, the last of them computed last."""
@@ -213,9 +215,10 @@ class _Scope:
         if mask is not None:
             values, types = [*values, mask], [*types, BOOL]
         *_, last = places.values()
+        ran = self._ran(last.passing[0] if last.passing else last.text)
         # What is computed beside a cell has to be there before anything takes what the cell gives.
         passing = next((place.passing for place in places.values() if place.passing), None) or [
-            text for text in texts if text.partition(b":")[0] == last.node
+            text for text in texts if self._ran(text) == ran
         ]
         put = self._add(queue.encode(), b"Stage", values)
         _set(put, "dtypes", types=types)
@@ -228,7 +231,7 @@ class _Scope:
                 identity = self._add(put.name + b"/passed", b"Identity", [text])
                 _set(identity, "T", type=dtypes.get(text, last.dtype))
                 self._instead[text] = self._output(identity, b"output")
-        self._awaited.setdefault(last.node, []).append(b"^" + put.name)
+        self._awaited.setdefault(ran, []).append(b"^" + put.name)
         return Filled(
             queue,
             tuple(types),
@@ -347,7 +350,7 @@ class _Scope:
         """Let whatever takes a tensor that is put into a queue wait until it is there."""
         for text, passed in self._instead.items():
             identity = self.nodes[_text(passed.partition(b":")[0])]
-            identity.input.extend(self._awaited[text.partition(b":")[0]])
+            identity.input.extend(self._awaited[self._ran(text)])
         for node in self._list:
             if node.name in self._own:
                 continue
@@ -357,7 +360,7 @@ class _Scope:
                     node.input[number] = self._instead[text]
                 else:
                     # Of several outputs another one may be all that is taken.
-                    awaited += self._awaited.get(text.partition(b":")[0], ())
+                    awaited += self._awaited.get(self._ran(text), ())
             node.input.extend(dict.fromkeys(awaited))
         for entry in self._function.ret if self._function is not None else ():
             entry.value = self._instead.get(entry.value, entry.value)
@@ -378,11 +381,6 @@ class _Place:
     text: bytes
     dtype: int
     passing: tuple[bytes, ...] = ()
-
-    @property
-    def node(self) -> bytes:
-        """The node that it comes after: what computes it, or the cell that it is beside."""
-        return (self.passing or (self.text,))[0].partition(b":")[0]
 
 
 def _located(root: _Scope, source: Tensor) -> _Place | None:

@@ -47,7 +47,7 @@ class Taken(NamedTuple):
         """Return the rows (observations, units) that count.
 
         Raises:
-            InputError: the tensor has no axis of so many units.
+            InputError: the tensor has no axis of so many units, or its mask is of other rows.
         """
         probe = self.probe
         values = _flat(self.values, self.axis, probe.size)
@@ -64,7 +64,12 @@ class Taken(NamedTuple):
             return rows
         # It is for the first axes, and stands for all rows behind them.
         mask = self.mask.reshape(-1)
-        times = len(rows) // mask.size
+        times, rest = divmod(len(rows), mask.size)
+        if rest:
+            raise InputError(
+                f"{probe.tensor}: it has {len(rows)} rows, and {probe.mask} tells of {mask.size} "
+                "of them whether they count"
+            )
         return rows.compress(mask if times == 1 else np.repeat(mask, times), axis=0)
 
 

@@ -20,7 +20,8 @@ class Calls:
 
     Args:
         session: of TensorFlow.
-        in_caller: compute in the thread that calls, so that nothing waits for other runs.
+        in_caller: compute in the thread that calls, as handing over to another takes longer than
+            little does.
     """
 
     def __init__(self, session: Any, *, in_caller: bool = False) -> None:

@@ -47,7 +47,7 @@ class Taking:
         tensors: of each place of an element, the rows of all elements, or a tensor of each.
         mask: of all elements, flat; nothing where there is none.
         shapes: of the mask of each element, and then of the rows in each place that are had as
-            such; nothing where the mask has a bool for each row of each place, or there is none.
+            such; nothing where there is no mask.
         are_joined: for each place, whether it has the rows of all elements.
     """
 
@@ -67,22 +67,20 @@ class Taking:
         values = [[next(rest) for _ in of] for of in self.tensors]
         if not self.mask:
             return [[(value, None) for value in of] for of in values]
-        mask = next(rest)
-        of_mask = next(rest).reshape(-1) if self.shapes else None
-        places: list[list[Masked]] = []
-        for of, are_joined in zip(values, self.are_joined, strict=True):
-            if not are_joined:
-                sizes = [len(value) for value in of] if of_mask is None else of_mask
-                places.append(list(zip(of, np.split(mask, np.cumsum(sizes)[:-1]), strict=True)))
-            elif of_mask is None:
-                places.append([(of[0], mask)])
-            else:
-                places.append([(of[0], _of_rows(mask, of_mask, next(rest).reshape(-1, 2)[:, 0]))])
-        return places
+        mask, of_mask = next(rest), next(rest).reshape(-1)
+        single = np.split(mask, np.cumsum(of_mask)[:-1])
+        return [
+            [(of[0], _of_rows(mask, of_mask, next(rest).reshape(-1, 2)[:, 0]))]
+            if are_joined
+            else list(zip(of, single, strict=True))
+            for of, are_joined in zip(values, self.are_joined, strict=True)
+        ]
 
 
 def _of_rows(mask: Array, of_mask: Array, rows: Array) -> Array:
     """Return a bool for each row of several elements, from those that stand for some in a row."""
+    if (rows == of_mask).all():
+        return mask
     return np.repeat(mask, np.repeat(rows // np.maximum(of_mask, 1), of_mask))
 
 
@@ -133,10 +131,6 @@ def _taking(tf: Any, queue: Queue, first: Sequence[Array], number: int) -> Takin
             elements.append(tf.raw_ops.Unstage(dtypes=queue.dtypes, shared_name=queue.name))
     places = list(zip(*elements, strict=True))
     masks = [_reshaped(tf, places.pop(), [-1], first[-1])] if queue.is_masked else []
-    is_for_rows = all(
-        value.ndim == 2 and size == value.shape[1] and len(value) == first[-1].size
-        for value, size in zip(first, queue.columns, strict=False)
-    )
     tensors: list[Sequence[Any]] = []
     shapes = [_shapes(tf, of) for of in masks]
     are_joined = []
@@ -149,7 +143,7 @@ def _taking(tf: Any, queue: Queue, first: Sequence[Array], number: int) -> Takin
         tensors.append([_joined(tf, rows)])
         shapes += [_shapes(tf, rows) for _ in masks]
     joined = [_joined(tf, of) for of in masks]
-    return Taking(tensors, joined, [] if is_for_rows else shapes, are_joined)
+    return Taking(tensors, joined, shapes, are_joined)
 
 
 def _reshaped(tf: Any, tensors: Sequence[Any], shape: Sequence[int], like: Array) -> Sequence[Any]:

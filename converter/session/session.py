@@ -83,7 +83,7 @@ class Session(Closing):
             self._assigns = self._make_assigns(tf)
             self._emptying = {queue.name: Emptying(tf, queue) for queue in queues}
         self._found: dict[Tensor, Any] = {}
-        self._session, self._calls, self._beside = self._open(tf)
+        self._session, self._calls, self._little = self._open(tf)
         self._feeds = {t: self._read(t.node, where) for t, where in self._constants.items()}
         self._assigned: dict[str, Array] = {}
         self._initialize()
@@ -163,10 +163,10 @@ class Session(Closing):
         return [_gradient(*pair) for pair in zip(names, found, strict=True) if pair[1] is not None]
 
     def held(self) -> dict[str, int]:
-        """Return how many tensors each queue of the rewritten graph holds, by their names."""
+        """Return how many elements each queue of the rewritten graph holds, by their names."""
         sizes = [one.size for one in self._emptying.values()]
         found = dict(
-            zip(self._emptying, self._called(partial(self._beside.run, sizes, {})), strict=True)
+            zip(self._emptying, self._called(partial(self._little.run, sizes, {})), strict=True)
         )
         for name, one in self._emptying.items():
             if found[name] and not one.is_made:
@@ -190,7 +190,7 @@ class Session(Closing):
         """
         one = self._emptying[name]
         for taking in one.steps(count):
-            values = self._called(partial(self._beside.run, taking.fetches, {}))
+            values = self._called(partial(self._little.run, taking.fetches, {}))
             yield taking.places(values)
 
     def _start_again(self, *, draw_again: bool) -> None:
@@ -198,12 +198,12 @@ class Session(Closing):
         draw_again = draw_again and bool(self._forward.random)
         if draw_again:
             self._session.close()
-            self._session, self._calls, self._beside = self._open(tensorflow())
+            self._session, self._calls, self._little = self._open(tensorflow())
         if draw_again or self._pruned.is_changing:
             self._initialize()
 
     def _open(self, tf: Any) -> tuple[Any, Calls, Calls]:
-        """Return a session, its runs, and those of other threads beside them."""
+        """Return a session, its runs of the model, and its runs of little."""
         session = tf.compat.v1.Session(graph=self._graph, config=_config(tf))
         return session, Calls(session), Calls(session, in_caller=True)
 
