@@ -380,10 +380,8 @@ def plan_job(job: Job, settings: Settings) -> Outcome:
 
 
 def _planned(job: Job, settings: Settings, strategies: Sequence[Strategy]) -> Plan:
-    from converter.graph.definition import graph_file
-
     checkpoint = open_checkpoint(job.source, verify=settings.verify_source)
-    if settings.graph_from is not None and graph_file(checkpoint) is None:
+    if settings.graph_from is not None and checkpoint.graph_file is None:
         checkpoint = open_checkpoint(
             job.source, verify=settings.verify_source, graph_from=settings.graph_from
         )

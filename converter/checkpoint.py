@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from converter.dtype import STRING
-from converter.errors import InputError, PlanError
+from converter.errors import InputError, PlanError, UsageError
 from converter.formats import OBJECT_GRAPH_KEY, Contents
 from converter.variable import Region, Variable
 
@@ -115,6 +115,26 @@ class Checkpoint(Mapping[str, Variable]):
         self.origin = origin
         self._known: dict[Hashable, Any] = dict(known or {})
         self.graph_from = graph_from
+
+    @property
+    def graph_file(self) -> Path | None:
+        """The file with the graph that belongs to it, or that it was given; None without one."""
+        if self.graph_from is not None:
+            return self.graph_from.graph_file
+        if self.meta is not None:
+            return self.meta
+        return self.files[0] if self.is_frozen else self.exported
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether its variables are constants of its graph."""
+        return "frozen" in (self.graph_from or self).format
+
+    @property
+    def exported(self) -> Path | None:
+        """The file of the SavedModel whose variables it has; None where they are of none."""
+        found = self.path.parent.parent / "saved_model.pb"
+        return found if self.path.parent.name == "variables" and found.is_file() else None
 
     def __getitem__(self, name: str) -> Variable:
         return self._variables[name]
@@ -323,10 +343,35 @@ def open_checkpoint(
     contents = _read(location, verify=verify)
     checkpoint = _named_by(location, contents)
     if graph_from is not None:
-        from converter.graph.definition import lend
-
-        checkpoint.graph_from = lend(checkpoint, os.fspath(graph_from))
+        checkpoint.graph_from = _lent(checkpoint, os.fspath(graph_from))
     return checkpoint
+
+
+def graph_lender(path: str) -> Checkpoint:
+    """Return the checkpoint of which a graph is taken.
+
+    Args:
+        path: of a checkpoint, or of a `.meta` file alone.
+
+    Raises:
+        InputError: there is none.
+    """
+    if path.endswith(".meta") and Path(path).is_file():
+        # Its values may be gone.
+        return Checkpoint((), path=Path(path), meta=Path(path))
+    return open_checkpoint(path)
+
+
+def _lent(checkpoint: Checkpoint, path: str) -> Checkpoint:
+    """Return what a checkpoint takes its graph from."""
+    if (own := checkpoint.graph_file) is not None:
+        raise UsageError(
+            f"{checkpoint.path}: it has a graph of its own, {own}; leave out {path} (--graph-from)"
+        )
+    found = graph_lender(path)
+    if found.graph_file is None:
+        raise InputError(f"{found.path}: it has no graph (.meta, .pb) either; give another")
+    return found
 
 
 def _named_by(location: Location, contents: Contents) -> Checkpoint:

@@ -12,9 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint import graph_lender, open_checkpoint
 from converter.errors import ConverterError, PlanError
-from converter.graph.definition import graph_file, lender
 from converter.initializer import Initializer
 from converter.location import locate
 from converter.registry import Registry
@@ -82,7 +81,7 @@ def record_of(
         "sidecar": sidecar,
     }
     if graph_from is not None:
-        graph = graph_file(lender(graph_from))
+        graph = graph_lender(graph_from).graph_file
         made["graph"] = {} if graph is None else {str(graph): _identity(graph)}
     return Record(made, None if question is None else _proven(question))
 

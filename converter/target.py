@@ -98,8 +98,6 @@ class Target:
         Raises:
             PlanError: the output cannot be there, exists, or is the source or its graph.
         """
-        from converter.graph.definition import graph_file
-
         directory = self.directory
         if directory.exists() and not directory.is_dir():
             raise PlanError(
@@ -114,7 +112,7 @@ class Target:
             )
         existing = self.existing()
         existing += [path for name in files if os.path.lexists(path := directory / name)]
-        graph = graph_file(source)
+        graph = source.graph_file
         known = source.files if graph is None else (*source.files, graph)
         own = {(s.st_dev, s.st_ino) for f in known if f.exists() for s in [f.stat()]}
         for path in existing:

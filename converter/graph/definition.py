@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from converter.errors import InputError, UsageError
+from converter.errors import InputError
 from converter.formats.messages import is_text_graph, parse, parser
 from converter.graph.node import text_of
 
@@ -64,80 +64,20 @@ def read_definition(checkpoint: Checkpoint) -> Definition | None:
         return read_definition(checkpoint.graph_from)
     if checkpoint.meta is not None:
         return definition_of(checkpoint.meta, _bytes(checkpoint.meta), "it")
-    if is_frozen(checkpoint):
+    if checkpoint.is_frozen:
         path = checkpoint.path
         return Definition(path, parse("GraphDef", _bytes(checkpoint.files[0]), f"{path}: it"))
-    exported = _exported(checkpoint)
-    if exported is not None:
+    if (exported := checkpoint.exported) is not None:
         model = parse("SavedModel", _bytes(exported), f"{exported}: it")
         graphs = sorted(model.meta_graphs, key=_is_for_training)
         return Definition(exported, graphs[0].graph_def, graphs[0]) if graphs else None
     return None
 
 
-def is_frozen(checkpoint: Checkpoint) -> bool:
-    """Tell whether the variables of a checkpoint are constants of its graph."""
-    return "frozen" in (checkpoint.graph_from or checkpoint).format
-
-
 def names_by_key(checkpoint: Checkpoint) -> dict[str, str]:
     """Return the names of the variables of a graph that have other keys in its checkpoint."""
     stored = (checkpoint.graph_from or checkpoint).stored_keys
     return {key: name for name, keys in stored.items() for key in keys}
-
-
-def _exported(checkpoint: Checkpoint) -> Path | None:
-    """Return the file of a SavedModel whose variables a checkpoint has."""
-    exported = checkpoint.path.parent.parent / "saved_model.pb"
-    return exported if checkpoint.path.parent.name == "variables" and exported.is_file() else None
-
-
-def graph_file(checkpoint: Checkpoint) -> Path | None:
-    """Return the file with the graph that belongs to a checkpoint; None where there is none."""
-    if checkpoint.graph_from is not None:
-        return graph_file(checkpoint.graph_from)
-    if checkpoint.meta is not None:
-        return checkpoint.meta
-    return checkpoint.files[0] if is_frozen(checkpoint) else _exported(checkpoint)
-
-
-def lend(checkpoint: Checkpoint, path: str) -> Checkpoint:
-    """Return what a checkpoint takes its graph from.
-
-    Args:
-        checkpoint: without a graph.
-        path: of another checkpoint of the model, or of a `.meta` file alone.
-
-    Raises:
-        UsageError: the checkpoint has a graph of its own.
-        InputError: the other has none, or is no checkpoint.
-    """
-    own = graph_file(checkpoint)
-    if own is not None:
-        raise UsageError(
-            f"{checkpoint.path}: it has a graph of its own, {own}; leave out {path} (--graph-from)"
-        )
-    found = lender(path)
-    if graph_file(found) is None:
-        raise InputError(f"{found.path}: it has no graph (.meta, .pb) either; give another")
-    return found
-
-
-def lender(path: str) -> Checkpoint:
-    """Return the checkpoint of which a graph is taken.
-
-    Args:
-        path: as `lend` takes it.
-
-    Raises:
-        InputError: there is none.
-    """
-    from converter.checkpoint import Checkpoint, open_checkpoint
-
-    if path.endswith(".meta") and Path(path).is_file():
-        # Its values may be gone.
-        return Checkpoint((), path=Path(path), meta=Path(path))
-    return open_checkpoint(path)
 
 
 def definition_of(path: Path, meta: bytes, subject: str) -> Definition:

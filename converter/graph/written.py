@@ -12,8 +12,6 @@ from converter.graph.constants import read_array, read_shape
 from converter.graph.definition import (
     Definition,
     definition_of,
-    graph_file,
-    is_frozen,
     names_by_key,
     read_definition,
 )
@@ -241,9 +239,9 @@ def read_graph(checkpoint: Checkpoint) -> Graph | None:
 
 def graph_of(checkpoint: Checkpoint, meta: bytes) -> Graph:
     """Return a graph that was rewritten for a checkpoint: the bytes of a MetaGraphDef."""
-    path = graph_file(checkpoint) or checkpoint.path
+    path = checkpoint.graph_file or checkpoint.path
     definition = definition_of(path, meta, "what was rewritten of it")
-    if is_frozen(checkpoint):
+    if checkpoint.is_frozen:
         definition = definition._replace(meta=None)
     return Graph(definition, names_by_key(checkpoint))
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from converter.errors import InputError
-from converter.graph.definition import is_frozen, names_by_key
+from converter.graph.definition import names_by_key
 from converter.graph.node import Node, Output, tensor, text_of
 from converter.graph.ops import ASSIGNS, READS, RESTORED, RESTORES, SAVES, UNSLICED, VARIABLES
 from converter.graph.ordered import OrderedGraph
@@ -70,7 +70,7 @@ def bind(graph: OrderedGraph, checkpoint: Checkpoint) -> dict[Node, Binding]:
     Raises:
         InputError: the graph is not that of the checkpoint.
     """
-    if is_frozen(checkpoint):
+    if checkpoint.is_frozen:
         found = {name: graph.by_name.get(name) for name in checkpoint}
         return {node: Binding(name, None) for name, node in found.items() if node is not None}
     names = names_by_key(checkpoint)
