@@ -18,6 +18,7 @@ from converter.activations.asked import Question
 from converter.activations.measure import measure
 from converter.activations.moments import Moments
 from converter.activations.probes import Probe, Side
+from converter.activations.run import Taken
 from converter.graph.node import tensor
 from converter.graph.ordered import read_ordered
 from converter.variable import Array
@@ -185,6 +186,19 @@ def test_steps_behind_the_end_of_a_sequence_do_not_count() -> None:
     found = measure(checkpoint, [feeds], probes=probes)
     check(found[name, "produced"], np.concatenate(made_of))
     check(found[gate, "consumed"], np.concatenate(taken))
+
+
+def test_a_batch_without_rows_adds_nothing() -> None:
+    checkpoint, ids, _ = charlm()
+    found, wanted = (
+        measure(checkpoint, [{"x": part} for part in parts], probes=CHARLM)
+        for parts in ((ids[:0], ids), (ids,))
+    )
+    for key in wanted:
+        assert found[key].count == wanted[key].count
+        assert np.allclose(found[key].std, wanted[key].std, rtol=1e-9)
+    images = probe("x", 6, "w", axis=-1)
+    assert Taken(images, np.zeros((0, 7, 7, 4)), -1).rows().shape == (0, 6)
 
 
 @pytest.mark.parametrize("length", [0, -1])

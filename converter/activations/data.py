@@ -282,9 +282,11 @@ def _only(files: Sequence[DataFile], model: Asked) -> str:
     names = list(model.inputs)
     unnamed = next((file for file in files if "" in file.headers), None)
     if unnamed is not None and len(names) != 1:
+        is_exported = model.graph.path.name == "saved_model.pb"
+        others = ", or choose one of its signatures (--signature)" if is_exported else ""
         raise UsageError(
             f"{unnamed.path}: it holds one array without a name, and the model takes "
-            f"{', '.join(names) or 'nothing'}; save them by name in an .npz"
+            f"{', '.join(names) or 'nothing'}; save them by name in an .npz{others}"
         )
     return names[0] if len(names) == 1 else ""
 

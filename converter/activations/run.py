@@ -50,6 +50,8 @@ class Taken(NamedTuple):
             InputError: the tensor has no axis of so many units, or its mask is of other rows.
         """
         probe = self.probe
+        if not self.values.size:
+            return np.zeros((0, probe.size), self.values.dtype)
         values = _flat(self.values, self.axis, probe.size)
         shape = values.shape
         if not -len(shape) <= self.axis < len(shape) or shape[self.axis] != probe.size:
