@@ -60,6 +60,9 @@ class Probe:
     cut: Cut | None = None
 
 
+_NUMBERS = ("int", "uint", "bool")
+
+
 class Found(NamedTuple):
     """What can be measured, and what cannot.
 
@@ -127,6 +130,8 @@ class _Finder:
                 or (roles[name].kind == "average" and name in taken)
             )
         }
+        # Seeds and counters are no layer's, and nobody misses them.
+        self._numbers = {n for n in checkpoint if checkpoint[n].dtype.name.startswith(_NUMBERS)}
         self._why: dict[Key, str] = {}
         self._axes: dict[Key, int] = {}
         self._found: dict[_Place, dict[Key, None]] = {}
@@ -273,6 +278,8 @@ class _Finder:
                     why = "one number alone is of no unit"
                 elif name in taken:
                     why = "it is not clear which tensor it makes"
+                elif name in self._numbers:
+                    continue
                 yield (name, "produced"), why
 
 

@@ -2,91 +2,134 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from converter.errors import UsageError
 from converter.session.library import line_of, tensorflow
+from converter.session.traced import write_traced
+
+Inputs = Mapping[str, Any] | Sequence[Any] | None
+"""TensorSpecs in the structure in which a model takes them; None to ask the model."""
 
 
 @dataclass(frozen=True, slots=True)
-class Frozen:
-    """A Keras model as a graph.
+class Written:
+    """A Keras model as a checkpoint with a graph.
 
     Attributes:
         name: of the model.
-        definition: the serialized GraphDef.
-        variables: the names of the constants that stand for variables.
+        prefix: of the files.
+        variables: the names of its variables, in their order.
     """
 
     name: str
-    definition: bytes
+    prefix: Path
     variables: tuple[str, ...]
 
 
-def freeze(model: Any, inputs: Sequence[Any] | None) -> Frozen:
-    """Trace a Keras model for inference, its variables constants under the names of Keras.
+def write_keras(model: Any, inputs: Inputs, directory: Path) -> Written:
+    """Trace a Keras model for inference, and write it as a checkpoint with a graph.
 
     Args:
         model: the model.
-        inputs: a TensorSpec for each input; None to ask the model.
+        inputs: what it is called with.
+        directory: to write into.
 
     Raises:
-        UsageError: TensorFlow is not installed, the model does not know its inputs, or it cannot
-            be traced.
+        UsageError: TensorFlow is not installed, the model does not know its inputs, has no
+            variables, or cannot be traced.
     """
     tf = tensorflow()
-    from tensorflow.python.framework.convert_to_constants import (
-        convert_variables_to_constants_v2,
-    )
-
     if not callable(model) or not hasattr(model, "variables"):
         raise UsageError(
             f"open_keras: a {type(model).__name__} is no Keras model; give the model itself "
             "(tf.keras.models.load_model)"
         )
     name = str(getattr(model, "name", "model"))
-    known = inputs if inputs is not None else getattr(model, "inputs", None)
-    if not known:
+    structure = inputs if inputs is not None else _known_inputs(tf, model)
+    if structure is None or not tf.nest.flatten(structure):
         raise UsageError(
             f"{name}: it does not know its inputs yet; call it once, or give them "
             "(inputs=[tf.TensorSpec(...)])"
         )
-    specs = [
-        tf.TensorSpec(tuple(one.shape), one.dtype, (one.name or f"input_{i}").partition(":")[0])
-        for i, one in enumerate(known)
-    ]
     try:
-        traced = tf.function(lambda *given: model(_as_asked(model, given), training=False))
-        concrete = traced.get_concrete_function(*specs)
-        definition = convert_variables_to_constants_v2(concrete).graph.as_graph_def()
-    except (ValueError, TypeError, tf.errors.OpError) as error:
+        specs = _specs(tf, structure)
+        concrete = _concrete(tf, model, structure, specs)
+        prefix = directory / "model"
+        names = write_traced(concrete, [spec.name for spec in specs], _paths(model), prefix)
+    except (ValueError, TypeError, NotImplementedError, tf.errors.OpError) as error:
         raise UsageError(f"{name}: it cannot be traced: {line_of(error)}") from None
-    handles = {id(handle): inner.op.name for handle, inner in concrete.graph.captures}
-    names: dict[str, str] = {}
+    if not names:
+        raise UsageError(f"{name}: it runs without any variable; there is nothing to measure")
+    return Written(name, prefix, tuple(names))
+
+
+def _known_inputs(tf: Any, model: Any) -> Any:
+    """Return what a model says it is called with: tensors or specs of Keras; None if nothing."""
+    for name in ("input", "inputs"):
+        try:
+            known = getattr(model, name, None)
+        except (ValueError, AttributeError):  # Keras raises these where there is none, or several.
+            continue
+        if known is not None and tf.nest.flatten(known):
+            return known
+    if callable(said := getattr(model, "save_spec", None)):  # tf_keras, once it was called.
+        args, _ = said() or ((), {})
+        return args[0] if len(args) == 1 else None
+    built = getattr(model, "get_build_config", dict)() or {}
+    return _shaped(tf, built.get("input_shape"), getattr(model, "input_dtype", None) or "float32")
+
+
+def _shaped(tf: Any, shapes: Any, dtype: str) -> Any:
+    """Return a TensorSpec in the place of each shape, with any number of rows."""
+    if isinstance(shapes, Mapping):
+        return {name: _shaped(tf, shape, dtype) for name, shape in shapes.items()}
+    if not shapes:
+        return None
+    if all(size is None or isinstance(size, int) for size in shapes):
+        return tf.TensorSpec((None, *shapes[1:]), dtype)
+    return [_shaped(tf, shape, dtype) for shape in shapes]
+
+
+def _specs(tf: Any, structure: Any) -> list[Any]:
+    """Return a TensorSpec with a name for each input."""
+    keys = sorted(structure) if isinstance(structure, Mapping) else []
+    specs = []
+    for number, one in enumerate(tf.nest.flatten(structure)):
+        if not hasattr(one, "shape") or not hasattr(one, "dtype") or getattr(one, "sparse", False):
+            raise TypeError(f"its input {number} is {one}, and only dense tensors are taken")
+        name = (getattr(one, "name", None) or "").partition(":")[0]
+        name = name or (keys[number] if number < len(keys) else f"input_{number}")
+        specs.append(tf.TensorSpec(tuple(one.shape), one.dtype, name))
+    return specs
+
+
+def _concrete(tf: Any, model: Any, structure: Any, specs: Sequence[Any]) -> Any:
+    """Return a model as a function for inference, of tensors alone."""
+    alone = isinstance(structure, Sequence) and len(structure) == 1
+    parameters = inspect.signature(getattr(model, "call", model)).parameters.values()
+    is_told = any(p.name == "training" or p.kind is p.VAR_KEYWORD for p in parameters)
+    told = {"training": False} if is_told else {}
+
+    def call(*given: Any) -> Any:
+        taken = given[0] if alone else tf.nest.pack_sequence_as(structure, list(given))
+        return model(taken, **told)
+
+    return tf.function(call, autograph=False).get_concrete_function(*specs)
+
+
+def _paths(model: Any) -> dict[int, str]:
+    """Return what Keras calls each variable of a model, by the identity of its handle."""
+    found: dict[int, str] = {}
     for variable in model.variables:
         held = getattr(variable, "value", variable)
         held = held if hasattr(held, "handle") else variable
+        if not hasattr(held, "handle"):  # What tf_keras has in the place of a vocabulary.
+            continue
         path = getattr(variable, "path", None) or variable.name.partition(":")[0]
-        constant = handles.get(id(held.handle))
-        if constant is not None:
-            while path in names.values():
-                path += "_"
-            names[constant] = path
-    _rename_nodes(definition, names)
-    return Frozen(name, definition.SerializeToString(), tuple(names.values()))
-
-
-def _as_asked(model: Any, given: Sequence[Any]) -> Any:
-    return given[0] if len(given) == 1 else list(given)
-
-
-def _rename_nodes(definition: Any, names: Mapping[str, str]) -> None:
-    for node in definition.node:
-        node.name = names.get(node.name, node.name)
-        for number, text in enumerate(node.input):
-            control = "^" if text.startswith("^") else ""
-            source, colon, port = text.removeprefix("^").partition(":")
-            if source in names:
-                node.input[number] = f"{control}{names[source]}{colon}{port}"
+        found.setdefault(id(held.handle), path)
+    return found

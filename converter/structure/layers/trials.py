@@ -10,6 +10,7 @@ from converter.graph.node import Node, Output
 from converter.graph.ops import (
     ARRAY_MOVES,
     ENTERS,
+    IDENTITIES,
     LAYOUT,
     LOOKUPS,
     MERGES,
@@ -44,7 +45,7 @@ def without_trials(analysis: Analysis) -> Analysis:
     roles = analysis.roles
     inside = {role.origin.variable for node in looping for role in roles.get(node, ())}
     entering = {
-        output
+        _before_turns(output)
         for node in analysis.graph.nodes
         if node.op in _ENTERS
         for output in node.inputs
@@ -66,6 +67,12 @@ def without_trials(analysis: Analysis) -> Analysis:
     return replace(
         analysis, flow=flow, roles={node: r for node, r in roles.items() if node not in tried}
     )
+
+
+def _before_turns(output: Output) -> Output:
+    """Return what a loop begins with, where a node stands for what each of its turns takes."""
+    node = output.node
+    return node.inputs[0] if node.op in IDENTITIES and len(node.inputs) == 1 else output
 
 
 def _all_behind(analysis: Analysis, begin: Node, inside: Collection[str]) -> set[Node]:
