@@ -555,7 +555,7 @@ def test_pruning_keeps_what_is_needed_and_no_side_effect() -> None:
         "ready",
     }
     assert counter not in pruned.nodes
-    assert not pruned.is_changing
+    assert not pruned.changed
     assert b"_output_shapes" not in pruned.definition
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from converter.dtype import DType
 from converter.errors import UsageError
 from converter.formats.messages import message
 from converter.forward.find import Forward
-from converter.graph.node import Tensor, encoded
-from converter.graph.ops import PLACEHOLDERS, RANDOM, is_effect
+from converter.graph.functions import inline
+from converter.graph.node import Tensor, encoded, text_of
+from converter.graph.ops import INLINED, PASSING, PLACEHOLDERS, RANDOM, is_effect
 from converter.graph.written import Graph
 
 # Hints that are wrong once a part of the graph is gone: shapes, colocation, the TPU's cluster.
 _DROPPED = frozenset({"_output_shapes", "_class", "_tpu_replicate", "_XlaCompile"})
+_HANDING = PASSING | INLINED
 _ONE_OUTPUT = PLACEHOLDERS | {"Const"}
 
 
@@ -26,13 +28,13 @@ class Pruned(NamedTuple):
         definition: the serialized GraphDef.
         fed: the placeholder in the place of each tensor that is fed.
         nodes: the names of its nodes.
-        is_changing: whether running it changes variables.
+        changed: the variables that running it may change.
     """
 
     definition: bytes
     fed: Mapping[Tensor, str]
     nodes: frozenset[str]
-    is_changing: bool
+    changed: frozenset[str]
 
 
 def prune(forward: Forward, fed: Mapping[Tensor, DType]) -> Pruned:
@@ -68,8 +70,30 @@ def prune(forward: Forward, fed: Mapping[Tensor, DType]) -> Pruned:
             definition.node.append(_copy(graph, name, placeholders, instead, names))
     for function in _functions(graph, definition.node):
         definition.library.function.append(function)
-    is_changing = any(is_effect(graph.nodes[name].op) for name in kept if name not in forward.fills)
-    return Pruned(definition.SerializeToString(), placeholders, frozenset(names), is_changing)
+    changed = _changed(definition, forward.fills, str(graph.path)) & set(forward.variables)
+    return Pruned(definition.SerializeToString(), placeholders, frozenset(names), changed)
+
+
+def _changed(definition: Any, fills: Collection[str], subject: str) -> frozenset[str]:
+    """Return the nodes that what changes a state takes, in functions too; of a variable its own."""
+    listed = (definition.node, *(function.node_def for function in definition.library.function))
+    if not any(is_effect(text_of(node.op)) for nodes in listed for node in nodes):
+        return frozenset()
+    nodes = {node.name: node for node in inline(definition, subject)}
+    found: set[str] = set()
+    for node in nodes.values():
+        if not is_effect(node.op) or node.name in fills:
+            continue
+        seen: set[str] = set()
+        waiting = [source.node for source in node.sources]
+        while waiting:
+            name = waiting.pop()
+            if name not in seen:
+                seen.add(name)
+                taken = nodes[name].sources if name in nodes and nodes[name].op in _HANDING else ()
+                waiting += [source.node for source in taken]
+        found |= seen
+    return frozenset(found)
 
 
 def _placeholders(graph: Graph, fed: Mapping[Tensor, DType]) -> dict[Tensor, str]:

@@ -23,6 +23,7 @@ from converter.graph.ops import (
     EXITS,
     PASSING,
     PLACEHOLDERS,
+    UPDATES,
     VARIABLES,
     WHILES,
     is_effect,
@@ -186,6 +187,8 @@ class Graph:
     ) -> set[str]:
         """Return the nodes that tensors need. What only orders side effects is not among them.
 
+        What is written into a variable before it is read is needed.
+
         Args:
             sources: the tensors.
             given: tensors whose values are given, behind which nothing is needed.
@@ -207,12 +210,20 @@ class Graph:
             found.add(name)
             taken = [instead.get(source, source) for source in node.sources]
             waiting += [source.node for source in taken if source not in given]
-            waiting += [c for c in node.controls if not self._is_effect(c)]
+            waiting += [c for c in node.controls if not self._is_effect(c) or self._reads(node, c)]
         return found
 
     def _is_effect(self, name: str) -> bool:
         node = self.nodes.get(name)
         return node is not None and is_effect(node.op)
+
+    def _reads(self, node: Node, name: str) -> bool:
+        """Whether a node reads what another one has written into the same variable."""
+        writer = self.nodes[name]
+        if node.op != "ReadVariableOp" or writer.op not in UPDATES:
+            return False
+        taken = [self.origin(n.sources[0]) for n in (node, writer) if n.sources]
+        return len(taken) == 2 and taken[0] == taken[1]
 
     def expect(self, text: str) -> Tensor:
         """Return the tensor that a user names.

@@ -7,7 +7,7 @@ variables are given the values that our readers read.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -199,8 +199,9 @@ class Session(Closing):
         if draw_again:
             self._session.close()
             self._session, self._calls, self._little = self._open(tensorflow())
-        if draw_again or self._pruned.is_changing:
             self._initialize()
+        else:
+            self._assign(self._pruned.changed)
 
     def _open(self, tf: Any) -> tuple[Any, Calls, Calls]:
         """Return a session, its runs of the model, and its runs of little."""
@@ -261,7 +262,13 @@ class Session(Closing):
         # A table can depend on another, but then the graph has that fill it.
         for name in self._forward.fills:
             self._run([self._graph.get_operation_by_name(name)], {})
-        for name in self._assigns:
+        self._assign(self._assigns)
+
+    def _assign(self, names: Iterable[str]) -> None:
+        """Give variables the values that they begin with."""
+        for name in names:
+            if name not in self._assigns:
+                continue
             if name in self._assigned:
                 value = self._assigned[name]
             elif name in self._forward.initial:

@@ -78,6 +78,8 @@ def write_traced(
 
 def _variable(tf: Any, name: str, variable: Any) -> Any:
     name = _NOT_IN_NAMES.sub("_", name.partition(":")[0]).lstrip("_")
+    # Two states of a layer may have one name.
+    name = tf.compat.v1.get_default_graph().unique_name(name, mark_as_used=False)
     return tf.raw_ops.VarHandleOp(
         dtype=variable.dtype, shape=variable.shape, shared_name=name, name=name
     )
