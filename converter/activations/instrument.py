@@ -24,6 +24,7 @@ _BRANCH = re.compile(r"_branch_(\d{1,5})/")
 _OWN = re.compile(r"_(turn|loop|join)_(\d{1,5})")
 # The first thing that these take says which branch is taken.
 _BRANCHING = re.compile(rb"^(?:Stateless)?(?:If|Case)$")
+_COMPILED = b"_XlaMustCompile"
 # The output of an op that is named otherwise than most are.
 _OUTPUTS = {"AddV2": b"z", "Mul": b"z", "Less": b"z", "Cast": b"y"}
 _HANDING = PASSING | ops("Cast ToInt64")
@@ -161,6 +162,10 @@ class _Scope:
                 functions[number].name = new
             else:
                 node.op = new
+            # What is compiled by XLA has no queues.
+            for compiled in (node, copy):
+                for entry in [e for e in compiled.attr if e.key == _COMPILED]:
+                    compiled.attr.remove(entry)
             scope = _Scope(copy.node_def, copy, self._library, self._op_definition, (self, name))
             self._inner[name, number] = scope
         return self._inner[name, number]
