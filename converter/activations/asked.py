@@ -6,10 +6,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from converter.activations.signature import signature_of
+from converter.activations.signature import signature_of, signatures
 from converter.checkpoint import Checkpoint
 from converter.errors import InputError, UsageError
-from converter.forward.feeds import given_values, parse_feed
+from converter.forward.feeds import given_tensor, given_values, parse_feed
 from converter.forward.find import Forward, find_forward
 from converter.forward.inputs import Input
 from converter.graph.node import Tensor
@@ -47,6 +47,7 @@ class Asked:
         graph: the graph.
         called: the tensors of inputs by the names that a signature has for them.
         fed: what the question gives values for.
+        hint: what else can be done about inputs, at the end of an error.
 
     Raises:
         InputError: there is no graph, or it is damaged.
@@ -69,6 +70,8 @@ class Asked:
         self._where = question.where
         signed = signature_of(graph, question.signature)
         self.called: Mapping[str, str] = {} if signed is None else signed.inputs
+        listed = ", ".join(signatures(graph)) if signed is None else ""
+        self.hint = f", or choose a signature (--signature): {listed}" if listed else ""
         self._fetches = question.fetches or (() if signed is None else signed.outputs)
         feeds = dict(map(parse_feed, question.feeds))
         self.fed = given_values(graph, feeds, "--feed", self.called)
@@ -85,7 +88,27 @@ class Asked:
         Raises:
             UsageError: there is no such tensor, or it takes other values.
         """
-        return {**given_values(self.graph, batch, self._where, self.called), **self.fed}
+        try:
+            return {**given_values(self.graph, batch, self._where, self.called), **self.fed}
+        except UsageError:
+            for name in batch:
+                self.tensor(name, self._where)
+            raise
+
+    def tensor(self, name: str, where: str) -> Tensor:
+        """Return the tensor that a name of data means.
+
+        Args:
+            name: of an input.
+            where: the subject of the error.
+
+        Raises:
+            UsageError: there is none.
+        """
+        try:
+            return given_tensor(self.graph, name, where, self.called)
+        except UsageError as error:
+            raise UsageError(f"{error}{self.hint}") from None
 
     def forward(self, given: Mapping[Tensor, Array | None]) -> Forward:
         """Return what is run where these tensors are given values, None for what is not known.
@@ -118,7 +141,7 @@ class Asked:
             more = f" (and {len(missing) - _FEW} more)" if len(missing) > _FEW else ""
             raise UsageError(
                 f"{where}: it has no values for {', '.join(missing[:_FEW])}{more}, which the model "
-                "needs; add them to the data, or feed them (--feed NAME=VALUE)"
+                f"needs; add them to the data, or feed them (--feed NAME=VALUE){self.hint}"
             )
 
     def _name(self, tensor: Tensor) -> str:

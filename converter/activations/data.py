@@ -16,7 +16,7 @@ from converter.activations.asked import Asked, Question, asked
 from converter.checkpoint import Checkpoint
 from converter.errors import InputError, UsageError
 from converter.formats.npz import SUFFIXES, Header, read_headers
-from converter.forward.feeds import check_given, given_tensor
+from converter.forward.feeds import check_given
 from converter.graph.node import Tensor
 from converter.variable import Array
 
@@ -265,7 +265,7 @@ class Opened:
     def _checked(self, model: Asked, file: DataFile, name: str, rows: int | None) -> Tensor:
         """Return the tensor that takes an array."""
         header, name = file.headers[name], name or self._only
-        tensor = given_tensor(model.graph, name, str(file.path), model.called)
+        tensor = model.tensor(name, str(file.path))
         shape = header.shape
         if rows is not None and _is_cut(header, rows):
             shape = (self._size if self._is_even else min(self._size, rows), *shape[1:])
@@ -282,11 +282,9 @@ def _only(files: Sequence[DataFile], model: Asked) -> str:
     names = list(model.inputs)
     unnamed = next((file for file in files if "" in file.headers), None)
     if unnamed is not None and len(names) != 1:
-        is_exported = model.graph.path.name == "saved_model.pb"
-        others = ", or choose one of its signatures (--signature)" if is_exported else ""
         raise UsageError(
             f"{unnamed.path}: it holds one array without a name, and the model takes "
-            f"{', '.join(names) or 'nothing'}; save them by name in an .npz{others}"
+            f"{', '.join(names) or 'nothing'}; save them by name in an .npz{model.hint}"
         )
     return names[0] if len(names) == 1 else ""
 

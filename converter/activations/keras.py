@@ -12,9 +12,7 @@ from typing import Any
 from converter.checkpoint import Checkpoint, open_checkpoint
 
 
-def open_keras(
-    model: Any, inputs: Mapping[str, Any] | Sequence[Any] | None = None
-) -> Checkpoint:
+def open_keras(model: Any, inputs: Mapping[str, Any] | Sequence[Any] | None = None) -> Checkpoint:
     """Return a Keras model as a checkpoint that can be run and measured.
 
     The model is traced for inference; its variables have the names that Keras gives them, and the

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from converter.errors import UsageError, did_you_mean
-from converter.graph.node import tensor, texts
+from converter.graph.node import Node, tensor, text_of, texts
 from converter.graph.written import Graph
+
+_DEFAULT = "serving_default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +27,19 @@ class Signature:
 
 
 def signature_of(graph: Graph, name: str | None) -> Signature | None:
-    """Return a signature by its name; None where no name is given and there is not one alone.
+    """Return a signature by its name.
+
+    Where no name is given it is the only one, or the one to serve by default where all of them call
+    one function with the same inputs, as in exports of Keras 3; else None.
 
     Raises:
         UsageError: the graph has no such signature.
     """
-    found = _signatures(graph)
+    found = signatures(graph)
     if name is None:
-        return next(iter(found.values())) if len(found) == 1 else None
+        computed = {_computed(graph, signature) for signature in found.values()}
+        first = next(iter(found.values()), None)
+        return found.get(_DEFAULT, first) if len(computed) == 1 else None
     if name not in found:
         listed = f"; it has {', '.join(found)}" if found else "; leave it out (--signature)"
         near = did_you_mean(name, found) or listed
@@ -40,7 +47,42 @@ def signature_of(graph: Graph, name: str | None) -> Signature | None:
     return found[name]
 
 
-def _signatures(graph: Graph) -> dict[str, Signature]:
+def _computed(graph: Graph, signature: Signature) -> Hashable:
+    """Return what is the same of two signatures that compute the same, whatever they are called."""
+    names = {source: name for name, source in signature.inputs.items()}
+    found = []
+    for output in map(tensor, signature.outputs):
+        node = graph.nodes[output.node]
+        body = graph.functions.get(_function(node))
+        taken = tuple(names.get(str(source), str(source)) for source in node.sources)
+        does: Hashable = node.name if body is None else _written(body)
+        found.append((does, taken, output.port))
+    return tuple(sorted(signature.inputs)), tuple(found)
+
+
+def _function(node: Node) -> str:
+    return text_of(node.attributes["f"].func.name) if "f" in node.attributes else ""
+
+
+def _written(body: Any) -> Hashable:
+    """Return what a function does, but for its own name. Those of others that it calls are told."""
+    nodes = [
+        (
+            node.name,
+            node.op,
+            tuple(node.input),
+            tuple(sorted((entry.key, entry.value.SerializeToString()) for entry in node.attr)),
+        )
+        for node in body.node_def
+    ]
+    arguments = [argument.name for argument in body.signature.input_arg]
+    returned = {entry.key: entry.value for entry in body.ret}
+    outputs = [returned.get(argument.name) for argument in body.signature.output_arg]
+    return tuple(nodes), tuple(arguments), tuple(outputs)
+
+
+def signatures(graph: Graph) -> dict[str, Signature]:
+    """Return the signatures of a graph that give tensors, by their names."""
     meta = graph.definition.meta
     found = {}
     for entry in meta.signature_def if meta is not None else ():

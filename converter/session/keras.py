@@ -78,9 +78,9 @@ def _known_inputs(tf: Any, model: Any) -> Any:
         if known is not None and tf.nest.flatten(known):
             return known
     if callable(said := getattr(model, "save_spec", None)):  # tf_keras, once it was called.
-        args, _ = said() or ((), {})
+        args: Sequence[Any] = (said() or ((), {}))[0]
         return args[0] if len(args) == 1 else None
-    built = getattr(model, "get_build_config", dict)() or {}
+    built: Mapping[str, Any] = getattr(model, "get_build_config", dict)() or {}
     return _shaped(tf, built.get("input_shape"), getattr(model, "input_dtype", None) or "float32")
 
 
@@ -100,8 +100,10 @@ def _specs(tf: Any, structure: Any) -> list[Any]:
     keys = sorted(structure) if isinstance(structure, Mapping) else []
     specs = []
     for number, one in enumerate(tf.nest.flatten(structure)):
-        if not hasattr(one, "shape") or not hasattr(one, "dtype") or getattr(one, "sparse", False):
-            raise TypeError(f"its input {number} is {one}, and only dense tensors are taken")
+        kind = getattr(one, "type_spec", one)
+        is_other = isinstance(kind, tf.TypeSpec) and not isinstance(kind, tf.TensorSpec)
+        if is_other or getattr(one, "sparse", False) or not hasattr(one, "dtype"):
+            raise TypeError(f"its input {number} is {kind}, and only dense tensors are taken")
         name = (getattr(one, "name", None) or "").partition(":")[0]
         name = name or (keys[number] if number < len(keys) else f"input_{number}")
         specs.append(tf.TensorSpec(tuple(one.shape), one.dtype, name))

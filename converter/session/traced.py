@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from converter.formats.messages import parse
+from converter.graph.functions import inline
+from converter.graph.ops import PASSING
 from converter.session.library import tensorflow
 
 _SIGNATURE = "serving_default"
@@ -43,9 +45,10 @@ def write_traced(
     outside = {id(outer): (outer, inner.op.name) for outer, inner in concrete.graph.captures}
     order = [handle for handle in dict.fromkeys([*paths, *held]) if handle in held]
     taken = {handle: outside.pop(handle)[1] for handle in order if handle in outside}
-    contents = {
-        inner: _contents(tf, definition, outer, inner) for outer, inner in outside.values()
-    }
+    dtypes = _looked_up(definition) if outside else {}
+    contents = {inner: _contents(tf, outer, inner, dtypes) for outer, inner in outside.values()}
+    if not concrete.outputs:
+        raise TypeError("it gives no tensors")
     variables: dict[str, Any] = {}
     nodes: dict[str, Any] = {}
     with tf.Graph().as_default() as graph:
@@ -53,24 +56,25 @@ def write_traced(
             variable = held[handle]
             nodes[inner] = _variable(tf, paths.get(handle) or variable.name, variable)
             variables[nodes[inner].op.name] = variable
-        for inner, values in contents.items():
-            nodes[inner] = _constant(tf, inner, values)
-        _import(tf, definition, nodes)
-        meta = tf.compat.v1.MetaGraphDef(graph_def=graph.as_graph_def(add_shapes=True))
-    if not concrete.outputs:
-        raise TypeError("it gives no tensors")
+        for inner, parts in contents.items():
+            nodes[inner] = _constant(tf, inner, parts)
+        ends = [*concrete.inputs[: len(inputs)], *concrete.outputs]
+        ends = _import(tf, definition, nodes, [tensor.name for tensor in ends])
+    meta = tf.compat.v1.MetaGraphDef(graph_def=_cut_down(tf, graph, [*ends, *nodes.values()]))
+    meta.meta_info_def.tensorflow_version = tf.__version__
     signature = meta.signature_def[_SIGNATURE]
-    for name, tensor in zip(inputs, concrete.inputs, strict=False):
+    for name, tensor in zip(inputs, ends, strict=False):
         signature.inputs[name].CopyFrom(_described(tensor))
-    for number, tensor in enumerate(concrete.outputs):
+    for number, tensor in enumerate(ends[len(inputs) :]):
         signature.outputs[f"output_{number}"].CopyFrom(_described(tensor))
     prefix.with_name(f"{prefix.name}.meta").write_bytes(meta.SerializeToString())
     if variables:
         values = [variable.read_value() for variable in variables.values()]
+        slices = [""] * len(variables)
         tf.raw_ops.SaveV2(
             prefix=str(prefix),
             tensor_names=list(variables),
-            shape_and_slices=[""] * len(variables),
+            shape_and_slices=slices,
             tensors=values,
         )
     return list(variables)
@@ -85,7 +89,24 @@ def _variable(tf: Any, name: str, variable: Any) -> Any:
     )
 
 
-def _contents(tf: Any, definition: Any, outer: Any, name: str) -> tuple[Any, ...]:
+def _looked_up(definition: Any) -> dict[str, tuple[int, int]]:
+    """Return the dtypes of the keys and values of tables, which their handles do not say."""
+    graph = parse("GraphDef", definition.SerializeToString(), "what was traced")
+    nodes = {node.name: node for node in inline(graph, "what was traced")}
+    found = {}
+    for node in nodes.values():
+        if node.op != "LookupTableFindV2" or not node.sources:
+            continue
+        name = node.sources[0].node
+        while name in nodes and nodes[name].op in PASSING and nodes[name].sources:
+            name = nodes[name].sources[0].node
+        found[name] = (node.attributes["Tin"].type, node.attributes["Tout"].type)
+    return found
+
+
+def _contents(
+    tf: Any, outer: Any, name: str, dtypes: Mapping[str, tuple[int, int]]
+) -> tuple[Any, ...]:
     """Return an array that a function takes from outside; of a lookup table keys and values.
 
     Raises:
@@ -93,21 +114,11 @@ def _contents(tf: Any, definition: Any, outer: Any, name: str) -> tuple[Any, ...
     """
     if outer.dtype not in (tf.resource, tf.variant):
         return (outer,)
-    functions = (function.node_def for function in definition.library.function)
-    # The handle of a table does not say what it holds; what looks something up in tables does.
-    pairs = {
-        (node.attr["Tin"].type, node.attr["Tout"].type)
-        for nodes in (definition.node, *functions)
-        for node in nodes
-        if node.op == "LookupTableFindV2"
-    }
-    for of_keys, of_values in sorted(pairs):
-        with contextlib.suppress(tf.errors.OpError):
-            found = tf.raw_ops.LookupTableExportV2(
-                table_handle=outer, Tkeys=of_keys, Tvalues=of_values
-            )
-            if found.values.shape.rank == 1:
-                return tuple(found)
+    if name in dtypes:
+        of_keys, of_values = dtypes[name]
+        found = tf.raw_ops.LookupTableExportV2(table_handle=outer, Tkeys=of_keys, Tvalues=of_values)
+        if found.values.shape.rank == 1:
+            return tuple(found)
     raise TypeError(f"{name} comes from outside of it, and is no variable and no lookup table")
 
 
@@ -123,14 +134,32 @@ def _constant(tf: Any, name: str, contents: Sequence[Any]) -> Any:
     return table
 
 
-def _import(tf: Any, definition: Any, nodes: Mapping[str, Any]) -> None:
-    """Add a graph, with nodes in the place of its placeholders for what comes from outside."""
+def _import(tf: Any, definition: Any, nodes: Mapping[str, Any], wanted: Sequence[str]) -> list[Any]:
+    """Add a graph, with nodes in the place of its placeholders for what comes from outside.
+
+    Args:
+        definition: the GraphDef, which is changed.
+        nodes: by the names of the placeholders.
+        wanted: the names of tensors in it.
+
+    Returns:
+        These tensors.
+    """
     kept = [node for node in definition.node if node.name not in nodes]
     del definition.node[:]
     definition.node.extend(kept)
     used = {text.removeprefix("^").partition(":")[0] for node in kept for text in node.input}
     given = {f"{name}:0": node for name, node in nodes.items() if name in used}
-    tf.graph_util.import_graph_def(definition, given, name="")
+    found: list[Any] = tf.graph_util.import_graph_def(definition, given, list(wanted), name="")
+    return found
+
+
+def _cut_down(tf: Any, graph: Any, ends: Sequence[Any]) -> Any:
+    """Return a GraphDef without what Keras computes to learn shapes alone."""
+    names = {tensor.op.name for tensor in ends}
+    names |= {op.name for op in graph.get_operations() if op.type == "InitializeTableV2"}
+    definition = graph.as_graph_def(add_shapes=True)
+    return tf.compat.v1.graph_util.extract_sub_graph(definition, sorted(names))
 
 
 def _described(tensor: Any) -> Any:
