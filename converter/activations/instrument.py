@@ -131,6 +131,7 @@ class _Scope:
         self._own: set[bytes] = set()
         # What is computed beside cells, by their names.
         self._beside: dict[str, Beside] = {}
+        self._constants: dict[tuple[object, ...], bytes] = {}
 
     def all(self) -> Iterator[_Scope]:
         """Yield this and all functions that were copied for it."""
@@ -290,8 +291,11 @@ class _Scope:
     def _constant(
         self, prefix: bytes, values: Sequence[int] | int, dtype: int, after: Sequence[bytes]
     ) -> bytes:
-        """Add integers; where nothing has to tell a node where it is, they come after nothing."""
-        listed = [values] if isinstance(values, int) else list(values)
+        """Return integers; where nothing has to tell where a node is, they come after nothing."""
+        listed = (values,) if isinstance(values, int) else tuple(values)
+        key = prefix, isinstance(values, int), listed, dtype
+        if key in self._constants:
+            return self._constants[key]
         held = message("TensorProto")(dtype=dtype)
         (held.int_val if dtype == INT32 else held.int64_val).extend(listed)
         held.tensor_shape.SetInParent()
@@ -300,7 +304,7 @@ class _Scope:
         node = self._add(prefix + b"/Const", b"Const", after if self._function is None else ())
         _set(node, "dtype", type=dtype)
         _set(node, "value", tensor=held.SerializeToString())
-        return self._output(node, b"output")
+        return self._constants.setdefault(key, self._output(node, b"output"))
 
     def _largest_of(self, text: bytes) -> tuple[bytes, int] | None:
         """Return what a number is the maximum of, and the dtype of that; None where it is none.
