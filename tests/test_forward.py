@@ -559,6 +559,24 @@ def test_pruning_keeps_what_is_needed_and_no_side_effect() -> None:
     assert b"_output_shapes" not in pruned.definition
 
 
+def test_what_is_written_before_it_is_read_is_needed() -> None:
+    maker = small()
+    for name in ("state", "seed"):
+        maker.op("VarHandleOp", name=name, dtype="float32", shape=())
+        maker.op("AssignAddVariableOp", name, maker.constant(1.0), name=f"{name}/add")
+    for name, after in {"state": "state/add", "seed": "state/add"}.items():
+        maker.op("ReadVariableOp", name, f"^{after}", name=f"{name}/read", dtype="float32")
+    maker.op("Identity", "x", "^seed/add", name="kept", T="float32", shape=(-1, 5))
+    hidden = maker.op("Mul", "kept", "seed/read", name="of_seed", T="float32", shape=(-1, 5))
+    graph = maker.graph()
+    assert {"seed/add", "state/add"}.isdisjoint(graph.ancestors([Tensor(hidden)]))
+    assert "state/add" in graph.ancestors([Tensor("state/read")])
+    maker.op("Mul", hidden, "state/read", name="out", T="float32", shape=(-1, 5))
+    forward = find_forward(maker.graph(), {"state", "seed"}, fetches=["out"])
+    pruned = prune(forward, {Tensor("x"): forward.inputs[0].dtype})  # type: ignore[dict-item]
+    assert pruned.changed == {"state"}
+
+
 def test_cycles_and_long_chains_come_to_an_end() -> None:
     maker = small()
     maker.op("Identity", "loop_b", name="loop_a")

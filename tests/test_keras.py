@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from test_measure import check, sigmoid
 
-from converter import UsageError, measure, open_keras
+from converter import UsageError, measure, open_checkpoint, open_keras
 from converter.activations.file import Key, Measured
 from converter.activations.probes import find_probes
 from converter.session import RunError
@@ -208,6 +208,23 @@ def test_what_is_counted_in_inference(keras: Any) -> None:
     found = measure(checkpoint, [ROWS, ROWS])
     check(found["head/kernel", "consumed"], np.concatenate([2 * ROWS, 2 * ROWS]))
     assert value(model.get_layer("count").n) == 1
+
+
+def test_states_in_functions_begin_again_in_each_batch(tmp_path: Path) -> None:
+    tf = pytest.importorskip("tensorflow")
+    module = tf.Module()
+    module.w = tf.Variable(np.ones((3, 2), "f4"), name="w")
+    module.n = tf.Variable(1.0, name="n")
+
+    def counted(x: Any) -> Any:
+        module.n.assign_add(1.0)
+        return {"y": tf.matmul(x * module.n, module.w)}
+
+    spec = tf.TensorSpec((None, 3), tf.float32, "x")
+    module.serve = tf.function(tf.function(counted), input_signature=[spec])
+    tf.saved_model.save(module, str(tmp_path))
+    found = measure(open_checkpoint(tmp_path), [ROWS] * 3)
+    check(found["w", "consumed"], np.concatenate([2 * ROWS] * 3))
 
 
 def test_layers_that_are_random_in_training_alone(keras: Any) -> None:

@@ -54,21 +54,19 @@ def saved(tf: Any, directory: Path) -> Any:
     ]
     a, b, c = module.held
 
-    @tf.function(jit_compile=True)
-    def head(h: Any) -> Any:
-        return tf.nn.relu(tf.matmul(h, c))
+    head = tf.function(lambda h: tf.nn.relu(tf.matmul(h, c)), jit_compile=True)
 
-    @tf.function(jit_compile=True)
-    def loop(x: Any) -> Any:
+    def steps(x: Any) -> Any:
         h = tf.zeros((4, 3))
         for step in tf.range(5):
             h = tf.tanh(tf.matmul(x[:, step], a) + tf.matmul(h, b))
         return head(h)
 
-    @tf.function(input_signature=[tf.TensorSpec((4, 5, 6), tf.float32, "x")])
-    def serve(x: Any) -> Any:
-        return {"y": tf.cond(tf.reduce_sum(x) > 0, lambda: loop(x), lambda: loop(-x))}
-
+    loop = tf.function(steps, jit_compile=True)
+    serve = tf.function(
+        lambda x: {"y": tf.cond(tf.reduce_sum(x) > 0, lambda: loop(x), lambda: loop(-x))},
+        input_signature=[tf.TensorSpec((4, 5, 6), tf.float32, "x")],
+    )
     module.serve = serve
     tf.saved_model.save(module, str(directory), signatures={"serve": serve})
     return [variable.numpy().astype("f8") for variable in module.held]

@@ -14,17 +14,22 @@ from typing import Any
 
 from converter.activations.cells import BOOL, INT32, LONGER, Beside, Cell, Graph
 from converter.activations.lines import lines
+from converter.activations.nodes import (
+    called_by,
+    free_name,
+    given_to,
+    outputs_of,
+    remove_attribute,
+    set_attribute,
+)
 from converter.errors import InputError
 from converter.formats.messages import message, parse
-from converter.graph.node import Tensor
-from converter.graph.ops import CALLS, CONTROL_FLOW, ENTERS, PASSING, ops
+from converter.graph.node import Tensor, text_of
+from converter.graph.ops import CONTROL_FLOW, ENTERS, PASSING, ops
 
 _MAX_DEPTH = 24
 _BRANCH = re.compile(r"_branch_(\d{1,5})/")
 _OWN = re.compile(r"_(turn|loop|join)_(\d{1,5})")
-# The first thing that these take says which branch is taken.
-_BRANCHING = re.compile(rb"^(?:Stateless)?(?:If|Case)$")
-_COMPILED = b"_XlaMustCompile"
 # The output of an op that is named otherwise than most are.
 _OUTPUTS = {"MatMul": b"product", "Mul": b"z", "Less": b"z", "Cast": b"y"}
 _HANDING = PASSING | ops("Cast ToInt64")
@@ -124,7 +129,7 @@ class _Scope:
         self._function = function
         self._library = library
         self._op_definition = op_definition
-        self.nodes: dict[str, Any] = {_text(node.name): node for node in nodes}
+        self.nodes: dict[str, Any] = {text_of(node.name): node for node in nodes}
         self._inner: dict[tuple[str, int], _Scope] = {}
         # What is taken instead of a tensor, by its text; and what awaits it that follows what ran.
         self._instead: dict[bytes, bytes] = {}
@@ -144,7 +149,7 @@ class _Scope:
         """Return the functions of the graph that a node calls."""
         node = self.nodes[name]
         known = {f.signature.name for f in self._library.function}
-        return [f for f in (attr.name for attr in _called(node)) if f in known] or (
+        return [f for f in (attr.name for attr in called_by(node)) if f in known] or (
             [node.op] if node.op in known else []
         )
 
@@ -153,20 +158,19 @@ class _Scope:
         if (name, number) not in self._inner:
             node = self.nodes[name]
             old = self.called(name)[number]
-            new = _free(old, {f.signature.name for f in self._library.function})
+            new = free_name(old, {f.signature.name for f in self._library.function})
             original = next(f for f in self._library.function if f.signature.name == old)
             copy = self._library.function.add()
             copy.CopyFrom(original)
             copy.signature.name = new
-            functions = _called(node)
+            functions = called_by(node)
             if functions:
                 functions[number].name = new
             else:
                 node.op = new
             # What is compiled by XLA has no queues.
             for compiled in (node, copy):
-                for entry in [e for e in compiled.attr if e.key == _COMPILED]:
-                    compiled.attr.remove(entry)
+                remove_attribute(compiled, b"_XlaMustCompile")
             scope = _Scope(copy.node_def, copy, self._library, self._op_definition, (self, name))
             self._inner[name, number] = scope
         return self._inner[name, number]
@@ -174,8 +178,8 @@ class _Scope:
     def reference(self, name: str, port: int) -> tuple[bytes, int]:
         """Return the text by which a tensor is taken here, and TensorFlow's number of its dtype."""
         node = self.nodes[name]
-        definition = self._op_definition(_text(node.op))
-        for argument, index, flat, dtype in _outputs(node, definition):
+        definition = self._op_definition(text_of(node.op))
+        for argument, index, flat, dtype in outputs_of(node, definition):
             if flat == port:
                 if self._function is None:
                     return node.name + (b":%d" % port if port else b""), dtype
@@ -191,15 +195,15 @@ class _Scope:
 
     def together(self, places: Mapping[int, _Place]) -> list[dict[int, _Place]]:
         """Group tensors by what is run together, in the order in which they are computed."""
-        alone = {name for name, node in self.nodes.items() if _text(node.op) in CONTROL_FLOW}
+        alone = {name for name, node in self.nodes.items() if text_of(node.op) in CONTROL_FLOW}
         by_name: dict[str, dict[int, _Place]] = {}
         for number, place in places.items():
-            name = _text(self._ran(place.passing[0] if place.passing else place.text))
+            name = text_of(self._ran(place.passing[0] if place.passing else place.text))
             if place.passing or name not in self.nodes:
                 alone.add(name)
             by_name.setdefault(name, {})[number] = place
         inputs = {
-            name: [_text(text.partition(b":")[0]) for text in node.input if text[:1] != b"^"]
+            name: [text_of(text.partition(b":")[0]) for text in node.input if text[:1] != b"^"]
             for name, node in self.nodes.items()
         }
         return [
@@ -210,8 +214,8 @@ class _Scope:
     def _ran(self, text: bytes) -> bytes:
         """Return what is run where a tensor is: its node, or of control flow one output of it."""
         name = text.partition(b":")[0]
-        node = self.nodes.get(_text(name))
-        return text if node is not None and _text(node.op) in CONTROL_FLOW else name
+        node = self.nodes.get(text_of(name))
+        return text if node is not None and text_of(node.op) in CONTROL_FLOW else name
 
     def fill(self, queue: str, places: Mapping[int, _Place], mask: bytes | None) -> Filled:
         """Put tensors that are run together into a queue, the last of them computed last."""
@@ -227,15 +231,15 @@ class _Scope:
             text for text in texts if self._ran(text) == ran
         ]
         put = self._add(queue.encode(), b"Stage", values)
-        _set(put, "dtypes", types=types)
-        _set(put, "capacity", i=0)
-        _set(put, "memory_limit", i=0)
-        _set(put, "container", s=b"")
-        _set(put, "shared_name", s=queue.encode())
+        set_attribute(put, "dtypes", types=types)
+        set_attribute(put, "capacity", i=0)
+        set_attribute(put, "memory_limit", i=0)
+        set_attribute(put, "container", s=b"")
+        set_attribute(put, "shared_name", s=queue.encode())
         for text in passing:
             if text not in self._instead:
                 identity = self._add(put.name + b"/passed", b"Identity", [text])
-                _set(identity, "T", type=dtypes.get(text, last.dtype))
+                set_attribute(identity, "T", type=dtypes.get(text, last.dtype))
                 self._instead[text] = self._output(identity, b"output")
         self._awaited.setdefault(ran, []).append(b"^" + put.name)
         return Filled(
@@ -262,7 +266,7 @@ class _Scope:
             return self._longer(name, int(longer[1]))
         node = self.nodes[name]
         dtype = next((entry.value.type for entry in node.attr if entry.key == b"T"), 0)
-        ports = _outputs(node, self._op_definition(_text(node.op)))
+        ports = outputs_of(node, self._op_definition(text_of(node.op)))
         outputs = [self.reference(name, flat)[0] for _, _, flat, _ in ports]
         try:
             if name not in self._beside:
@@ -273,11 +277,11 @@ class _Scope:
                     lambda values, kind: self._constant(prefix, values, kind, [b"^" + node.name]),
                     self._largest_of,
                 )
-                self._beside[name] = Beside(graph, Cell(_text(node.op), inputs, outputs, dtype))
+                self._beside[name] = Beside(graph, Cell(text_of(node.op), inputs, outputs, dtype))
             text, kind = self._beside[name].tensor(what)
         except (KeyError, IndexError):
             raise InputError(
-                f"{name}: {what}: a {_text(node.op)} with {len(node.input)} inputs has no such "
+                f"{name}: {what}: a {text_of(node.op)} with {len(node.input)} inputs has no such "
                 "tensor; the graph is damaged"
             ) from None
         return _Place(self, text, kind, tuple(outputs))
@@ -288,9 +292,9 @@ class _Scope:
         node = self._add(prefix + b"/" + op.encode(), op.encode(), taken)
         for key, number in attributes.items():
             if key == "N" or key.endswith("_mask"):
-                _set(node, key, i=number)
+                set_attribute(node, key, i=number)
             else:
-                _set(node, key, type=number)
+                set_attribute(node, key, type=number)
         return self._output(node, _OUTPUTS.get(op, b"output"))
 
     def _constant(
@@ -307,8 +311,8 @@ class _Scope:
         if not isinstance(values, int):
             held.tensor_shape.dim.add(size=len(listed))
         node = self._add(prefix + b"/Const", b"Const", after if self._function is None else ())
-        _set(node, "dtype", type=dtype)
-        _set(node, "value", tensor=held.SerializeToString())
+        set_attribute(node, "dtype", type=dtype)
+        set_attribute(node, "value", tensor=held.SerializeToString())
         return self._constants.setdefault(key, self._output(node, b"output"))
 
     def _largest_of(self, text: bytes) -> tuple[bytes, int] | None:
@@ -320,11 +324,11 @@ class _Scope:
         scope, is_here = self, True
         for _ in range(_MAX_PASSED):
             name = text.partition(b":")[0]
-            node = scope.nodes.get(_text(name))
+            node = scope.nodes.get(text_of(name))
             if node is None and scope.caller is not None:
                 outer, call = scope.caller
                 arguments = [argument.name for argument in scope._function.signature.input_arg]
-                given = _given(outer.nodes[call])
+                given = given_to(outer.nodes[call])
                 if name not in arguments or arguments.index(name) >= len(given):
                     break
                 scope, text, is_here = outer, given[arguments.index(name)], False
@@ -336,8 +340,8 @@ class _Scope:
                 return text, next((entry.value.type for entry in node.attr if entry.key == b"T"), 0)
             if node.op == b"Max":
                 raise _HiddenError
-            is_here = is_here and _text(node.op) not in ENTERS
-            if _text(node.op) not in _HANDING:
+            is_here = is_here and text_of(node.op) not in ENTERS
+            if text_of(node.op) not in _HANDING:
                 break
         return None
 
@@ -347,17 +351,17 @@ class _Scope:
         return text if self._function is None else text + b":" + argument + b":0"
 
     def _add(self, name: bytes, op: bytes, inputs: Sequence[bytes]) -> Any:
-        while _text(name) in self.nodes:
+        while text_of(name) in self.nodes:
             name += b"_"
         node = self._list.add(name=name, op=op, input=list(inputs))
-        self.nodes[_text(name)] = node
+        self.nodes[text_of(name)] = node
         self._own.add(name)
         return node
 
     def rewire(self) -> None:
         """Let whatever takes a tensor that is put into a queue wait until it is there."""
         for text, passed in self._instead.items():
-            identity = self.nodes[_text(passed.partition(b":")[0])]
+            identity = self.nodes[text_of(passed.partition(b":")[0])]
             identity.input.extend(self._awaited[self._ran(text)])
         for node in self._list:
             if node.name in self._own:
@@ -443,71 +447,9 @@ def _seen_from(scope: _Scope, root: _Scope, source: Tensor) -> bytes | None:
         assert inner.caller is not None
         node = inner.caller[0].nodes[inner.caller[1]]
         # What a loop takes is another value in the next turn.
-        taken = [] if b"While" in node.op else _given(node)
+        taken = [] if b"While" in node.op else given_to(node)
         argument = inner.argument(taken.index(text)) if text in taken else None
         if argument is None:
             return None
         text = argument[0]
     return text
-
-
-def _given(node: Any) -> list[bytes]:
-    """Return what a call hands to a function."""
-    return list(node.input)[len(_BRANCHING.findall(node.op)) :]
-
-
-def _called(node: Any) -> list[Any]:
-    """Return the attributes of a node that name functions: one, or one for each branch."""
-    by_key = {_text(entry.key): entry.value for entry in node.attr}
-    if _text(node.op) in CALLS and "f" in by_key:
-        return [by_key["f"].func]
-    if "branches" in by_key:
-        return list(by_key["branches"].list.func)
-    # The condition of a loop is computed from what its body gives.
-    keys = [key for key in ("body", "then_branch", "else_branch") if key in by_key]
-    return [by_key[key].func for key in keys]
-
-
-def _outputs(node: Any, definition: Any) -> Iterator[tuple[str, int, int, int]]:
-    """Yield the outputs of a node: argument, number in it, number in all, and dtype."""
-    if definition is None:
-        return
-    given = {_text(entry.key): entry.value for entry in node.attr}
-    defaults = {attr.name: attr.default_value for attr in definition.attr}
-    flat = 0
-    for argument in definition.output_arg:
-        if argument.type_list_attr:
-            listed = given.get(argument.type_list_attr) or defaults[argument.type_list_attr]
-            dtypes = list(listed.list.type)
-        else:
-            dtype = argument.type
-            if argument.type_attr:
-                dtype = (given.get(argument.type_attr) or defaults[argument.type_attr]).type
-            count = 1
-            if argument.number_attr:
-                count = (given.get(argument.number_attr) or defaults[argument.number_attr]).i
-            dtypes = [dtype] * count
-        for index, dtype in enumerate(dtypes):
-            yield argument.name, index, flat, dtype % 100
-            flat += 1
-
-
-def _set(node: Any, key: str, *, types: Sequence[int] | None = None, **value: Any) -> None:
-    entry = node.attr.add(key=key.encode())
-    if types is None:
-        for field, given in value.items():
-            setattr(entry.value, field, given)
-    else:
-        entry.value.list.SetInParent()
-        entry.value.list.type.extend(types)
-
-
-def _free(name: bytes, taken: set[bytes]) -> bytes:
-    number = 0
-    while (new := b"%s__measured_%d" % (name, number)) in taken:
-        number += 1
-    return new
-
-
-def _text(data: bytes) -> str:
-    return data.decode("utf-8", "surrogateescape")
