@@ -15,7 +15,17 @@ from converter.forward.outputs import Output, find_outputs, sources_of
 from converter.forward.variables import Held, initial_values, variables_of
 from converter.graph.functions import called_nodes
 from converter.graph.node import Node, Tensor, encoded
-from converter.graph.ops import BATCH_NORMS, EXITS, FILLS, MERGES, RANDOM, SWITCHES, TABLES
+from converter.graph.ops import (
+    BATCH_NORMS,
+    CALLS,
+    EXITS,
+    FILLS,
+    MERGES,
+    RANDOM,
+    RESTORES,
+    SWITCHES,
+    TABLES,
+)
 from converter.graph.written import Graph
 from converter.variable import Array
 
@@ -249,9 +259,18 @@ class _Finder:
         """Yield the operations that fill the tables among the needed nodes."""
         tables = {name for name in needed if TABLES.fullmatch(self.graph.nodes[name].op)}
         for node in self.graph.nodes.values() if tables else ():
-            is_filling = bool(FILLS.fullmatch(node.op)) and bool(node.sources)
-            if is_filling and self.graph.origin(node.sources[0]).node in tables:
+            of = {self.graph.origin(source).node for source in node.sources}
+            if self._is_filling(node) and of & tables:
                 yield node.name
+
+    def _is_filling(self, node: Node) -> bool:
+        """Whether a node fills tables, or calls what does; not so with what a saver restores."""
+        if FILLS.fullmatch(node.op):
+            return True
+        if node.op not in CALLS:
+            return False
+        called = {inner.op for inner in called_nodes(node, self._functions)}
+        return any(map(FILLS.fullmatch, called)) and RESTORES.isdisjoint(called)
 
     def _note_absent(self, absent: Sequence[str], initial: Mapping[str, Tensor]) -> None:
         for name in absent[:3]:

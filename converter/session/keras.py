@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import Any
 from converter.errors import UsageError
 from converter.session.library import line_of, tensorflow
 from converter.session.traced import write_traced
+
+_STYLE = re.compile(r"\x1b\[\d*m")
+_CALLING = "Exception encountered when calling"
 
 Inputs = Mapping[str, Any] | Sequence[Any] | None
 """TensorSpecs in the structure in which a model takes them; None to ask the model."""
@@ -62,10 +66,18 @@ def write_keras(model: Any, inputs: Inputs, directory: Path) -> Written:
         prefix = directory / "model"
         names = write_traced(concrete, [spec.name for spec in specs], _paths(model), prefix)
     except (ValueError, TypeError, NotImplementedError, tf.errors.OpError) as error:
-        raise UsageError(f"{name}: it cannot be traced: {line_of(error)}") from None
+        raise UsageError(f"{name}: it cannot be traced: {_line_of(error)}") from None
     if not names:
         raise UsageError(f"{name}: it runs without any variable; there is nothing to measure")
     return Written(name, prefix, tuple(names))
+
+
+def _line_of(error: Exception) -> str:
+    """Return what is wrong, without the layers that Keras tells in bold that it was in."""
+    lines = _STYLE.sub("", str(error)).splitlines()
+    said = [line for line in lines if line.strip() and not line.startswith(_CALLING)]
+    is_of_keras = bool(lines) and lines[0].startswith(_CALLING)
+    return line_of(ValueError(said[0])) if is_of_keras and said else line_of(error)
 
 
 def _known_inputs(tf: Any, model: Any) -> Any:
