@@ -36,7 +36,8 @@ class Tap:
 
     Attributes:
         tensor: which; the calls before its own name lead into functions.
-        mask: a bool tensor beside it that is put into the queue with it, or None.
+        mask: a tensor beside it of bools or numbers, or None: whether it is not zero is put into
+            the queue with it.
     """
 
     tensor: Tensor
@@ -81,7 +82,7 @@ def instrument(
     """
     graph = parse("GraphDef", definition, subject)
     root = _Scope(graph.node, None, graph.library, op_definition)
-    found: dict[tuple[_Scope, bytes | None], dict[int, _Place]] = {}
+    found: dict[tuple[_Scope, _Mask | None], dict[int, _Place]] = {}
     for number, tap in enumerate(taps):
         place = _located(root, tap.tensor)
         mask = (
@@ -96,6 +97,10 @@ def instrument(
     for scope in root.all():
         scope.rewire()
     return graph.SerializeToString(), queues
+
+
+_Mask = tuple[bytes, int]
+"""What says which rows count, and TensorFlow's number of its dtype."""
 
 
 class _HiddenError(Exception):
@@ -131,6 +136,8 @@ class _Scope:
         self._own: set[bytes] = set()
         # What was computed beside cells.
         self._computed: dict[tuple[str, str], tuple[bytes, int]] = {}
+        # Masks that are no bools, as such.
+        self._counted: dict[_Mask, bytes] = {}
 
     def all(self) -> Iterator[_Scope]:
         """Yield this and all functions that were copied for it."""
@@ -207,13 +214,13 @@ class _Scope:
         node = self.nodes.get(_text(name))
         return text if node is not None and _text(node.op) in CONTROL_FLOW else name
 
-    def fill(self, queue: str, places: Mapping[int, _Place], mask: bytes | None) -> Filled:
+    def fill(self, queue: str, places: Mapping[int, _Place], mask: _Mask | None) -> Filled:
         """Put tensors that are run together into a queue, the last of them computed last."""
         texts = list(dict.fromkeys(place.text for place in places.values()))
         dtypes = {place.text: place.dtype for place in places.values()}
         values, types = list(texts), [dtypes[text] for text in texts]
         if mask is not None:
-            values, types = [*values, mask], [*types, BOOL]
+            values, types = [*values, self._bools(mask)], [*types, BOOL]
         *_, last = places.values()
         ran = self._ran(last.passing[0] if last.passing else last.text)
         # What is computed beside a cell has to be there before anything takes what the cell gives.
@@ -238,6 +245,18 @@ class _Scope:
             {number: texts.index(place.text) for number, place in places.items()},
             mask is not None,
         )
+
+    def _bools(self, mask: _Mask) -> bytes:
+        """Return for which rows a mask is not zero."""
+        text, dtype = mask
+        if dtype == BOOL:
+            return text
+        if mask not in self._counted:
+            prefix = text.partition(b":")[0] + b"/counts"
+            self._counted[mask] = self._operation(
+                prefix, "Cast", [text], {"SrcT": dtype, "DstT": BOOL}
+            )
+        return self._counted[mask]
 
     def _longer(self, name: str, step: int) -> _Place:
         """Return which of the sequences are longer whose lengths a node gives."""
@@ -419,8 +438,8 @@ def _located(root: _Scope, source: Tensor) -> _Place | None:
     return None
 
 
-def _seen_from(scope: _Scope, root: _Scope, source: Tensor) -> bytes | None:
-    """Return how a tensor is taken in a scope: its own, or what a call hands to it."""
+def _seen_from(scope: _Scope, root: _Scope, source: Tensor) -> _Mask | None:
+    """Return how a mask is taken in a scope: its own, or what a call hands to it."""
     place = _located(root, source)
     if place is None:
         return None
@@ -440,7 +459,7 @@ def _seen_from(scope: _Scope, root: _Scope, source: Tensor) -> bytes | None:
         if argument is None:
             return None
         text = argument[0]
-    return text
+    return text, place.dtype
 
 
 def _given(node: Any) -> list[bytes]:
