@@ -93,8 +93,8 @@ class Factors:
 
     def said(self, rows: Rows) -> Hashable:
         """Return what rows are told by, which is equal where that is computed several times."""
-        found = self._told(rows.output)
-        base = Rows(found.output, found.is_nonzero == rows.is_nonzero) if found else rows
+        last = self._last(rows.output)
+        base = Rows(last.output, last.is_nonzero == rows.is_nonzero) if last else rows
         node = base.output.node
         if node.op in _OPPOSITES:
             inputs = tuple(self._expression(given, _MAX_DEPTH) for given in node.inputs)
@@ -117,9 +117,9 @@ class Factors:
 
     def _is_given(self, rows: Rows) -> bool:
         """Whether rows are told by data or numbers of steps, and by nothing that was learned."""
-        output = rows.output
-        is_of_data = self._analysis.kind(output) is Kind.DATA or output.node.op in BOOLS
-        return is_of_data and output not in self._learned
+        last = self._last(rows.output) or rows
+        is_of_data = self._analysis.kind(last.output) is Kind.DATA or last.output.node.op in BOOLS
+        return is_of_data and rows.output not in self._learned
 
     def _of_sum(self, node: Node) -> Iterator[Rows]:
         """Yield what `m` is of `m * new + (1 - m) * old`."""
@@ -162,36 +162,51 @@ class Factors:
         taken = None if factor is None else analysis.tensor(factor).axes
         if factor is None or not axes or not taken or len(axes) != len(taken):
             return None
-        return self._told(factor) if same_axis(axes[0], taken[0]) else None
+        return next(self._told(factor), None) if same_axis(axes[0], taken[0]) else None
 
-    def _told(self, factor: Output) -> Rows | None:
-        """Return the rows for which a factor is not zero, told by what it was made of."""
-        analysis = self._analysis
+    def _told(self, factor: Output) -> Iterator[Rows]:
+        """Yield the rows for which a factor is not zero, by what it is made of, step by step."""
+        analysis, is_nonzero = self._analysis, True
         axes = analysis.tensor(factor).axes
         first = axes[0] if axes else None
-        found, is_nonzero = None, True
         for _ in range(_MAX_PASSED):
             axes = analysis.tensor(factor).axes
             if first is None or not axes or not same_axis(axes[0], first):
-                break
+                return
             if _is_row(axes):
-                found = Rows(factor, is_nonzero)
+                yield Rows(factor, is_nonzero)
             further = self._before(factor)
             if further is None:
-                break
+                return
             factor, is_nonzero = further.output, is_nonzero == further.is_nonzero
+
+    def _last(self, factor: Output) -> Rows | None:
+        """Return the rows for which a factor is not zero, by the first that it is made of."""
+        *_, found = [None, *self._told(factor)]
         return found
 
     def _before(self, factor: Output) -> Rows | None:
         """Return what is zero where a factor is, or where it is not."""
         node = factor.node
-        widens = node.op in WIDENS and node.inputs and not self.is_turned(node)
-        if widens or (node.op == "Cast" and _keeps_zeros(node)):
+        if self._widens(node) or (node.op == "Cast" and _keeps_zeros(node)):
             return Rows(node.inputs[0], True)
         if node.op == "LogicalNot" or (node.op == "Sub" and self._is_opposite(node)):
             return Rows(node.inputs[-1], False)
         other = self._scaled(node)
         return None if other is None else Rows(other, True)
+
+    def _widens(self, node: Node) -> bool:
+        """Whether a node gives out all that it takes, in as many axes or others."""
+        if node.op != "StridedSlice" or len(node.inputs) != 4:
+            return node.op in WIDENS and bool(node.inputs) and not self.is_turned(node)
+        # It is `x[:, None]`.
+        strides = self._analysis.tensor(node.inputs[3]).values
+        added = node.integer("new_axis_mask")
+        whole = node.integer("begin_mask") & node.integer("end_mask")
+        rest = node.integer("shrink_axis_mask") | node.integer("ellipsis_mask")
+        if not strides or any(stride != 1 for stride in strides) or rest:
+            return False
+        return all((added | whole) >> place & 1 for place in range(len(strides)))
 
     def _chain(self, output: Output) -> list[Output]:
         """Return a tensor, and what it was before it was handed on in a turn of a loop."""
@@ -239,16 +254,14 @@ class Factors:
 
     def _are_opposite(self, made: Rows, kept: Output) -> bool:
         """Whether a factor is one minus what tells some rows."""
-        told = self._told(kept)
-        if told is not None:
-            said = self.said(told)
-            if said == self.said(Rows(made.output, not made.is_nonzero)):
-                return True
-        of_kept, of_made = self._from_one(kept), self._from_one(made.output)
-        if of_kept is not None and (rest := self._told(of_kept)) is not None:
+        told, (output, is_nonzero) = self._last(kept), made
+        if told is not None and self.said(told) == self.said(Rows(output, not is_nonzero)):
+            return True
+        of_kept, of_made = self._from_one(kept), self._from_one(output)
+        if of_kept is not None and (rest := self._last(of_kept)) is not None:
             return self.said(rest) == self.said(made)
-        if of_made is not None and told is not None and (rest := self._told(of_made)) is not None:
-            return made.is_nonzero and self.said(rest) == self.said(told)
+        if of_made is not None and told is not None and (rest := self._last(of_made)) is not None:
+            return is_nonzero and self.said(rest) == self.said(told)
         return False
 
     def _from_one(self, output: Output) -> Output | None:
@@ -257,7 +270,7 @@ class Factors:
             node = output.node
             if node.op == "Sub" and self._analysis.tensor(node.inputs[0]).number == 1:
                 return node.inputs[1]
-            if node.op not in WIDENS or not node.inputs or self.is_turned(node):
+            if not self._widens(node):
                 break
             output = node.inputs[0]
         return None

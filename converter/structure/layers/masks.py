@@ -12,8 +12,10 @@ from converter.graph.ops import (
     COMPARING,
     ENTERS,
     EXITS,
+    LOOKUPS,
     MERGES,
     NEXT_ITERATION,
+    REVERSES,
     SAME,
     SELECTS,
     SWITCHES,
@@ -31,6 +33,8 @@ _KEEPS = ops("""
     """)
 # Says of each length that it is not above a step: in which order it takes both.
 _ENDED = {"LessEqual": 1, "GreaterEqual": -1}
+# What mixes rows, or gives them out in another order.
+_MIXES = LOOKUPS | REVERSES | ops("GatherNd RandomShuffle Roll Cumsum")
 _MAX_NODES = 4096
 _MAX_OF_CELL = 512
 _MAX_PASSED = 16
@@ -82,7 +86,7 @@ class Masks:
         """
         graph, telling = self._analysis.graph, self._analysis.flow.telling
         found: dict[Hashable, Mask] = {}
-        is_product = False
+        is_product = is_mixed = False
         waiting = [begin]
         if begin.node.op in CELLS:
             waiting = self._given(begin.node)
@@ -106,11 +110,14 @@ class Masks:
                     if len(found) > 1:
                         return None
                     continue
+                is_mixed = is_mixed or _mixes(node, output)
                 # In their order, so that of masks that are the same it is always one.
                 given = [taken for taken in self._given(node) if taken not in seen]
                 seen.update(given)
                 waiting += given
-        if waiting or len(found) != 1 or (is_product and not self._are_by_row(seen)):
+        if waiting or len(found) != 1:
+            return None
+        if is_product and (is_mixed or not self._are_by_row(seen)):
             return None
         return next(iter(found.values()))
 
@@ -168,6 +175,10 @@ class Masks:
         """Return the bools that the condition of a choice repeats for each unit."""
         condition, found = node.inputs[0], None
         axes = self._analysis.tensor(condition).axes
+        made = self._analysis.tensor(Output(node, 0)).axes
+        if node.op == "SelectV2" and axes and made and len(axes) != len(made):
+            # It is aligned with the last axes, which are units.
+            return None
         first = axes[0] if axes else None
         for _ in range(_MAX_PASSED):
             axes = self._analysis.tensor(condition).axes
@@ -181,6 +192,13 @@ class Masks:
                 break
             condition = condition.node.inputs[0]
         return found
+
+
+def _mixes(node: Node, output: Output) -> bool:
+    """Whether a node makes rows of others than the same ones of a tensor."""
+    if node.op == "MatMul":
+        return node.inputs[0] != output or bool(node.integer("transpose_a"))
+    return node.op in _MIXES
 
 
 def _origin(output: Output) -> Output:
