@@ -14,16 +14,23 @@ from typing import Any
 
 from converter.activations.cells import BOOL, INT32, LONGER, Cell, Graph, compute
 from converter.activations.lines import lines
+from converter.activations.nodes import (
+    called,
+    free_name,
+    hand_over,
+    handed_over,
+    is_loop,
+    leads_to,
+    outputs_of,
+)
 from converter.errors import InputError
 from converter.formats.messages import message, parse
 from converter.graph.node import Tensor
-from converter.graph.ops import CALLS, CONTROL_FLOW, ENTERS, PASSING, ops
+from converter.graph.ops import CONTROL_FLOW, ENTERS, PASSING, ops
 
 _MAX_DEPTH = 24
 _BRANCH = re.compile(r"_branch_(\d{1,5})/")
 _OWN = re.compile(r"_(turn|loop|join)_(\d{1,5})")
-# The first thing that these take says which branch is taken.
-_BRANCHING = re.compile(rb"^(?:Stateless)?(?:If|Case)$")
 # The output of an op that is named otherwise than most are.
 _OUTPUTS = {"AddV2": b"z", "Mul": b"z", "Less": b"z", "Cast": b"y"}
 _HANDING = PASSING | ops("Cast ToInt64")
@@ -149,7 +156,7 @@ class _Scope:
         """Return the functions of the graph that a node calls."""
         node = self.nodes[name]
         known = {f.signature.name for f in self._library.function}
-        return [f for f in (attr.name for attr in _called(node)) if f in known] or (
+        return [f for f in (attr.name for attr in called(node)) if f in known] or (
             [node.op] if node.op in known else []
         )
 
@@ -158,12 +165,12 @@ class _Scope:
         if (name, number) not in self._inner:
             node = self.nodes[name]
             old = self.called(name)[number]
-            new = _free(old, {f.signature.name for f in self._library.function})
+            new = free_name(old, {f.signature.name for f in self._library.function})
             original = next(f for f in self._library.function if f.signature.name == old)
             copy = self._library.function.add()
             copy.CopyFrom(original)
             copy.signature.name = new
-            functions = _called(node)
+            functions = called(node)
             if functions:
                 functions[number].name = new
             else:
@@ -176,7 +183,7 @@ class _Scope:
         """Return the text by which a tensor is taken here, and TensorFlow's number of its dtype."""
         node = self.nodes[name]
         definition = self._op_definition(_text(node.op))
-        for argument, index, flat, dtype in _outputs(node, definition):
+        for argument, index, flat, dtype in outputs_of(node, definition):
             if flat == port:
                 if self._function is None:
                     return node.name + (b":%d" % port if port else b""), dtype
@@ -189,6 +196,25 @@ class _Scope:
         if not 0 <= number < len(arguments):
             return None
         return arguments[number].name, arguments[number].type
+
+    def handed(self, text: bytes, dtype: int) -> bytes | None:
+        """Return how the function takes a tensor that is beside its call, which may hand it over.
+
+        Returns:
+            The text; None where that may be another tensor, or is made of what the function gives.
+        """
+        assert self.caller is not None
+        outer, name = self.caller
+        node = outer.nodes[name]
+        if is_loop(node):
+            return None
+        if text not in handed_over(node):
+            if leads_to(outer.nodes, name, text):
+                return None
+            scopes = [outer.inside(name, number) for number in range(len(outer.called(name)))]
+            hand_over(node, [scope._function for scope in scopes], text, dtype)
+        argument = self.argument(handed_over(node).index(text))
+        return None if argument is None else argument[0]
 
     def together(self, places: Mapping[int, _Place]) -> list[dict[int, _Place]]:
         """Group tensors by what is run together, in the order in which they are computed."""
@@ -275,7 +301,7 @@ class _Scope:
             return self._longer(name, int(longer[1]))
         node = self.nodes[name]
         dtype = next((entry.value.type for entry in node.attr if entry.key == b"T"), 0)
-        ports = _outputs(node, self._op_definition(_text(node.op)))
+        ports = outputs_of(node, self._op_definition(_text(node.op)))
         outputs = [self.reference(name, flat)[0] for _, _, flat, _ in ports]
         if (name, what) not in self._computed:
             inputs = [text for text in node.input if not text.startswith(b"^")]
@@ -335,7 +361,7 @@ class _Scope:
             if node is None and scope.caller is not None:
                 outer, call = scope.caller
                 arguments = [argument.name for argument in scope._function.signature.input_arg]
-                given = _given(outer.nodes[call])
+                given = handed_over(outer.nodes[call])
                 if name not in arguments or arguments.index(name) >= len(given):
                     break
                 scope, text, is_here = outer, given[arguments.index(name)], False
@@ -451,56 +477,11 @@ def _seen_from(scope: _Scope, root: _Scope, source: Tensor) -> _Mask | None:
         scope = scope.caller[0]
     text = place.text
     for inner in reversed(way):
-        assert inner.caller is not None
-        node = inner.caller[0].nodes[inner.caller[1]]
-        # What a loop takes is another value in the next turn.
-        taken = [] if b"While" in node.op else _given(node)
-        argument = inner.argument(taken.index(text)) if text in taken else None
-        if argument is None:
+        handed = inner.handed(text, place.dtype)
+        if handed is None:
             return None
-        text = argument[0]
+        text = handed
     return text, place.dtype
-
-
-def _given(node: Any) -> list[bytes]:
-    """Return what a call hands to a function."""
-    return list(node.input)[len(_BRANCHING.findall(node.op)) :]
-
-
-def _called(node: Any) -> list[Any]:
-    """Return the attributes of a node that name functions: one, or one for each branch."""
-    by_key = {_text(entry.key): entry.value for entry in node.attr}
-    if _text(node.op) in CALLS and "f" in by_key:
-        return [by_key["f"].func]
-    if "branches" in by_key:
-        return list(by_key["branches"].list.func)
-    # The condition of a loop is computed from what its body gives.
-    keys = [key for key in ("body", "then_branch", "else_branch") if key in by_key]
-    return [by_key[key].func for key in keys]
-
-
-def _outputs(node: Any, definition: Any) -> Iterator[tuple[str, int, int, int]]:
-    """Yield the outputs of a node: argument, number in it, number in all, and dtype."""
-    if definition is None:
-        return
-    given = {_text(entry.key): entry.value for entry in node.attr}
-    defaults = {attr.name: attr.default_value for attr in definition.attr}
-    flat = 0
-    for argument in definition.output_arg:
-        if argument.type_list_attr:
-            listed = given.get(argument.type_list_attr) or defaults[argument.type_list_attr]
-            dtypes = list(listed.list.type)
-        else:
-            dtype = argument.type
-            if argument.type_attr:
-                dtype = (given.get(argument.type_attr) or defaults[argument.type_attr]).type
-            count = 1
-            if argument.number_attr:
-                count = (given.get(argument.number_attr) or defaults[argument.number_attr]).i
-            dtypes = [dtype] * count
-        for index, dtype in enumerate(dtypes):
-            yield argument.name, index, flat, dtype % 100
-            flat += 1
 
 
 def _set(node: Any, key: str, *, types: Sequence[int] | None = None, **value: Any) -> None:
@@ -511,13 +492,6 @@ def _set(node: Any, key: str, *, types: Sequence[int] | None = None, **value: An
     else:
         entry.value.list.SetInParent()
         entry.value.list.type.extend(types)
-
-
-def _free(name: bytes, taken: set[bytes]) -> bytes:
-    number = 0
-    while (new := b"%s__measured_%d" % (name, number)) in taken:
-        number += 1
-    return new
 
 
 def _text(data: bytes) -> str:
