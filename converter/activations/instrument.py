@@ -19,7 +19,6 @@ from converter.activations.nodes import (
     free_name,
     hand_over,
     handed_over,
-    is_loop,
     leads_to,
     outputs_of,
 )
@@ -144,8 +143,7 @@ class _Scope:
         # What is computed beside cells, by their names.
         self._beside: dict[str, Beside] = {}
         self._constants: dict[tuple[object, ...], bytes] = {}
-        # Masks that are no bools, as such.
-        self._counted: dict[_Mask, bytes] = {}
+        self._bools: dict[_Mask, bytes] = {}
 
     def all(self) -> Iterator[_Scope]:
         """Yield this and all functions that were copied for it."""
@@ -199,21 +197,22 @@ class _Scope:
         return arguments[number].name, arguments[number].type
 
     def handed(self, text: bytes, dtype: int) -> bytes | None:
-        """Return how the function takes a tensor that is beside its call, which may hand it over.
+        """Return how the function takes a tensor that is beside its call, which hands it over.
 
-        Returns:
-            The text; None where that may be another tensor, or is made of what the function gives.
+        None where that may be another tensor, or is made of what the function gives.
         """
         assert self.caller is not None
         outer, name = self.caller
         node = outer.nodes[name]
-        if is_loop(node):
+        # What a loop takes is another value in the next turn.
+        if b"While" in node.op:
             return None
         if text not in handed_over(node):
             if leads_to(outer.nodes, name, text):
                 return None
-            scopes = [outer.inside(name, number) for number in range(len(outer.called(name)))]
-            hand_over(node, [scope._function for scope in scopes], text, dtype)
+            count = len(outer.called(name))
+            functions = [outer.inside(name, number)._function for number in range(count)]
+            hand_over(node, functions, text, dtype)
         argument = self.argument(handed_over(node).index(text))
         return None if argument is None else argument[0]
 
@@ -247,7 +246,7 @@ class _Scope:
         dtypes = {place.text: place.dtype for place in places.values()}
         values, types = list(texts), [dtypes[text] for text in texts]
         if mask is not None:
-            values, types = [*values, self._bools(mask)], [*types, BOOL]
+            values, types = [*values, self._as_bools(mask)], [*types, BOOL]
         *_, last = places.values()
         ran = self._ran(last.passing[0] if last.passing else last.text)
         # What is computed beside a cell has to be there before anything takes what the cell gives.
@@ -273,17 +272,17 @@ class _Scope:
             mask is not None,
         )
 
-    def _bools(self, mask: _Mask) -> bytes:
+    def _as_bools(self, mask: _Mask) -> bytes:
         """Return for which rows a mask is not zero."""
         text, dtype = mask
         if dtype == BOOL:
             return text
-        if mask not in self._counted:
+        if mask not in self._bools:
             prefix = text.partition(b":")[0] + b"/counts"
-            self._counted[mask] = self._operation(
+            self._bools[mask] = self._operation(
                 prefix, "Cast", [text], {"SrcT": dtype, "DstT": BOOL}
             )
-        return self._counted[mask]
+        return self._bools[mask]
 
     def _longer(self, name: str, step: int) -> _Place:
         """Return which of the sequences are longer whose lengths a node gives."""

@@ -63,11 +63,6 @@ def called(node: Any) -> list[Any]:
     return [by_key[key].func for key in keys]
 
 
-def is_loop(node: Any) -> bool:
-    """Whether what a node hands to a function is another value in the next turn."""
-    return b"While" in node.op
-
-
 def free_name(name: bytes, taken: Collection[bytes]) -> bytes:
     """Return a name of which there is none yet."""
     number = 0
