@@ -114,6 +114,33 @@ def put_out(m: Cell, number: int, new: str, old: str) -> str:
     return m.keep(bits, new, old)
 
 
+def opposite(m: Cell, number: int, new: str, old: str) -> str:
+    """Each factor is a comparison of its own."""
+    return m.keep(m.bits(number), new, old, m.bits(number, "LessEqual"))
+
+
+def negated(m: Cell, number: int, new: str, old: str) -> str:
+    lives = m.op("Greater", m.lengths(), m.constant(number), name=f"Greater_{number}")
+    both = [m.op("Cast", b, SrcT="bool") for b in (lives, m.op("LogicalNot", lives))]
+    return m.keep(m.column(both[0]), new, old, m.column(both[1]))
+
+
+def spread(m: Cell, number: int, new: str, old: str) -> str:
+    bits = m.bits(number)
+    return m.keep(m.op("Mul", bits, m.constant([[1.0] * N])), new, old)
+
+
+def ended_fed(m: Cell, number: int, new: str, old: str) -> str:
+    done = m.fed(number)
+    return m.keep(m.op("Sub", m.one, done), new, old, done)
+
+
+def sized(m: Cell, number: int, new: str, old: str) -> str:
+    """Nothing is taken of what is learned but how large it is."""
+    gate = m.op("MatMul", m.step(m.x, number), m.variable(f"gate_{number}", N, 1))
+    return m.keep(m.op("Add", m.bits(number), m.op("ZerosLike", gate), shape=(-1, 1)), new, old)
+
+
 FOUND = {
     "bits": lambda m, number, new, old: m.keep(m.bits(number), new, old),
     "ended": ended,
@@ -122,6 +149,11 @@ FOUND = {
     "tiled": tiled,
     "indexed": indexed,
     "put_out": put_out,
+    "opposite": opposite,
+    "negated": negated,
+    "spread": spread,
+    "ended_fed": ended_fed,
+    "sized": sized,
     "fed": lambda m, number, new, old: m.keep(m.fed(number), new, old),
 }
 
@@ -129,8 +161,8 @@ FOUND = {
 @pytest.mark.parametrize("form", FOUND)
 def test_a_factor_that_all_units_share_is_a_mask(form: str) -> None:
     found = Cell(FOUND[form]).masks()
-    names = {"fed": "fed_{}", "ended": "LessEqual_{}"}
-    if form != "indexed":
+    names = {"fed": "fed_{}", "ended_fed": "fed_{}", "ended": "LessEqual_{}"}
+    if form not in ("indexed", "sized"):
         name = names.get(form, "Greater_{}")
         assert [source(mask) for mask in found] == [name.format(n) for n in range(STEPS)]
     assert all(mask is not None and mask.step is None and mask.keeps for mask in found)
@@ -147,8 +179,9 @@ def of_the_state(m: Cell, number: int, new: str, old: str) -> str:
 
 
 def drawn(m: Cell, number: int, new: str, old: str) -> str:
-    sizes = m.op("Shape", m.column(m.lengths()))
-    return m.keep(m.op("Floor", m.op("RandomUniform", sizes)), new, old)
+    fed = m.fed(number)
+    noise = m.op("RandomUniform", m.op("Shape", fed), shape=(-1, 1))
+    return m.keep(m.op("Mul", fed, m.op("Floor", noise)), new, old)
 
 
 def of_units(m: Cell, number: int, new: str, old: str) -> str:
@@ -161,6 +194,45 @@ def of_each_unit(m: Cell, number: int, new: str, old: str) -> str:
 
 def of_all(m: Cell, number: int, new: str, old: str) -> str:
     return m.keep(m.input(name=f"all_{number}"), new, old)
+
+
+def of_one(m: Cell, number: int, new: str, old: str) -> str:
+    return m.keep(m.input(1, 1, name=f"one_{number}"), new, old)
+
+
+def fixed(m: Cell, number: int, new: str, old: str) -> str:
+    return m.keep(m.constant([[0.5]] * N), new, old)
+
+
+def aligned(m: Cell, number: int, new: str, old: str) -> str:
+    """As many numbers as there are rows, which meet units."""
+    return m.keep(m.op("Max", m.step(m.x, number), m.constant(1)), new, old)
+
+
+def reversed_rows(m: Cell, number: int, new: str, old: str) -> str:
+    bits, ends = m.op("Squeeze", m.bits(number), squeeze_dims=[1]), m.constant([0, 0])
+    taken = [bits, ends, ends, m.constant([-1, 1])]
+    rest = m.op("StridedSlice", *taken, begin_mask=1, end_mask=1, new_axis_mask=2)
+    return m.keep(m.column(bits), new, old, m.op("Sub", m.one, rest))
+
+
+def rounded(m: Cell, number: int, new: str, old: str) -> str:
+    fed = m.fed(number)
+    whole = m.op("Cast", fed, SrcT="float32", DstT="int32")
+    floats = m.op("Cast", whole, SrcT="int32", DstT="float32")
+    return m.keep(floats, new, old, m.op("Sub", m.one, fed))
+
+
+def other_step(m: Cell, number: int, new: str, old: str) -> str:
+    """What is taken off is not what it is added to."""
+    other = m.op("Neg", m.step(m.x, 1 - number))
+    return m.op("Add", old, m.op("Mul", m.bits(number), m.op("Sub", new, other)))
+
+
+def step_to(m: Cell, number: int, new: str, old: str) -> str:
+    """What is new is not made of what it is put instead of."""
+    other = m.op("Neg", m.step(m.x, 1 - number))
+    return m.op("Add", other, m.op("Mul", m.bits(number), m.op("Sub", new, other)))
 
 
 def raw(m: Cell, number: int, new: str, old: str) -> str:
@@ -194,15 +266,29 @@ def mixed(m: Cell, number: int, new: str, old: str) -> str:
     return m.keep(m.bits(number), m.op("MatMul", others, new), old)
 
 
+def averaged(m: Cell, number: int, new: str, old: str) -> str:
+    """Each row takes something of all."""
+    mean = m.op("Mean", new, m.constant(0), keep_dims=True)
+    return m.keep(m.bits(number), m.op("Sub", new, mean), old)
+
+
 @pytest.mark.parametrize(
     "update",
     [
+        averaged,
         learned,
         of_the_state,
         drawn,
         of_units,
         of_each_unit,
         of_all,
+        of_one,
+        fixed,
+        aligned,
+        reversed_rows,
+        rounded,
+        other_step,
+        step_to,
         raw,
         by_two,
         no_state,
@@ -213,6 +299,16 @@ def mixed(m: Cell, number: int, new: str, old: str) -> str:
 )
 def test_other_factors_are_none(update: Callable[[Cell, int, str, str], str]) -> None:
     assert Cell(update).masks() == [None] * STEPS
+
+
+def test_a_weight_is_none_where_a_state_is_kept_by_something_else() -> None:
+    def update(m: Cell, number: int, new: str, old: str) -> str:
+        if number:
+            return m.op("Mul", new, m.fed(number))
+        return m.keep(m.bits(number), new, old)
+
+    first, second = Cell(update).masks()
+    assert (source(first), second) == ("Greater_0", None)
 
 
 def test_what_a_choice_aligns_with_units_is_no_mask() -> None:

@@ -41,6 +41,7 @@ class Numpy(NamedTuple):
     matmul: Callable[[Any, Any], Any] = np.matmul
     concat: Callable[[Any, int], Any] = np.concatenate
     split: Callable[[Any, int, int], Any] = np.split
+    where: Callable[[Any, Any, Any], Any] = np.where
 
     @staticmethod
     def sigmoid(x: Any) -> Any:
@@ -84,11 +85,20 @@ def one_gate(o: Any, w: Mapping[str, Any], x: Any, state: States) -> tuple[State
     return (gate * new[0] + (1 - gate) * state[0],), rows
 
 
+def by_state(o: Any, w: Mapping[str, Any], x: Any, state: States) -> tuple[States, Rows]:
+    """A factor of zeros and ones that the state before tells."""
+    new, rows = rnn(o, w, x, state)
+    sums = o.matmul(state[0], np.ones((UNITS, 1), "f4"))
+    m = o.where(sums >= 0, sums * 0 + 1, sums * 0)
+    return (m * new[0] + (1 - m) * state[0],), rows
+
+
 WEIGHTS: dict[Any, dict[str, int]] = {
     rnn: {"w": UNITS},
     lstm: {"k": 4 * UNITS},
     gru: {"g": 2 * UNITS, "c": UNITS},
     one_gate: {"w": UNITS, "s": 1},
+    by_state: {"w": UNITS},
 }
 FORMS: dict[str, Callable[[Any, Any, Any], Any]] = {
     "sum": lambda m, new, old: m * new + (1 - m) * old,
@@ -264,7 +274,7 @@ def test_a_scan_of_inputs_and_masks(tf: Any, tmp_path: Path, flow: str) -> None:
     model.check(tf, tmp_path, scanned(tf, model), model.values)
 
 
-@pytest.mark.parametrize("cell", [gru, one_gate])
+@pytest.mark.parametrize("cell", [gru, one_gate, by_state])
 @pytest.mark.parametrize("how", [looped, unrolled])
 def test_gates_are_no_masks(
     tf: Any, tmp_path: Path, flow: str, cell: Any, how: Callable[[Any, Model], Callable[[], None]]

@@ -353,13 +353,9 @@ def _other(node: Node, output: Output) -> Output | None:
 
 
 def _keeps_zeros(node: Node) -> bool:
-    taken, given = node.dtype("SrcT"), node.dtype("DstT")
-    if taken is BOOL:
-        return True
-    is_integer = taken is not None and taken.numpy is not None and taken.numpy.kind in "iu"
-    return (
-        is_integer
-        and given is not None
-        and given.numpy is not None
-        and (given.numpy.kind == "f" or given is BOOL)
+    """Whether a cast makes zeros of zeros alone."""
+    taken, given = (
+        found.numpy.kind if found is not None and found.numpy is not None else ""
+        for found in (node.dtype("SrcT"), node.dtype("DstT"))
     )
+    return "b" in (taken, given) or (taken in ("i", "u") and given == "f")
