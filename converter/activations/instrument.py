@@ -15,16 +15,17 @@ from typing import Any
 from converter.activations.cells import BOOL, INT32, LONGER, Beside, Cell, Graph
 from converter.activations.lines import lines
 from converter.activations.nodes import (
-    called_by,
-    free_name,
-    given_to,
+    called,
+    copied,
+    hand_over,
+    handed_over,
+    leads_to,
     outputs_of,
-    remove_attribute,
-    set_attribute,
+    run_uncompiled,
 )
 from converter.errors import InputError
 from converter.formats.messages import message, parse
-from converter.graph.node import Tensor, text_of
+from converter.graph.node import Tensor
 from converter.graph.ops import CONTROL_FLOW, ENTERS, PASSING, ops
 
 _MAX_DEPTH = 24
@@ -42,7 +43,8 @@ class Tap:
 
     Attributes:
         tensor: which; the calls before its own name lead into functions.
-        mask: a bool tensor beside it that is put into the queue with it, or None.
+        mask: a tensor beside it of bools or numbers, or None: whether it is not zero is put into
+            the queue with it.
     """
 
     tensor: Tensor
@@ -87,7 +89,7 @@ def instrument(
     """
     graph = parse("GraphDef", definition, subject)
     root = _Scope(graph.node, None, graph.library, op_definition)
-    found: dict[tuple[_Scope, bytes | None], dict[int, _Place]] = {}
+    found: dict[tuple[_Scope, _Mask | None], dict[int, _Place]] = {}
     for number, tap in enumerate(taps):
         place = _located(root, tap.tensor)
         mask = (
@@ -102,6 +104,10 @@ def instrument(
     for scope in root.all():
         scope.rewire()
     return graph.SerializeToString(), queues
+
+
+_Mask = tuple[bytes, int]
+"""What says which rows count, and TensorFlow's number of its dtype."""
 
 
 class _HiddenError(Exception):
@@ -129,7 +135,7 @@ class _Scope:
         self._function = function
         self._library = library
         self._op_definition = op_definition
-        self.nodes: dict[str, Any] = {text_of(node.name): node for node in nodes}
+        self.nodes: dict[str, Any] = {_text(node.name): node for node in nodes}
         self._inner: dict[tuple[str, int], _Scope] = {}
         # What is taken instead of a tensor, by its text; and what awaits it that follows what ran.
         self._instead: dict[bytes, bytes] = {}
@@ -138,6 +144,7 @@ class _Scope:
         # What is computed beside cells, by their names.
         self._beside: dict[str, Beside] = {}
         self._constants: dict[tuple[object, ...], bytes] = {}
+        self._bools: dict[_Mask, bytes] = {}
 
     def all(self) -> Iterator[_Scope]:
         """Yield this and all functions that were copied for it."""
@@ -149,7 +156,7 @@ class _Scope:
         """Return the functions of the graph that a node calls."""
         node = self.nodes[name]
         known = {f.signature.name for f in self._library.function}
-        return [f for f in (attr.name for attr in called_by(node)) if f in known] or (
+        return [f for f in (attr.name for attr in called(node)) if f in known] or (
             [node.op] if node.op in known else []
         )
 
@@ -158,19 +165,13 @@ class _Scope:
         if (name, number) not in self._inner:
             node = self.nodes[name]
             old = self.called(name)[number]
-            new = free_name(old, {f.signature.name for f in self._library.function})
-            original = next(f for f in self._library.function if f.signature.name == old)
-            copy = self._library.function.add()
-            copy.CopyFrom(original)
-            copy.signature.name = new
-            functions = called_by(node)
+            copy = copied(self._library, old)
+            functions = called(node)
             if functions:
-                functions[number].name = new
+                functions[number].name = copy.signature.name
             else:
-                node.op = new
-            # What is compiled by XLA has no queues.
-            for compiled in (node, copy):
-                remove_attribute(compiled, b"_XlaMustCompile")
+                node.op = copy.signature.name
+            run_uncompiled(node)
             scope = _Scope(copy.node_def, copy, self._library, self._op_definition, (self, name))
             self._inner[name, number] = scope
         return self._inner[name, number]
@@ -178,7 +179,7 @@ class _Scope:
     def reference(self, name: str, port: int) -> tuple[bytes, int]:
         """Return the text by which a tensor is taken here, and TensorFlow's number of its dtype."""
         node = self.nodes[name]
-        definition = self._op_definition(text_of(node.op))
+        definition = self._op_definition(_text(node.op))
         for argument, index, flat, dtype in outputs_of(node, definition):
             if flat == port:
                 if self._function is None:
@@ -193,17 +194,37 @@ class _Scope:
             return None
         return arguments[number].name, arguments[number].type
 
+    def handed(self, text: bytes, dtype: int) -> bytes | None:
+        """Return how the function takes a tensor that is beside its call, which hands it over.
+
+        None where that may be another tensor, or is made of what the function gives.
+        """
+        assert self.caller is not None
+        outer, name = self.caller
+        node = outer.nodes[name]
+        # What a loop takes is another value in the next turn.
+        if b"While" in node.op:
+            return None
+        if text not in handed_over(node):
+            if leads_to(outer.nodes, name, text):
+                return None
+            count = len(outer.called(name))
+            functions = [outer.inside(name, number)._function for number in range(count)]
+            hand_over(node, functions, text, dtype)
+        argument = self.argument(handed_over(node).index(text))
+        return None if argument is None else argument[0]
+
     def together(self, places: Mapping[int, _Place]) -> list[dict[int, _Place]]:
         """Group tensors by what is run together, in the order in which they are computed."""
-        alone = {name for name, node in self.nodes.items() if text_of(node.op) in CONTROL_FLOW}
+        alone = {name for name, node in self.nodes.items() if _text(node.op) in CONTROL_FLOW}
         by_name: dict[str, dict[int, _Place]] = {}
         for number, place in places.items():
-            name = text_of(self._ran(place.passing[0] if place.passing else place.text))
+            name = _text(self._ran(place.passing[0] if place.passing else place.text))
             if place.passing or name not in self.nodes:
                 alone.add(name)
             by_name.setdefault(name, {})[number] = place
         inputs = {
-            name: [text_of(text.partition(b":")[0]) for text in node.input if text[:1] != b"^"]
+            name: [_text(text.partition(b":")[0]) for text in node.input if text[:1] != b"^"]
             for name, node in self.nodes.items()
         }
         return [
@@ -214,16 +235,16 @@ class _Scope:
     def _ran(self, text: bytes) -> bytes:
         """Return what is run where a tensor is: its node, or of control flow one output of it."""
         name = text.partition(b":")[0]
-        node = self.nodes.get(text_of(name))
-        return text if node is not None and text_of(node.op) in CONTROL_FLOW else name
+        node = self.nodes.get(_text(name))
+        return text if node is not None and _text(node.op) in CONTROL_FLOW else name
 
-    def fill(self, queue: str, places: Mapping[int, _Place], mask: bytes | None) -> Filled:
+    def fill(self, queue: str, places: Mapping[int, _Place], mask: _Mask | None) -> Filled:
         """Put tensors that are run together into a queue, the last of them computed last."""
         texts = list(dict.fromkeys(place.text for place in places.values()))
         dtypes = {place.text: place.dtype for place in places.values()}
         values, types = list(texts), [dtypes[text] for text in texts]
         if mask is not None:
-            values, types = [*values, mask], [*types, BOOL]
+            values, types = [*values, self._as_bools(mask)], [*types, BOOL]
         *_, last = places.values()
         ran = self._ran(last.passing[0] if last.passing else last.text)
         # What is computed beside a cell has to be there before anything takes what the cell gives.
@@ -231,15 +252,15 @@ class _Scope:
             text for text in texts if self._ran(text) == ran
         ]
         put = self._add(queue.encode(), b"Stage", values)
-        set_attribute(put, "dtypes", types=types)
-        set_attribute(put, "capacity", i=0)
-        set_attribute(put, "memory_limit", i=0)
-        set_attribute(put, "container", s=b"")
-        set_attribute(put, "shared_name", s=queue.encode())
+        _set(put, "dtypes", types=types)
+        _set(put, "capacity", i=0)
+        _set(put, "memory_limit", i=0)
+        _set(put, "container", s=b"")
+        _set(put, "shared_name", s=queue.encode())
         for text in passing:
             if text not in self._instead:
                 identity = self._add(put.name + b"/passed", b"Identity", [text])
-                set_attribute(identity, "T", type=dtypes.get(text, last.dtype))
+                _set(identity, "T", type=dtypes.get(text, last.dtype))
                 self._instead[text] = self._output(identity, b"output")
         self._awaited.setdefault(ran, []).append(b"^" + put.name)
         return Filled(
@@ -248,6 +269,18 @@ class _Scope:
             {number: texts.index(place.text) for number, place in places.items()},
             mask is not None,
         )
+
+    def _as_bools(self, mask: _Mask) -> bytes:
+        """Return for which rows a mask is not zero."""
+        text, dtype = mask
+        if dtype == BOOL:
+            return text
+        if mask not in self._bools:
+            prefix = text.partition(b":")[0] + b"/counts"
+            self._bools[mask] = self._operation(
+                prefix, "Cast", [text], {"SrcT": dtype, "DstT": BOOL}
+            )
+        return self._bools[mask]
 
     def _longer(self, name: str, step: int) -> _Place:
         """Return which of the sequences are longer whose lengths a node gives."""
@@ -266,7 +299,7 @@ class _Scope:
             return self._longer(name, int(longer[1]))
         node = self.nodes[name]
         dtype = next((entry.value.type for entry in node.attr if entry.key == b"T"), 0)
-        ports = outputs_of(node, self._op_definition(text_of(node.op)))
+        ports = outputs_of(node, self._op_definition(_text(node.op)))
         outputs = [self.reference(name, flat)[0] for _, _, flat, _ in ports]
         try:
             if name not in self._beside:
@@ -277,11 +310,11 @@ class _Scope:
                     lambda values, kind: self._constant(prefix, values, kind, [b"^" + node.name]),
                     self._largest_of,
                 )
-                self._beside[name] = Beside(graph, Cell(text_of(node.op), inputs, outputs, dtype))
+                self._beside[name] = Beside(graph, Cell(_text(node.op), inputs, outputs, dtype))
             text, kind = self._beside[name].tensor(what)
         except (KeyError, IndexError):
             raise InputError(
-                f"{name}: {what}: a {text_of(node.op)} with {len(node.input)} inputs has no such "
+                f"{name}: {what}: a {_text(node.op)} with {len(node.input)} inputs has no such "
                 "tensor; the graph is damaged"
             ) from None
         return _Place(self, text, kind, tuple(outputs))
@@ -292,9 +325,9 @@ class _Scope:
         node = self._add(prefix + b"/" + op.encode(), op.encode(), taken)
         for key, number in attributes.items():
             if key == "N" or key.endswith("_mask"):
-                set_attribute(node, key, i=number)
+                _set(node, key, i=number)
             else:
-                set_attribute(node, key, type=number)
+                _set(node, key, type=number)
         return self._output(node, _OUTPUTS.get(op, b"output"))
 
     def _constant(
@@ -311,8 +344,8 @@ class _Scope:
         if not isinstance(values, int):
             held.tensor_shape.dim.add(size=len(listed))
         node = self._add(prefix + b"/Const", b"Const", after if self._function is None else ())
-        set_attribute(node, "dtype", type=dtype)
-        set_attribute(node, "value", tensor=held.SerializeToString())
+        _set(node, "dtype", type=dtype)
+        _set(node, "value", tensor=held.SerializeToString())
         return self._constants.setdefault(key, self._output(node, b"output"))
 
     def _largest_of(self, text: bytes) -> tuple[bytes, int] | None:
@@ -324,11 +357,11 @@ class _Scope:
         scope, is_here = self, True
         for _ in range(_MAX_PASSED):
             name = text.partition(b":")[0]
-            node = scope.nodes.get(text_of(name))
+            node = scope.nodes.get(_text(name))
             if node is None and scope.caller is not None:
                 outer, call = scope.caller
                 arguments = [argument.name for argument in scope._function.signature.input_arg]
-                given = given_to(outer.nodes[call])
+                given = handed_over(outer.nodes[call])
                 if name not in arguments or arguments.index(name) >= len(given):
                     break
                 scope, text, is_here = outer, given[arguments.index(name)], False
@@ -340,8 +373,8 @@ class _Scope:
                 return text, next((entry.value.type for entry in node.attr if entry.key == b"T"), 0)
             if node.op == b"Max":
                 raise _HiddenError
-            is_here = is_here and text_of(node.op) not in ENTERS
-            if text_of(node.op) not in _HANDING:
+            is_here = is_here and _text(node.op) not in ENTERS
+            if _text(node.op) not in _HANDING:
                 break
         return None
 
@@ -351,17 +384,17 @@ class _Scope:
         return text if self._function is None else text + b":" + argument + b":0"
 
     def _add(self, name: bytes, op: bytes, inputs: Sequence[bytes]) -> Any:
-        while text_of(name) in self.nodes:
+        while _text(name) in self.nodes:
             name += b"_"
         node = self._list.add(name=name, op=op, input=list(inputs))
-        self.nodes[text_of(name)] = node
+        self.nodes[_text(name)] = node
         self._own.add(name)
         return node
 
     def rewire(self) -> None:
         """Let whatever takes a tensor that is put into a queue wait until it is there."""
         for text, passed in self._instead.items():
-            identity = self.nodes[text_of(passed.partition(b":")[0])]
+            identity = self.nodes[_text(passed.partition(b":")[0])]
             identity.input.extend(self._awaited[self._ran(text)])
         for node in self._list:
             if node.name in self._own:
@@ -431,8 +464,8 @@ def _located(root: _Scope, source: Tensor) -> _Place | None:
     return None
 
 
-def _seen_from(scope: _Scope, root: _Scope, source: Tensor) -> bytes | None:
-    """Return how a tensor is taken in a scope: its own, or what a call hands to it."""
+def _seen_from(scope: _Scope, root: _Scope, source: Tensor) -> _Mask | None:
+    """Return how a mask is taken in a scope: its own, or what a call hands to it."""
     place = _located(root, source)
     if place is None:
         return None
@@ -444,12 +477,22 @@ def _seen_from(scope: _Scope, root: _Scope, source: Tensor) -> bytes | None:
         scope = scope.caller[0]
     text = place.text
     for inner in reversed(way):
-        assert inner.caller is not None
-        node = inner.caller[0].nodes[inner.caller[1]]
-        # What a loop takes is another value in the next turn.
-        taken = [] if b"While" in node.op else given_to(node)
-        argument = inner.argument(taken.index(text)) if text in taken else None
-        if argument is None:
+        handed = inner.handed(text, place.dtype)
+        if handed is None:
             return None
-        text = argument[0]
-    return text
+        text = handed
+    return text, place.dtype
+
+
+def _set(node: Any, key: str, *, types: Sequence[int] | None = None, **value: Any) -> None:
+    entry = node.attr.add(key=key.encode())
+    if types is None:
+        for field, given in value.items():
+            setattr(entry.value, field, given)
+    else:
+        entry.value.list.SetInParent()
+        entry.value.list.type.extend(types)
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
