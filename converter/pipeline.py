@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.dtype import STRING
@@ -55,7 +57,7 @@ class Result:
 def convert(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
-    strategies: Sequence[Strategy] = (),
+    strategies: Strategy | Sequence[Strategy] = (),
     *,
     to: str | None = None,
     shard_size: int | None = None,
@@ -76,7 +78,7 @@ def convert(
         output: `x.safetensors` is that file, `x.index` the TensorFlow checkpoint `x`, anything
             else a directory, with a `model.safetensors` or (`to="tf"`) a TensorFlow checkpoint
             under the source's own name in it.
-        strategies: applied in order, each to the result of the one before.
+        strategies: applied in order, each to the result of the one before; or one alone.
         to: `safetensors` or `tf`; None for what the ending of `output` says, or safetensors.
         shard_size: bytes of the variables in one file. None: safetensors in a directory are
             sharded above 5 GB, everything else is one file.
@@ -100,6 +102,7 @@ def convert(
             f"{source.path}: convert takes the path of a checkpoint, and this is an open one; give "
             "its path, or save the model first (model.save, model.export)"
         )
+    strategies = _several(strategies)
     checkpoint = open_checkpoint(source, verify=verify_source, graph_from=graph_from)
     target = parse_target(output, name=checkpoint.name, to=to, shard_size=shard_size)
     plan = make_plan(checkpoint, strategies, target, sidecar=sidecar)
@@ -111,6 +114,17 @@ def convert(
         sync=sync,
         progress=progress,
     )
+
+
+def _several(given: Any) -> tuple[Strategy, ...]:
+    """Return strategies as a series of them; a text would be one of letters."""
+    is_series = isinstance(given, Iterable) and not isinstance(given, str)
+    items: tuple[Any, ...] = tuple(given) if is_series else (given,)
+    if odd := [item for item in items if not isinstance(item, Strategy)]:
+        raise UsageError(
+            f"convert: strategies must be objects such as Drop(...), got {reprlib.repr(odd[0])}"
+        )
+    return items
 
 
 def run(

@@ -22,6 +22,7 @@ from converter.forward.losses import find_losses
 from converter.forward.variables import variables_of
 from converter.graph.node import Tensor
 from converter.graph.written import Graph
+from converter.patterns import texts
 from converter.variable import Array, Variable
 
 if TYPE_CHECKING:
@@ -50,6 +51,12 @@ class Question:
     fetches: tuple[str, ...] = ()
     tolerance: float = TOLERANCE
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.inputs is not None:
+            object.__setattr__(self, "inputs", Path(self.inputs))
+        object.__setattr__(self, "feeds", texts(self.feeds, "feeds"))
+        object.__setattr__(self, "fetches", texts(self.fetches, "fetches"))
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from converter import (
     PlanError,
     Region,
     Strategy,
+    UsageError,
     Variable,
     convert,
     open_checkpoint,
@@ -447,3 +448,12 @@ def test_roles_of_pieces_know_their_own() -> None:
     assert [renamed.roles()[name].of for name in ("a/Adam", "c/Adam")] == ["a", "c"]
     without = split.derive(v for v in split.values() if v.name != "a")
     assert [without.roles()[name].of for name in ("a/Adam", "b/Adam")] == [None, "b"]
+
+
+def test_one_strategy_alone_is_a_series_of_one(tmp_path: Path) -> None:
+    source = case("tf14_v2_charlm_lstm_ema").path
+    result = convert(source, tmp_path / "x.safetensors", Keep(keep=("model",)))
+    assert len(result.plan.variables) == 5
+    for odd in ("keep", ["keep"], Keep, [Keep]):
+        with pytest.raises(UsageError, match=r"objects such as Drop\(...\), got .*[Kk]eep"):
+            convert(source, tmp_path / "y.safetensors", odd)  # type: ignore[arg-type]

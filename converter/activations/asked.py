@@ -14,6 +14,7 @@ from converter.forward.find import Forward, find_forward
 from converter.forward.inputs import Input
 from converter.graph.node import Tensor
 from converter.graph.written import read_graph
+from converter.patterns import texts
 from converter.variable import Array
 
 _FEW = 3
@@ -34,6 +35,10 @@ class Question:
     fetches: tuple[str, ...] = ()
     signature: str | None = None
     where: str = "the data"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "feeds", texts(self.feeds, "feeds"))
+        object.__setattr__(self, "fetches", texts(self.fetches, "fetches"))
 
 
 class Asked:
