@@ -344,6 +344,10 @@ def test_what_the_graph_has_in_another_size_is_refused(tmp_path: Path) -> None:
         ({"data": (Path("x.npz"),), "target": 0.0}, "target must be a positive number"),
         ({"data": (Path("x.npz"),), "floor": float("nan")}, "floor must be a positive number"),
         ({"data": (Path("x.npz"),), "batch_size": 0}, "batch_size must be positive"),
+        (
+            {"data": (Path("x.npz"),), "batch_size": 8, "whole_files": True},
+            "whole_files runs each file at once, so batch_size means nothing; leave one out",
+        ),
     ],
 )
 def test_options_that_cannot_be(options: dict[str, Any], said: str) -> None:

@@ -356,6 +356,11 @@ def test_without_a_graph(tmp_path: Path, tf: Any) -> None:
         ([CHARLM, CHARLM, "--data", "x.npz"], 2, "one model is run, and 2 are given"),
         ([CHARLM, "--data", "nowhere.npz"], 2, "nowhere.npz: there is no such file"),
         ([CHARLM, "--data", __file__], 2, "data are .npz or .npy files"),
+        (
+            [CHARLM, "--data", "x", "--whole-files", "--batch-size", 8],
+            2,
+            "--whole-files runs each file at once, so --batch-size means nothing",
+        ),
         (["--merge", "a.safetensors"], 2, "--merge takes two files of statistics"),
         (["--merge", "a", "b", "--data", "x"], 2, "--merge runs nothing, so --data means nothing"),
         (["--merge", CHARLM, CHARLM], 3, "it is no file of statistics"),
@@ -364,6 +369,6 @@ def test_without_a_graph(tmp_path: Path, tf: Any) -> None:
     ],
     ids=str,
 )
-def test_usage(arguments: list[str], code: int, said: str) -> None:
+def test_usage(arguments: list[Any], code: int, said: str) -> None:
     pytest.importorskip("tensorflow")
     assert said in told(run("stats", *arguments), code)

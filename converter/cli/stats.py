@@ -120,6 +120,10 @@ def _measure(paths: Sequence[str], given: dict[str, Any]) -> Measured:
 
     if len(paths) > 1:
         raise UsageError(f"one model is run, and {len(paths)} are given; --merge merges files")
+    if given["whole_files"] and given["batch_size"]:
+        raise UsageError(
+            "--whole-files runs each file at once, so --batch-size means nothing; leave one out"
+        )
     if not given["data"]:
         raise UsageError("there is no data to run it on; give some (--data x.npz)")
     checkpoint = open_checkpoint(
