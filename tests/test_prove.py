@@ -178,6 +178,10 @@ def test_a_copy_is_proven(tmp_path: Path, inputs: Path) -> None:
     assert logits["shape"] == list(recorded.shape)
     assert logits["scale"] == pytest.approx(np.abs(recorded).max(), rel=1e-5)
     assert (logits["largest"], logits["error"], logits["agreement"]) == (0, 0, 1)
+    np.save(tmp_path / "x.npy", np.load(inputs)["x:0"])
+    alone = ["--inputs", tmp_path / "x.npy"]
+    outcome = run("prove", CHARLM.path, tmp_path / "copy.safetensors", *alone, "--json")
+    assert json.loads(outcome.stdout)["outputs"][-1] == logits
     # The other way round it runs in the second's graph.
     outcome = run("prove", tmp_path / "copy.safetensors", CHARLM.path)
     assert outcome.exit_code == 0
@@ -302,7 +306,9 @@ def test_what_the_graph_cannot_run_is_refused(options: list[str], message: str) 
     [
         (["--feed", "x=3"], 2, "--feed: x: [] is given, and the graph takes [?, ?]"),
         (["--feed", "z=3"], 2, "--feed: z: the graph has no such tensor; its inputs are x, y"),
-        (["--inputs", "gone.npz"], 3, "gone.npz: it is no .npz file of plain arrays (No such"),
+        (["--inputs", "gone.npz"], 2, "gone.npz: there is no such file or directory"),
+        (["--inputs", __file__], 2, "data are .npz or .npy files"),
+        (["--inputs", "."], 2, "it is a directory, and one file is run"),
         (["--fetch", "logit"], 2, "the graph has no tensor 'logit'"),
         (["--fetch", "charlm/rnn/while/Identity"], 2, "computed inside the loop"),
     ],

@@ -15,8 +15,8 @@ from command_line import run, told
 from conftest import case
 from test_session import X, dense, made
 
-from converter import UsageError, open_checkpoint, read_measured
-from converter.activations.data import open_data
+from converter import InputError, UsageError, open_checkpoint, read_measured
+from converter.activations.data import open_data, read_inputs
 
 CHARLM = case("tf14_v2_charlm_lstm_ema").path
 IDS = np.random.default_rng(0).integers(0, 14, (50, 6)).astype("i4")
@@ -90,6 +90,24 @@ def test_arrays_of_other_rows_are_no_batch_unless_somebody_says_so(tmp_path: Pat
     (file,) = open_data([path])
     (batch,) = file.batches(None, 2, keep_rest=False)
     assert batch["x"].shape == (20, 4)
+
+
+def test_files_of_inputs(tmp_path: Path) -> None:
+    path, x = tmp_path / "x.npz", np.arange(3.0)
+    named: dict[str, Any] = {"x:0": x, "rate": np.asarray(0.5)}
+    np.savez(path, **named)
+    found = read_inputs(path, lambda: pytest.fail("all arrays have names"))
+    assert (found["x:0"].tolist(), found["rate"].shape) == ([0, 1, 2], ())
+    np.save(tmp_path / "x.npy", x)
+    assert read_inputs(tmp_path / "x.npy", lambda: ["ids"])["ids"].tolist() == [0, 1, 2]
+    with pytest.raises(UsageError, match="one array without a name, and the model takes a, b; sa"):
+        read_inputs(tmp_path / "x.npy", lambda: ["a", "b"])
+    np.savez(path, x=np.array([1.0, np.nan, np.nan]))
+    with pytest.raises(InputError, match="x: 2 of 3 values are NaN, the first of them in row 1"):
+        read_inputs(path, list)
+    for odd, said in ((tmp_path, "it is a directory"), (tmp_path / "gone.npz", "no such file")):
+        with pytest.raises(UsageError, match=said):
+            read_inputs(odd, list)
 
 
 def damaged(tmp_path: Path, name: str) -> Path:

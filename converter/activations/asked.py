@@ -81,8 +81,8 @@ class Asked:
     @cached_property
     def inputs(self) -> Mapping[str, Input]:
         """The inputs that nothing decides, by the names that data have for them."""
-        found = self.forward(self.fed).inputs
-        return {self._name(one.tensor): one for one in found if _is_open(one, self.fed)}
+        found = self.forward(self.fed).open_inputs(self.fed)
+        return {self._name(one.tensor): one for one in found}
 
     def given(self, batch: Mapping[str, Array]) -> dict[Tensor, Array]:
         """Return what the tensors are fed that a batch or the question gives a value for.
@@ -118,7 +118,7 @@ class Asked:
         Raises:
             UsageError: an input is neither given nor decided.
         """
-        missing = [self._name(one.tensor) for one in forward.inputs if _is_open(one, given)]
+        missing = [self._name(one.tensor) for one in forward.open_inputs(given)]
         if missing:
             more = f" (and {len(missing) - _FEW} more)" if len(missing) > _FEW else ""
             raise UsageError(
@@ -134,7 +134,3 @@ class Asked:
 def asked(checkpoint: Checkpoint, question: Question) -> Asked:
     """Return what a question means, which is found out once. Errors are those of `Asked`."""
     return checkpoint.once((Asked, question), lambda: Asked(checkpoint, question))
-
-
-def _is_open(found: Input, fed: Collection[Tensor]) -> bool:
-    return found.tensor not in fed and found.value is None and found.kind != "default"

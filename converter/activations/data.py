@@ -126,11 +126,10 @@ class DataFile:
             for name, header in self.headers.items()
         )
         if largest > _MAX_BATCH_BYTES:
-            many = f"{min(size, total)} rows" if any(is_cut.values()) else "the whole file"
-            raise UsageError(
-                f"{self.path}: a batch of {many} takes {largest / 1e9:.1f} GB; take less at once "
-                "(--batch-size N)"
-            )
+            is_any_cut = any(is_cut.values())
+            many = f"a batch of {min(size, total)} rows" if is_any_cut else "it"
+            less = "take less at once (--batch-size N)" if is_any_cut else "put less into a file"
+            raise UsageError(f"{self.path}: {many} takes {largest / 1e9:.1f} GB; {less}")
         with contextlib.ExitStack() as stack:
             takes = {n: stack.enter_context(h.opened()) for n, h in self.headers.items()}
             whole = {n: takes[n](h.rows) for n, h in self.headers.items() if not is_cut[n]}
@@ -143,6 +142,27 @@ class DataFile:
 
 def _is_cut(header: Header, rows: int) -> bool:
     return bool(header.shape) and header.rows == rows
+
+
+def read_inputs(path: Path, names: Callable[[], Sequence[str]]) -> dict[str, Array]:
+    """Return the arrays of one file, by the names of inputs.
+
+    Args:
+        path: the file.
+        names: gives those of all inputs, for an array that has none.
+
+    Raises:
+        UsageError: it is missing, a directory or no such file, too large, or an array without a
+            name, where there are several inputs.
+        InputError: it is unreadable or damaged, or has NaN in it.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path}: it is a directory, and one file is run; give an .npz or .npy")
+    (file,) = files = open_data([path])
+    only = _only(files, names()) if "" in file.headers else ""
+    _look_through(files, _silent)
+    (batch,) = file.batches(None, 1, keep_rest=True)
+    return {name or only: value for name, value in batch.items()}
 
 
 def open_data(paths: Iterable[Path]) -> list[DataFile]:
@@ -203,7 +223,9 @@ class Opened:
     ) -> None:
         self.question = data.question
         self._files = files
-        self._only = _only(files, model)
+        is_exported = model.graph.path.name == "saved_model.pb"
+        others = ", or choose one of its signatures (--signature)" if is_exported else ""
+        self._only = _only(files, list(model.inputs), others)
         fixed = {
             name: found.shape[0]
             for name, found in model.inputs.items()
@@ -273,17 +295,19 @@ class Opened:
         return tensor
 
 
-def _only(files: Sequence[DataFile], model: Asked) -> str:
+def _only(files: Sequence[DataFile], names: Sequence[str], others: str = "") -> str:
     """Return the name of the input that `.npy` files are for; empty where there are several.
+
+    Args:
+        files: the files.
+        names: of all inputs.
+        others: what else can be done, for the message.
 
     Raises:
         UsageError: an array has no name, and the model takes several.
     """
-    names = list(model.inputs)
     unnamed = next((file for file in files if "" in file.headers), None)
     if unnamed is not None and len(names) != 1:
-        is_exported = model.graph.path.name == "saved_model.pb"
-        others = ", or choose one of its signatures (--signature)" if is_exported else ""
         raise UsageError(
             f"{unnamed.path}: it holds one array without a name, and the model takes "
             f"{', '.join(names) or 'nothing'}; save them by name in an .npz{others}"

@@ -30,6 +30,7 @@ STATISTICS = (*NEEDED[:4], "second_moment", *NEEDED[4:6], "max_abs", NEEDED[6])
 """What a file says of a variable, in the order in which it is listed."""
 
 _CONSUMED = "/consumed"
+_SUFFIX = ".safetensors"
 _FORMAT = "ckpt-converter statistics"
 _VERSION = "1"
 _SLACK = 1e-6
@@ -185,8 +186,8 @@ def output_path(path: str | os.PathLike[str], *, force: bool) -> Path:
         PlanError: it exists, and `force` is not given.
     """
     found = Path(path)
-    if found.suffix != ".safetensors":
-        raise UsageError(f"{found}: a file of statistics is NAME.safetensors")
+    if found.suffix != _SUFFIX:
+        raise UsageError(f"{found}: a file of statistics is NAME{_SUFFIX}")
     if not found.parent.is_dir():
         raise UsageError(f"{found}: there is no directory {found.parent}")
     if (obstacle := _outputs(found).obstacle()) is not None:
@@ -251,7 +252,7 @@ def is_measured(path: str | os.PathLike[str]) -> bool:
     """
     if Path(path).suffix == ".npz":
         return False
-    return open_checkpoint(path).metadata.get("format") == _FORMAT
+    return _opened(path).metadata.get("format") == _FORMAT
 
 
 def read_measured(path: str | os.PathLike[str]) -> Measured:
@@ -260,7 +261,10 @@ def read_measured(path: str | os.PathLike[str]) -> Measured:
     Raises:
         InputError: it is unreadable or damaged, no such file, or lacks what all others follow from.
     """
-    entries = open_checkpoint(path)
+    if (found := Path(path)).exists() and not (found.is_file() and found.suffix == _SUFFIX):
+        what = "a directory, and " if found.is_dir() else ""
+        raise InputError(f"{found}: it is {what}no file of statistics, which is NAME{_SUFFIX}")
+    entries = _opened(path)
     prefixes: dict[str, None] = {}
     for name in entries:
         prefix, _, statistic = name.rpartition("/")
@@ -282,6 +286,14 @@ def read_measured(path: str | os.PathLike[str]) -> Measured:
     batches = entries.metadata.get("batches", "")
     known = batches.isdecimal() and len(batches) <= _MAX_BATCHES_DIGITS
     return Measured(moments, tensors, int(batches) if known else None, path=entries.path)
+
+
+def _opened(path: str | os.PathLike[str]) -> Checkpoint:
+    """Open what may hold statistics: a file, or the prefix of one."""
+    found = Path(path)
+    if not (found.exists() or Path(f"{found}.index").exists()):
+        raise InputError(f"{found}: there is no such file")
+    return open_checkpoint(path)
 
 
 def _key(prefix: str) -> Key:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from converter.dtype import BY_NUMPY, STRING, DType
-from converter.errors import InputError, UsageError, did_you_mean
+from converter.errors import UsageError, did_you_mean
 from converter.forward.find import Forward
 from converter.forward.inputs import Input
 from converter.graph.node import Node, Tensor, text_of
@@ -44,29 +42,6 @@ class Feeds:
     values: Mapping[Tensor, Array]
     given: frozenset[Tensor]
     drawn: tuple[Tensor, ...]
-
-
-def read_inputs(path: Path) -> dict[str, Array]:
-    """Return the arrays of an `.npz` file by name; `x:0` is `x`.
-
-    Raises:
-        InputError: it cannot be read, or an array has NaN in it.
-    """
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {str(name).removesuffix(":0"): file[name] for name in file}
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        what = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        raise InputError(f"{path}: it is no .npz file of plain arrays ({what})") from None
-    except (AttributeError, TypeError):
-        # A single array, in an .npy file.
-        raise InputError(
-            f"{path}: it holds one array without a name; save it with np.savez({path.stem}=...)"
-        ) from None
-    for name, values in arrays.items():
-        if values.dtype.kind in "fc" and (count := int(np.isnan(values).sum())):
-            raise InputError(f"{path}: {name}: {count} of {values.size} values are NaN")
-    return arrays
 
 
 def parse_feed(text: str) -> tuple[str, Array]:
@@ -229,11 +204,7 @@ def complete(forward: Forward, given: Mapping[Tensor, Array], seed: int) -> Iter
         for found in forward.inputs
         if found.value is not None and found.tensor not in given
     }
-    open_inputs = [
-        found
-        for found in forward.inputs
-        if found.tensor not in given and found.value is None and found.kind != "default"
-    ]
+    open_inputs = forward.open_inputs(given)
     for first, size in _tries(forward, open_inputs, given):
         drawn = _draw(open_inputs, first, size, forward, given, seed)
         yield Feeds({**given, **decided, **drawn}, frozenset(given), tuple(drawn))
