@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint import Checkpoint
+from converter.counted import count
 from converter.errors import (
     ConverterError,
     InputError,
@@ -85,7 +86,7 @@ class Plan:
     def __repr__(self) -> str:
         # The variables, and the structure of a model, would fill screens.
         to = "" if self.target is None else f" -> {self.target.path}"
-        return f"<Plan: {self.source.path}{to}, {len(self.changes)} variables>"
+        return f"<Plan: {self.source.path}{to}, {count(len(self.changes), 'variable')}>"
 
     @property
     def nbytes(self) -> int:

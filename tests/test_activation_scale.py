@@ -210,7 +210,7 @@ def test_paired_keeps_the_outputs(
     assert notes[0].startswith("keeps the outputs")
     assert notes[1].startswith("the layer of out/w stays: out: ")
     (line,) = strategy.findings(checkpoint)
-    assert line.endswith("; 1 of 6 units are below the floor 1e-06 and stay") == (per == "unit")
+    assert line.endswith("; 1 of 6 units is below the floor 1e-06 and stays") == (per == "unit")
 
 
 def test_nothing_is_found_before_a_value_is_asked_for(tmp_path: Path) -> None:

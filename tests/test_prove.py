@@ -179,7 +179,7 @@ def test_a_copy_is_proven(tmp_path: Path, inputs: Path) -> None:
     assert logits["scale"] == pytest.approx(np.abs(recorded).max(), rel=1e-5)
     assert (logits["largest"], logits["error"], logits["agreement"]) == (0, 0, 1)
     np.save(tmp_path / "x.npy", np.load(inputs)["x:0"])
-    alone = ["--inputs", tmp_path / "x.npy"]
+    alone = ("--inputs", tmp_path / "x.npy")
     outcome = run("prove", CHARLM.path, tmp_path / "copy.safetensors", *alone, "--json")
     assert json.loads(outcome.stdout)["outputs"][-1] == logits
     # The other way round it runs in the second's graph.

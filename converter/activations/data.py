@@ -14,6 +14,7 @@ import numpy as np
 
 from converter.activations.asked import Asked, Question, asked
 from converter.checkpoint import Checkpoint
+from converter.counted import agree, count
 from converter.errors import InputError, UsageError
 from converter.formats.npz import SUFFIXES, Header, read_headers
 from converter.forward.feeds import check_given, given_tensor
@@ -127,7 +128,7 @@ class DataFile:
         )
         if largest > _MAX_BATCH_BYTES:
             is_any_cut = any(is_cut.values())
-            many = f"a batch of {min(size, total)} rows" if is_any_cut else "it"
+            many = f"a batch of {count(min(size, total), 'row')}" if is_any_cut else "it"
             less = "take less at once (--batch-size N)" if is_any_cut else "put less into a file"
             raise UsageError(f"{self.path}: {many} takes {largest / 1e9:.1f} GB; {less}")
         with contextlib.ExitStack() as stack:
@@ -135,8 +136,8 @@ class DataFile:
             whole = {n: takes[n](h.rows) for n, h in self.headers.items() if not is_cut[n]}
             is_whole = keep_rest or rows is None
             for start in range(0, total if is_whole else total - total % size, size):
-                count = min(size, total - start)
-                cut = {name: take(count) for name, take in takes.items() if is_cut[name]}
+                taken = min(size, total - start)
+                cut = {name: take(taken) for name, take in takes.items() if is_cut[name]}
                 yield {name: whole[name] if name in whole else cut[name] for name in self.headers}
 
 
@@ -245,9 +246,8 @@ class Opened:
         self.total = sum(1 if rows is None else rows for rows in self._rows)
         self._check(model, data.question.where)
         left = sum(rows % self._size for rows in self._rows if rows is not None and self._is_even)
-        self.notes = (
-            (f"the graph takes {self._size} rows at once; {left} are left over",) if left else ()
-        )
+        over = f"{left:,} {agree(left, 'is', 'are')} left over"
+        self.notes = (f"the graph takes {self._size} rows at once; {over}",) if left else ()
         _look_through(files, progress)
 
     def batches(self) -> Iterator[dict[str, Array]]:
@@ -327,7 +327,7 @@ def _look_through(files: Sequence[DataFile], progress: Progress) -> None:
     done = 0
     for name, header in headers:
         step = max(_BLOCK_BYTES // max(header.row_bytes, 1), 1)
-        count, first = 0, 0
+        nans, first = 0, 0
         with header.opened() as take:
             for start in range(0, header.rows, step):
                 progress(done, total)
@@ -335,12 +335,12 @@ def _look_through(files: Sequence[DataFile], progress: Progress) -> None:
                 done += min(step, header.rows - start)
                 odd = np.isnan(values)
                 if odd.any():
-                    first = first if count else start + int(np.argwhere(odd)[0, :1].sum())
-                    count += int(np.count_nonzero(odd))
-        if count:
+                    first = first if nans else start + int(np.argwhere(odd)[0, :1].sum())
+                    nans += int(np.count_nonzero(odd))
+        if nans:
             subject = f"{header.path}: {name}" if name else str(header.path)
             size = int(np.prod(header.shape))
             raise InputError(
-                f"{subject}: {count} of {size} values are NaN, the first of them in row {first}; "
-                "leave these rows out"
+                f"{subject}: {nans} of {size} values {agree(nans, 'is', 'are')} NaN, the first of "
+                f"them in row {first}; leave these rows out"
             )

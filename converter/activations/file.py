@@ -14,6 +14,7 @@ from converter.activations.moments import Moments
 from converter.activations.probes import Side
 from converter.activations.sums import Floats
 from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.counted import count
 from converter.errors import ConverterError, InputError, PlanError, UsageError, printable
 from converter.formats import safetensors
 from converter.formats.stream import Output
@@ -71,7 +72,7 @@ class Measured(Mapping[Key, Moments]):
         return len(self._moments)
 
     def __repr__(self) -> str:
-        return f"<Measured {len(self)} sides of variables in {self.batches} batches>"
+        return f"<Measured {count(len(self), 'side')} of variables, batches: {self.batches}>"
 
 
 def merged(*parts: Measured) -> Measured:
@@ -154,8 +155,8 @@ def _unrelated(a: Measured, b: Measured, one: str, other: str) -> Iterator[str]:
 def _check_alike(key: Key, a: Moments, b: Moments, one: str, other: str) -> None:
     if a.size != b.size:
         raise UsageError(
-            f"{_prefix(key)}: {one} has {a.size} units of it, and {other} has {b.size}; they are "
-            "of several models"
+            f"{_prefix(key)}: {one} has {count(a.size, 'unit')} of it, and {other} has {b.size}; "
+            "they are of several models"
         )
     if (a.products is None) != (b.products is None):
         lacking, having = (one, other) if a.products is None else (other, one)

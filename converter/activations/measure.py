@@ -24,6 +24,7 @@ from converter.activations.probes import LOOKED_UP, Found, Probe, find_probes
 from converter.activations.run import Batch, Run, Taken
 from converter.activations.sums import NotFiniteError
 from converter.checkpoint import Checkpoint
+from converter.counted import agree
 from converter.errors import ConverterError, InputError, UsageError
 from converter.patterns import matching, texts
 from converter.structure.layers.cuts import Cut
@@ -154,10 +155,10 @@ def _array(value: object, name: str, question: Question) -> Array:
     if found.dtype.kind == "O" and not is_text:
         what = "an array of objects" if found.shape else f"a {type(value).__name__}"
         raise UsageError(f"{question.where}: {name}: {what} is no array of numbers; give one")
-    if found.dtype.kind in "fc" and (count := int(np.count_nonzero(np.isnan(found)))):
+    if found.dtype.kind in "fc" and (nans := int(np.count_nonzero(np.isnan(found)))):
         raise InputError(
-            f"{question.where}: {name}: {count} of {found.size} values of a batch are NaN; leave "
-            "these rows out"
+            f"{question.where}: {name}: {nans} of {found.size} values of a batch "
+            f"{agree(nans, 'is', 'are')} NaN; leave these rows out"
         )
     return found
 

@@ -19,7 +19,8 @@ from converter.cli.steps import (
     steps_of,
     strategies_of,
 )
-from converter.cli.text import count, parse_size, say, size
+from converter.cli.text import parse_size, say, size
+from converter.counted import count
 from converter.errors import UsageError
 
 if TYPE_CHECKING:

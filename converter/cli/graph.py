@@ -8,7 +8,8 @@ import click
 
 from converter.checkpoint import Checkpoint
 from converter.cli.output import json_text, print_table
-from converter.cli.text import count, say
+from converter.cli.text import say
+from converter.counted import count
 from converter.errors import InputError
 from converter.forward.feeds import parse_feed
 from converter.forward.find import Forward, find_forward

@@ -12,7 +12,8 @@ import numpy as np
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.cli.output import counting, json_text, print_table
 from converter.cli.question import graph_option, question_of, question_options
-from converter.cli.text import count, say, shape, size
+from converter.cli.text import say, shape, size
+from converter.counted import count
 from converter.dtype import STRING, VARIANT
 from converter.errors import UsageError, did_you_mean
 from converter.inspection import Summary, Total, summarise

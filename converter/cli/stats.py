@@ -13,7 +13,8 @@ import numpy as np
 from converter.checkpoint import open_checkpoint
 from converter.cli.output import json_text, print_table
 from converter.cli.question import graph_option
-from converter.cli.text import Progress, count, say, size
+from converter.cli.text import Progress, say, size
+from converter.counted import count
 from converter.errors import UsageError
 
 if TYPE_CHECKING:
