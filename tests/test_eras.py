@@ -236,7 +236,7 @@ class TestNames:
         }
         source = checkpoint(dict.fromkeys(names, (8,)))
         source = Checkpoint(source.values(), roles=lambda _: roles)
-        assert [note for note in notes(Eras("1.2"), source) if "keep names" in note] == [
+        assert [note for note in notes(Eras("1.2"), source) if "hold its" in note] == [
             "1 slot or average keeps a name that doesn't hold its variable's, such as "
             "adam/LSTMCell_B_m; rename them by a pattern"
         ]

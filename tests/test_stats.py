@@ -221,6 +221,9 @@ def test_rows_that_the_graph_does_not_take_are_told(tmp_path: Path, tf: Any) -> 
     )
     assert "note    the graph takes 4 rows at once; 2 are left over" in outcome.stdout
     assert "2 batches" in outcome.stdout
+    saved(data, x=np.ones((9, 6), "f4"))
+    outcome = run("stats", tmp_path, "--data", data)
+    assert "note    the graph takes 4 rows at once; 1 is left over" in outcome.stdout
 
 
 @pytest.mark.slow
