@@ -37,7 +37,7 @@ class Result:
         nbytes: size of the files.
         seconds: how long it took.
         writing_seconds: how much of that values were written and verified, without what strategies
-            had to find out before.
+            had to find out before, and what a check took after.
         counts: what the strategies counted while values passed, by variable.
         found: what they found out on the way, one line each.
         verified: whether the output was read back and compared.
@@ -154,7 +154,7 @@ def run(
     plan.refuse(force=force)
     began = time.monotonic()
     plan.prepare()
-    prepared = time.monotonic()
+    prepared, checking = time.monotonic(), 0.0
     report = _Report(progress, plan.nbytes * (2 if verify_output else 1))
     report.add(0)
 
@@ -166,27 +166,20 @@ def run(
 
     try:
         with staging(target.directory) as stage:
-            checksums = target.write(
-                stage,
-                plan.variables,
-                plan.sidecar,
-                meta=plan.meta,
-                metadata=plan.metadata,
-                files=plan.files,
-                open_output=open_output,
-            )
+            checksums = _write(plan, target, stage, open_output)
             if verify_output:
                 _verify(plan, checksums, _read_back(target, stage), report)
             found = plan.findings()
             sizes = {path.name: path.stat().st_size for path in sorted(stage.iterdir())}
             files = list(sizes)
             if record is not None:
-                with open_output(stage / target.record.name) as output:
-                    output.write(_record(record, sizes))
                 files.append(target.record.name)
+                _write_record(stage / files[-1], record, sizes, open_output)
             outputs = target.outputs(files)
             if check is not None:
+                checking = -time.monotonic()
                 check(stage / outputs.commit)
+                checking += time.monotonic()
             publish(stage, outputs, force=force, sync=sync)
     except OSError as error:
         name = error.filename2 or error.filename or target.directory
@@ -197,7 +190,7 @@ def run(
         tuple(target.directory / name for name in files),
         sum(sizes.values()),
         time.monotonic() - began,
-        time.monotonic() - prepared,
+        time.monotonic() - prepared - checking,
         _counts(plan),
         found,
         verify_output,
@@ -219,6 +212,21 @@ class _Report:
             self._progress(min(self._done, self._total), self._total)
 
 
+def _write(
+    plan: Plan, target: Target, stage: Path, open_output: Callable[[Path], Output]
+) -> Mapping[str, int | None]:
+    """Write the files of a plan into a directory; return the checksums of its variables."""
+    return target.write(
+        stage,
+        plan.variables,
+        plan.sidecar,
+        meta=plan.meta,
+        metadata=plan.metadata,
+        files=plan.files,
+        open_output=open_output,
+    )
+
+
 def _read_back(target: Target, stage: Path) -> list[Contents]:
     try:
         return target.read_back(stage)
@@ -226,8 +234,14 @@ def _read_back(target: Target, stage: Path) -> list[Contents]:
         raise _bug("the output", f"cannot be read back ({error})") from error
 
 
-def _record(record: Mapping[str, object], sizes: Mapping[str, int]) -> bytes:
-    return json.dumps({**record, "files": sizes}, indent=1, sort_keys=True).encode()
+def _write_record(
+    path: Path,
+    record: Mapping[str, object],
+    sizes: Mapping[str, int],
+    open_output: Callable[[Path], Output],
+) -> None:
+    with open_output(path) as output:
+        output.write(json.dumps({**record, "files": sizes}, indent=1, sort_keys=True).encode())
 
 
 def _verify(

@@ -376,6 +376,8 @@ def test_what_is_found_out_before_is_no_time_of_writing(tmp_path: Path, lstm: st
     assert told[:2] == [len(result.plan.result), (0, total)]
     assert told[-1] == (total, total)
     assert result.seconds - result.writing_seconds >= 0.3
+    checked = run(result.plan, force=True, check=lambda output: time.sleep(0.3))
+    assert checked.seconds - checked.writing_seconds >= 0.6
     shown = list(result_lines(replace(result, nbytes=6_000, seconds=9.0, writing_seconds=3.0)))
     assert shown[-1].endswith(", 2.0 kB/s)")
 
