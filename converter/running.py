@@ -17,7 +17,7 @@ from converter.activations.data import read_inputs
 from converter.closing import Closing
 from converter.comparison import TOLERANCE, is_float, wide
 from converter.errors import PlanError, UsageError
-from converter.forward.feeds import Feeds, complete, given_values, parse_feed
+from converter.forward.feeds import Feeds, complete, given_values, parse_feeds
 from converter.forward.find import Forward, find_forward
 from converter.forward.losses import find_losses
 from converter.forward.variables import variables_of
@@ -325,7 +325,7 @@ def given_by(graph: Graph, keys: Collection[str], question: Question) -> dict[Te
             missing, or does not tell which input it is for.
         InputError: the file of inputs is damaged, or has NaN in it.
     """
-    fed = given_values(graph, dict(map(parse_feed, question.feeds)), "--feed")
+    fed = given_values(graph, parse_feeds(question.feeds), "--feed")
     if question.inputs is None:
         return fed
 

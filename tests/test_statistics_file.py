@@ -154,6 +154,8 @@ def test_an_output_that_exists(tmp_path: Path) -> None:
         (lambda e: e.pop("net/kernel/std"), "net/kernel: it has no std; to be merged"),
         (lambda e: e.update({"net/kernel/std": np.ones(4)}), r"float64 \[4\]; it must be numbers"),
         (lambda e: e.update({"net/kernel/mean": np.ones(())}), r"mean is \[\]; it must be"),
+        (lambda e: e.update({"net/kernel/mean": np.zeros(0)}), r"mean is \[0\]; it must be"),
+        (lambda e: e.update({"net/kernel/std": np.full(3, 1e200)}), "std has values beyond 1e"),
         (lambda e: e.update({"net/kernel/max": np.full(3, np.nan)}), "has infinities or NaN"),
         (lambda e: e.update({"net/kernel/count": np.array(0)}), "count is 0, no number of"),
         (lambda e: e.update({"net/kernel/count": np.array(1.5)}), "count is 1.5, no"),

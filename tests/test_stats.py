@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import zipfile
@@ -138,6 +139,46 @@ def test_damaged_data(tmp_path: Path, name: str) -> None:
     assert "it is no readable .npz file (" in told(outcome, 3)
 
 
+def header(shape: str, descr: str = "<f8", *, fortran: bool = False) -> bytes:
+    text = f"{{'descr': '{descr}', 'fortran_order': {fortran}, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x02\x00" + len(text).to_bytes(4, "little") + text
+
+
+@pytest.mark.usefixtures("must_end")
+@pytest.mark.parametrize(
+    ("shape", "fortran", "said"),
+    [
+        ("(100000000000000000, 0)", False, "x.npy: it is [100000000000000000, 0], so its rows"),
+        ("(100000, 100000)", True, "x.npy: it is stored column by column, of which 80.0 GB are"),
+        ("(" + "9" * 5000 + ",)", False, "it is no readable .npy file (it is no array of"),
+        ("(" + "1, " * 70 + ")", False, "(it has 70 axes, and numpy knows 64)"),
+        ("(-1, 2)", False, "it is no readable .npy file (it is no array of"),
+    ],
+)
+def test_headers_that_claim_what_cannot_be(
+    tmp_path: Path, shape: str, fortran: bool, said: str
+) -> None:
+    (tmp_path / "x.npy").write_bytes(header(shape, fortran=fortran) + bytes(64))
+    with pytest.raises(InputError, match=re.escape(said)):
+        open_data([tmp_path / "x.npy"])
+
+
+@pytest.mark.usefixtures("must_end")
+def test_what_is_no_regular_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.npz")
+    with pytest.raises(InputError, match=r"x.npz: it is no regular file; data are .npz or"):
+        open_data([tmp_path / "x.npz"])
+
+
+def test_two_arrays_for_one_input(tmp_path: Path) -> None:
+    path, array = tmp_path / "x.npz", header("(2,)") + bytes(16)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x", array)
+        archive.writestr("x.npy", array)
+    with pytest.raises(InputError, match="it has two arrays named x"):
+        open_data([path])
+
+
 # --- what is shown and written ---
 
 
@@ -259,8 +300,9 @@ def test_what_the_graph_fixes_beside_data_does_not_cut_these(tmp_path: Path, tf:
         ),
         ({"x": IDS + 99}, 1, "it does not run: indices"),
         ({"x": IDS[:0]}, 2, "it holds no data"),
+        ({"x": IDS, "x:0": IDS}, 2, "x and x:0 are the same input; leave one"),
     ],
-    ids=["name", "label", "rank", "dtype", "nan", "range", "empty"],
+    ids=["name", "label", "rank", "dtype", "nan", "range", "empty", "twice"],
 )
 def test_data_that_do_not_fit(
     tmp_path: Path, tf: Any, arrays: dict[str, Any], code: int, said: str
@@ -374,6 +416,7 @@ def test_without_a_graph(tmp_path: Path, tf: Any) -> None:
     ("arguments", "code", "said"),
     [
         ([CHARLM], 2, "there is no data to run it on"),
+        ([CHARLM, "--data", ""], 2, "there is no data to run it on"),
         ([CHARLM, CHARLM, "--data", "x.npz"], 2, "one model is run, and 2 are given"),
         ([CHARLM, "--data", "nowhere.npz"], 2, "nowhere.npz: there is no such file"),
         ([CHARLM, "--data", __file__], 2, "data are .npz or .npy files"),

@@ -9,7 +9,7 @@ from functools import cached_property
 from converter.activations.signature import signature_of
 from converter.checkpoint import Checkpoint
 from converter.errors import InputError, UsageError
-from converter.forward.feeds import given_values, parse_feed
+from converter.forward.feeds import given_values, parse_feeds
 from converter.forward.find import Forward, find_forward
 from converter.forward.inputs import Input
 from converter.graph.node import Tensor
@@ -75,7 +75,7 @@ class Asked:
         signed = signature_of(graph, question.signature)
         self.called: Mapping[str, str] = {} if signed is None else signed.inputs
         self._fetches = question.fetches or (() if signed is None else signed.outputs)
-        feeds = dict(map(parse_feed, question.feeds))
+        feeds = parse_feeds(question.feeds)
         self.fed = given_values(graph, feeds, "--feed", self.called)
 
     @cached_property

@@ -192,9 +192,22 @@ def open_data(paths: Iterable[Path]) -> list[DataFile]:
 
 
 def _open(path: Path) -> DataFile:
+    # Nobody may ever write into a pipe.
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: it is no regular file; data are .npz or .npy files")
     headers = read_headers(path)
     if not headers:
         raise InputError(f"{path}: it is no readable .npz file (it holds no arrays)")
+    for name, header in headers.items():
+        subject = f"{path}: {name}" if name else str(path)
+        if header.rows and not header.row_bytes:
+            raise InputError(f"{subject}: it is {list(header.shape)}, so its rows hold nothing")
+        if header.is_fortran and header.rows * header.row_bytes > _MAX_BATCH_BYTES:
+            raise InputError(
+                f"{subject}: it is stored column by column, of which "
+                f"{header.rows * header.row_bytes / 1e9:.1f} GB are read at once; save it row by "
+                "row (np.ascontiguousarray)"
+            )
     if "" in headers and not headers[""].shape:
         raise InputError(f"{path}: it is no readable .npy file (it holds a single number, no rows)")
     return DataFile(path, headers)
@@ -264,7 +277,7 @@ class Opened:
         """Refuse what the model does not take, by the headers alone."""
         first: dict[str, Path] = {}
         for file, rows in zip(self._files, self._rows, strict=True):
-            tensors = [self._checked(model, file, name, rows) for name in file.headers]
+            tensors = self._tensors(model, file, rows)
             if not first:
                 given = {**dict.fromkeys(tensors), **model.fed}
                 model.check_complete(model.forward(given), given, str(file.path))
@@ -283,6 +296,15 @@ class Opened:
             raise UsageError(
                 f"{where}: the graph takes {self._size} rows at once, and no file has as many"
             )
+
+    def _tensors(self, model: Asked, file: DataFile, rows: int | None) -> list[Tensor]:
+        """Return the tensors that take the arrays of a file."""
+        takers: dict[Tensor, str] = {}
+        for name in file.headers:
+            other = takers.setdefault(self._checked(model, file, name, rows), name)
+            if other != name:
+                raise UsageError(f"{file.path}: {other} and {name} are the same input; leave one")
+        return list(takers)
 
     def _checked(self, model: Asked, file: DataFile, name: str, rows: int | None) -> Tensor:
         """Return the tensor that takes an array."""

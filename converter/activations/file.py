@@ -35,6 +35,8 @@ _SUFFIX = ".safetensors"
 _FORMAT = "ckpt-converter statistics"
 _VERSION = "1"
 _SLACK = 1e-6
+_LARGEST = 1e140
+"""Its square, times the largest count, is a number."""
 _MAX_BATCHES_DIGITS = 18
 
 
@@ -324,7 +326,7 @@ def _moments(entries: Checkpoint, prefix: str) -> Moments:
                 f"needs {', '.join(NEEDED)}"
             )
     shape = entries[f"{prefix}/mean"].shape
-    if len(shape) != 1:
+    if len(shape) != 1 or not shape[0]:
         raise InputError(f"{entries.path}: {prefix}/mean is {list(shape)}; it must be [units]")
     values = {name: _read(entries, f"{prefix}/{name}", shape) for name in NEEDED[1:]}
     count = float(_read(entries, f"{prefix}/count", ()))
@@ -364,4 +366,6 @@ def _read(entries: Checkpoint, name: str, shape: tuple[int, ...]) -> Floats:
     values = entry.read().astype(np.float64)
     if not np.isfinite(values).all():
         raise InputError(f"{entries.path}: {name} has infinities or NaN")
+    if (np.abs(values) > _LARGEST).any():
+        raise InputError(f"{entries.path}: {name} has values beyond {_LARGEST:g}; it is damaged")
     return values

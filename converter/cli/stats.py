@@ -125,7 +125,7 @@ def _measure(paths: Sequence[str], given: dict[str, Any]) -> Measured:
         raise UsageError(
             "--whole-files runs each file at once, so --batch-size means nothing; leave one out"
         )
-    if not given["data"]:
+    if not all(given["data"] or [""]):
         raise UsageError("there is no data to run it on; give some (--data x.npz)")
     checkpoint = open_checkpoint(
         paths[0] if paths else ".",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +53,7 @@ def parse_feed(text: str) -> tuple[str, Array]:
     """
     name, equals, value = text.partition("=")
     if not name or not equals:
-        raise UsageError(f"--feed must be NAME=VALUE, got {text!r}")
+        raise UsageError(f"--feed must be NAME=VALUE, got {reprlib.repr(text)}")
     lowered = value.strip().lower()
     try:
         parsed = json.loads(lowered if lowered in ("true", "false") else value)
@@ -60,11 +61,25 @@ def parse_feed(text: str) -> tuple[str, Array]:
     except (ValueError, RecursionError):
         raise UsageError(
             f"--feed {name}: the value must be a number, true, false, or a list of such, "
-            f"got {value!r}"
+            f"got {reprlib.repr(value)}"
         ) from None
     if array.dtype.kind not in "biuf":
-        raise UsageError(f"--feed {name}: the value must be numbers, got {value!r}")
+        raise UsageError(f"--feed {name}: the value must be numbers, got {reprlib.repr(value)}")
     return name.removesuffix(":0"), array
+
+
+def parse_feeds(texts: Iterable[str]) -> dict[str, Array]:
+    """Return the values of several `NAME=VALUE`, by name.
+
+    Raises:
+        UsageError: one is none of what `parse_feed` takes, or a name is given twice.
+    """
+    found: dict[str, Array] = {}
+    for name, value in map(parse_feed, texts):
+        if name in found:
+            raise UsageError(f"--feed {name}: it is given twice; leave one")
+        found[name] = value
+    return found
 
 
 def given_values(
@@ -79,11 +94,13 @@ def given_values(
         called: tensors by names that they are given under instead, those of a signature.
 
     Raises:
-        UsageError: a tensor does not exist, or has another dtype or shape.
+        UsageError: a tensor does not exist, is given twice, or has another dtype or shape.
     """
-    values = {}
+    values: dict[Tensor, Array] = {}
     for name, value in given.items():
         source = given_tensor(graph, name, where, called)
+        if source in values:
+            raise UsageError(f"{where}: {name} is given twice, by other names of it; leave one")
         check_given(graph, source, value.shape, value.dtype, f"{where}: {name}")
         values[source] = _cast(graph, source, value, f"{where}: {name}")
     return values
