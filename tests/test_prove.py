@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from conftest import case
+from test_session import X, dense, made
 
 from converter import convert, open_checkpoint
 from converter.cli import cli
@@ -338,6 +339,25 @@ def test_hidden_states_of_another_width_are_passed_over_unless_asked_for(tmp_pat
     found = {o["name"]: (o["passed"], o["note"]) for o in json.loads(outcome.stdout)["outputs"]}
     assert found == {"out": (True, ""), "state": (None, "[8, 2] and [8, 3]")}
     assert run("prove", *paths, "--fetch", "state", "--fetch", "out").exit_code == 1
+
+
+@pytest.mark.slow
+def test_an_output_that_is_no_multiple_names_those_that_are(tmp_path: Path) -> None:
+    tf = pytest.importorskip("tensorflow").compat.v1
+
+    def build() -> None:
+        x = tf.placeholder(tf.float32, [None, 6], "x")
+        tf.nn.softmax(tf.identity(dense(tf, x, 3, "a"), "logits"), name="probabilities")
+
+    made(tf, tmp_path, build, feeds={"x": X}, fetches=["probabilities"])
+    scale = ("--plugin", "scale", "--scale-kind", "dense=0.5", "--scale-biases", "power", "--prove")
+    outcome = run("ckpt", tmp_path, *scale)
+    assert outcome.exit_code == 1, outcome.output
+    advice = "The plan says that it is no multiple, as others are: compare these alone (--fetch "
+    assert f"probabilities is not within 1e-05 of the scale. {advice}" in outcome.stderr
+    name = outcome.stderr.rstrip().rpartition("--fetch ")[2].removesuffix(")")
+    assert run("ckpt", tmp_path, *scale, "--fetch", name).exit_code == 0
+    assert run("ckpt", tmp_path, *scale, "--fetch", "probabilities").exit_code == 1
 
 
 @pytest.mark.slow
