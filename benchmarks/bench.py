@@ -291,7 +291,7 @@ def starts(table: Table, place: Path, rounds: int) -> None:
 def measuring(table: Table, place: Path, rounds: int) -> None:
     """How long a model takes that is measured, beside only running it."""
     place.mkdir(parents=True)
-    for name, _, ratio in ratios(rounds, place):
+    for name, _, _, ratio in ratios(rounds, place):
         table.row(f"measured / only run: {name}", ratio, 1.0, "1.5")
     shutil.rmtree(place)
 

@@ -2,8 +2,9 @@
 
     python benchmarks/measuring.py [--rounds 5]
 
-Three models are made by TensorFlow: convolutions, a recurrent cell in a loop, and attention. Each
-is run over the same batches, in turns with and without being measured, in one process.
+Models are made by TensorFlow: convolutions, a recurrent cell in a loop, one that is one op for all
+steps, and attention. Each is run over the same batches in one process: by `Session.run` of
+TensorFlow, by what statistics run models with, and with being measured, in turns.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from converter import Array, Checkpoint, open_checkpoint
+from converter import Array, open_checkpoint
 from converter.activations.asked import Question
 from converter.activations.measure import gather, pools_of
 from converter.activations.probes import probes
@@ -59,6 +60,27 @@ def recurrent(tf: Any) -> dict[str, Array]:
     return {"x": np.random.default_rng(0).standard_normal((64, 30, features)).astype("f4")}
 
 
+def fused(tf: Any) -> dict[str, Array]:
+    units, features = 256, 128
+    x = tf.placeholder(tf.float32, [30, 64, features], "x")
+    kernel = tf.get_variable("lstm/kernel", [features + units, 4 * units])
+    bias = tf.get_variable("lstm/bias", [4 * units])
+    zeros, no_peephole = tf.zeros([64, units]), tf.zeros([units])
+    cell = tf.raw_ops.BlockLSTMV2(
+        seq_len_max=tf.constant(30, tf.int64),
+        x=x,
+        cs_prev=zeros,
+        h_prev=zeros,
+        w=kernel,
+        wci=no_peephole,
+        wcf=no_peephole,
+        wco=no_peephole,
+        b=bias,
+    )
+    tf.matmul(cell.h[-1], tf.get_variable("head/kernel", [units, 10]), name="out")
+    return {"x": np.random.default_rng(0).standard_normal((30, 64, features)).astype("f4")}
+
+
 def attention(tf: Any) -> dict[str, Array]:
     size, heads, steps = 256, 4, 64
     ids = tf.placeholder(tf.int32, [None, steps], "ids")
@@ -81,13 +103,14 @@ def attention(tf: Any) -> dict[str, Array]:
         h = h + dense(
             tf.nn.relu(dense(h, f"layer{layer}/up", 4 * size)), f"layer{layer}/down", size
         )
-    dense(h, "head", 20)
+    tf.identity(dense(h, "head", 20), "out")
     return {"ids": np.random.default_rng(0).integers(0, 1000, (32, steps)).astype("i4")}
 
 
 MODELS: Mapping[str, Callable[[Any], dict[str, Array]]] = {
     "convolutional": convolutional,
     "recurrent": recurrent,
+    "one op": fused,
     "attention": attention,
 }
 
@@ -104,34 +127,47 @@ def made(directory: Path, build: Callable[[Any], dict[str, Array]]) -> dict[str,
     return batch
 
 
-def seconds(checkpoint: Checkpoint, batch: dict[str, Array], rounds: int) -> Iterator[list[float]]:
-    """Yield the seconds of running only, and of measuring, for each round."""
+def seconds(place: Path, batch: dict[str, Array], rounds: int) -> Iterator[list[float]]:
+    """Yield the seconds of the three ways to run a model, for each round."""
+    import tensorflow.compat.v1 as tf
+
+    checkpoint = open_checkpoint(place)
     found = probes(checkpoint)
     with (
+        tf.Graph().as_default(),
+        tf.Session() as plain,
         Run(checkpoint, batch, (), Question()) as alone,
         Run(checkpoint, batch, found, Question()) as measured,
     ):
+        tf.train.import_meta_graph(f"{place / 'model'}.meta").restore(plain, str(place / "model"))
+        feeds = {f"{name}:0": value for name, value in batch.items()}
         for number in range(rounds + 1):
-            began = time.perf_counter()
+            times = [time.perf_counter()]
+            for _ in range(BATCHES):
+                plain.run("out:0", feeds)
+            times.append(time.perf_counter())
             for _ in range(BATCHES):
                 alone.take(batch)
-            between = time.perf_counter()
+            times.append(time.perf_counter())
             gather(measured, pools_of(found), [batch] * BATCHES)
-            ended = time.perf_counter()
+            times.append(time.perf_counter())
             # The first round makes what later ones have.
             if number:
-                yield [between - began, ended - between]
+                yield [float(taken) for taken in np.diff(times)]
 
 
-def ratios(rounds: int, directory: Path) -> Iterator[tuple[str, float, float]]:
-    """Yield of each model how long a batch takes, and the ratio of measuring to running only."""
+def ratios(rounds: int, directory: Path) -> Iterator[tuple[str, float, float, float]]:
+    """Yield of each model the seconds of a batch in TensorFlow, and the ratios to them here.
+
+    Of running the model only, and of measuring it.
+    """
     for name, build in MODELS.items():
         place = directory / name
         place.mkdir()
-        batch = made(place, build)
-        pairs = list(seconds(open_checkpoint(place), batch, rounds))
-        alone = statistics.median(pair[0] for pair in pairs) / BATCHES
-        yield name, alone, statistics.median(pair[1] / pair[0] for pair in pairs)
+        found = list(seconds(place, made(place, build), rounds))
+        plain = statistics.median(one[0] for one in found) / BATCHES
+        alone, measured = (statistics.median(one[n] / one[0] for one in found) for n in (1, 2))
+        yield name, plain, alone, measured
 
 
 def main() -> None:
@@ -140,8 +176,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as directory:
-        for name, alone, ratio in ratios(rounds, Path(directory)):
-            print(f"{name:<14} {alone * 1e3:7.1f} ms a batch, measured {ratio:.2f} times as long")
+        for name, plain, alone, measured in ratios(rounds, Path(directory)):
+            print(
+                f"{name:<14} {plain * 1e3:6.1f} ms a batch in TensorFlow, {alone:.2f} times as "
+                f"long run here, {measured:.2f} measured"
+            )
 
 
 if __name__ == "__main__":

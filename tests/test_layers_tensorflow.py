@@ -88,7 +88,8 @@ class Check:
         with Run(checkpoint, batch, list(probes.values()), question or Question()) as run:
             taken = run.take(batch)
             for queue, held in run.held().items():
-                taken += [one for part in run.empty(queue, held) for one in part]
+                parts = [of_probe for part in run.empty(queue, held) for of_probe in part]
+                taken += [one for of_probe in parts for one in of_probe]
         rows: dict[int, list[Array]] = {}
         for one in taken:
             rows.setdefault(id(one.probe), []).append(one.rows().astype("f8"))

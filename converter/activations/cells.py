@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from converter.graph.node import Node, Tensor
@@ -19,7 +20,7 @@ TAKEN = "taken"
 """The input and the state that the kernel is multiplied with."""
 
 GATES = "gates"
-"""What the kernel makes of it, with the bias, before it is activated."""
+"""What the kernel makes of it, with the bias, before it is activated: (steps * batch, units)."""
 
 RESET = "reset"
 """The input and the state behind the reset gate, which the kernel of the candidate takes."""
@@ -110,24 +111,28 @@ class Cell(NamedTuple):
     dtype: int
 
 
-def compute(graph: Graph, cell: Cell, what: str) -> tuple[bytes, int]:
-    """Compute a tensor beside a cell; return it, and TensorFlow's number of its dtype.
+class Beside:
+    """What is computed beside a cell, each tensor once.
+
+    Args:
+        graph: puts nodes beside it.
+        cell: which.
 
     Raises:
-        KeyError: there is no such tensor.
+        IndexError: the cell lacks inputs.
     """
-    maker = _Maker(graph, cell)
-    if what == LIVES:
-        return maker.lives(), BOOL
-    if what in PEEPHOLES:
-        return maker.peephole(PEEPHOLES.index(what)), cell.dtype
-    return {TAKEN: maker.taken, GATES: maker.gates, RESET: maker.reset}[what](), cell.dtype
 
-
-class _Maker:
     def __init__(self, graph: Graph, cell: Cell) -> None:
         self._graph = graph
         self._cell = cell
+        self._made: dict[str, bytes] = {}
+        self._makers: Mapping[str, Callable[[], bytes]] = {
+            TAKEN: self._taken,
+            GATES: self._gates,
+            RESET: self._reset,
+            LIVES: self._lives,
+            **{name: partial(self._peephole, number) for number, name in enumerate(PEEPHOLES)},
+        }
         self._is_gru = cell.op not in _KERNELS
         self._has_steps = cell.op.startswith("BlockLSTM")
         # Before the kernel stand the state and the output of the step before, but for a GRU.
@@ -138,21 +143,40 @@ class _Maker:
         self._x = cell.inputs[int(self._has_steps)]
         self._h, self._c = cell.inputs[kernel - 1], cell.inputs[kernel - 2]
 
-    def taken(self) -> bytes:
+    def tensor(self, what: str) -> tuple[bytes, int]:
+        """Return a tensor, and TensorFlow's number of its dtype.
+
+        Raises:
+            KeyError: there is no such tensor.
+            IndexError: the cell lacks inputs.
+        """
+        if what not in self._made:
+            self._made[what] = self._makers[what]()
+        return self._made[what], BOOL if what == LIVES else self._cell.dtype
+
+    def _taken(self) -> bytes:
         return self._beside(self._x, self._before(self._h, 6))
 
-    def gates(self) -> bytes:
-        made = self._add("BatchMatMulV2", self.taken(), self._kernel)
-        return self._add("AddV2", made, self._bias)
+    def _gates(self) -> bytes:
+        taken, _ = self.tensor(TAKEN)
+        if self._has_steps:
+            # One product of all steps takes a third of the time of one for each.
+            sizes = self._add("Shape", self._kernel, out_type=INT32)
+            ends = [self._graph.constant([number], INT32) for number in (0, 1, 1)]
+            rows = self._graph.add("StridedSlice", [sizes, *ends], {"T": INT32, "Index": INT32})
+            ends = [self._graph.constant([-1], INT32), rows, self._graph.constant(0, INT32)]
+            flat = self._graph.add("ConcatV2", ends, {"T": INT32, "N": 2, "Tidx": INT32})
+            taken = self._add("Reshape", taken, flat, Tshape=INT32)
+        return self._add("BiasAdd", self._add("MatMul", taken, self._kernel), self._bias)
 
-    def reset(self) -> bytes:
+    def _reset(self) -> bytes:
         return self._beside(self._x, self._add("Mul", self._cell.outputs[0], self._h))
 
-    def peephole(self, number: int) -> bytes:
+    def _peephole(self, number: int) -> bytes:
         state = self._cell.outputs[1] if number == 2 else self._before(self._c, 1)
         return self._add("Mul", state, self._peepholes[number])
 
-    def lives(self) -> bytes:
+    def _lives(self) -> bytes:
         """Compare the number of each step with the lengths, or with the largest of them."""
         graph, constant = self._graph, self._graph.constant
         dtype = {"T": self._cell.dtype, "out_type": INT64}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from converter.activations.cells import BOOL, INT32, LONGER, Cell, Graph, compute
+from converter.activations.cells import BOOL, INT32, LONGER, Beside, Cell, Graph
 from converter.activations.lines import lines
 from converter.errors import InputError
 from converter.formats.messages import message, parse
@@ -25,7 +25,7 @@ _OWN = re.compile(r"_(turn|loop|join)_(\d{1,5})")
 # The first thing that these take says which branch is taken.
 _BRANCHING = re.compile(rb"^(?:Stateless)?(?:If|Case)$")
 # The output of an op that is named otherwise than most are.
-_OUTPUTS = {"AddV2": b"z", "Mul": b"z", "Less": b"z", "Cast": b"y"}
+_OUTPUTS = {"MatMul": b"product", "Mul": b"z", "Less": b"z", "Cast": b"y"}
 _HANDING = PASSING | ops("Cast ToInt64")
 _MAX_PASSED = 8
 
@@ -129,8 +129,9 @@ class _Scope:
         self._instead: dict[bytes, bytes] = {}
         self._awaited: dict[bytes, list[bytes]] = {}
         self._own: set[bytes] = set()
-        # What was computed beside cells.
-        self._computed: dict[tuple[str, str], tuple[bytes, int]] = {}
+        # What is computed beside cells, by their names.
+        self._beside: dict[str, Beside] = {}
+        self._constants: dict[tuple[object, ...], bytes] = {}
 
     def all(self) -> Iterator[_Scope]:
         """Yield this and all functions that were copied for it."""
@@ -258,23 +259,22 @@ class _Scope:
         dtype = next((entry.value.type for entry in node.attr if entry.key == b"T"), 0)
         ports = _outputs(node, self._op_definition(_text(node.op)))
         outputs = [self.reference(name, flat)[0] for _, _, flat, _ in ports]
-        if (name, what) not in self._computed:
-            inputs = [text for text in node.input if not text.startswith(b"^")]
-            prefix = node.name + b"/" + what.encode()
-            graph = Graph(
-                lambda op, taken, attributes: self._operation(prefix, op, taken, attributes),
-                lambda values, kind: self._constant(prefix, values, kind, [b"^" + node.name]),
-                self._largest_of,
-            )
-            cell = Cell(_text(node.op), inputs, outputs, dtype)
-            try:
-                self._computed[name, what] = compute(graph, cell, what)
-            except (KeyError, IndexError):
-                raise InputError(
-                    f"{name}: {what}: a {cell.op} with {len(inputs)} inputs has no such tensor; "
-                    "the graph is damaged"
-                ) from None
-        text, kind = self._computed[name, what]
+        try:
+            if name not in self._beside:
+                inputs = [text for text in node.input if not text.startswith(b"^")]
+                prefix = node.name + b"/measured"
+                graph = Graph(
+                    lambda op, taken, attributes: self._operation(prefix, op, taken, attributes),
+                    lambda values, kind: self._constant(prefix, values, kind, [b"^" + node.name]),
+                    self._largest_of,
+                )
+                self._beside[name] = Beside(graph, Cell(_text(node.op), inputs, outputs, dtype))
+            text, kind = self._beside[name].tensor(what)
+        except (KeyError, IndexError):
+            raise InputError(
+                f"{name}: {what}: a {_text(node.op)} with {len(node.input)} inputs has no such "
+                "tensor; the graph is damaged"
+            ) from None
         return _Place(self, text, kind, tuple(outputs))
 
     def _operation(
@@ -291,8 +291,11 @@ class _Scope:
     def _constant(
         self, prefix: bytes, values: Sequence[int] | int, dtype: int, after: Sequence[bytes]
     ) -> bytes:
-        """Add integers; where nothing has to tell a node where it is, they come after nothing."""
-        listed = [values] if isinstance(values, int) else list(values)
+        """Return integers; where nothing has to tell where a node is, they come after nothing."""
+        listed = (values,) if isinstance(values, int) else tuple(values)
+        key = prefix, isinstance(values, int), listed, dtype
+        if key in self._constants:
+            return self._constants[key]
         held = message("TensorProto")(dtype=dtype)
         (held.int_val if dtype == INT32 else held.int64_val).extend(listed)
         held.tensor_shape.SetInParent()
@@ -301,7 +304,7 @@ class _Scope:
         node = self._add(prefix + b"/Const", b"Const", after if self._function is None else ())
         _set(node, "dtype", type=dtype)
         _set(node, "value", tensor=held.SerializeToString())
-        return self._output(node, b"output")
+        return self._constants.setdefault(key, self._output(node, b"output"))
 
     def _largest_of(self, text: bytes) -> tuple[bytes, int] | None:
         """Return what a number is the maximum of, and the dtype of that; None where it is none.

@@ -279,13 +279,13 @@ def pools_of(probes: Sequence[Probe], covariance: Collection[str] = ()) -> list[
 def gather(run: Run, pools: Sequence[Pool], batches: Iterable[Batch]) -> int:
     """Run all batches, and add up what they give; return how many there were."""
     of = {id(probe): pool for pool in pools for probe in pool.probes}
-    probes = [probe for pool in pools for probe in pool.probes]
+    fetches = run.fetches(probe for pool in pools for probe in pool.probes)
     count = 0
     with ThreadPoolExecutor(os.cpu_count() or 1) as adding:
-        waiting: list[Taken] = []
+        waiting: list[list[Taken]] = []
         fed, allowed = 0, 0.0
         for batch in batches:
-            waiting += run.take(batch, probes)
+            waiting.append(run.take(batch, fetches))
             count += 1
             fed += sum(value.size for value in batch.values())
             if fed < allowed:
@@ -299,31 +299,36 @@ def gather(run: Run, pools: Sequence[Pool], batches: Iterable[Batch]) -> int:
     return count
 
 
-def _add(adding: Executor, of: Mapping[int, Pool], run: Run, waiting: Iterable[Taken]) -> int:
+def _add(
+    adding: Executor, of: Mapping[int, Pool], run: Run, waiting: Sequence[Sequence[Taken]]
+) -> int:
     """Add what was taken, and then what is in queues; return how many values there were."""
-    items = _add_taken(adding, of, waiting)
+    items = _add_taken(adding, of, zip(*waiting, strict=True))
     for queue, held in run.held().items():
         items += sum(_add_taken(adding, of, taken) for taken in run.empty(queue, held))
     return items
 
 
-def _add_taken(adding: Executor, of: Mapping[int, Pool], taken: Iterable[Taken]) -> int:
-    sizes: list[int] = []
+def _add_taken(adding: Executor, of: Mapping[int, Pool], taken: Iterable[Sequence[Taken]]) -> int:
+    """Add what was taken for each of some probes; return how many values there were."""
+    items = largest = 0
     parts: dict[int, tuple[Pool, list[Taken]]] = {}
-    for one in taken:
-        sizes.append(one.values.size)
+    for part in taken:
+        sizes = [one.values.size for one in part]
+        items += sum(sizes)
+        largest = max(largest, *sizes)
         # Queues hold what is asked for in other calls, too.
-        if (pool := of.get(id(one.probe))) is not None:
-            parts.setdefault(id(pool), (pool, []))[1].append(one)
-    if max(sizes, default=0) < _ITEMS_OF_THREAD:
-        for pool, part in parts.values():
-            pool.add(part)
-    else:
-        # The largest first, so that no thread is left with it in the end.
-        order = sorted(parts.values(), key=lambda one: -sum(t.values.size for t in one[1]))
-        for future in [adding.submit(pool.add, part) for pool, part in order]:
-            future.result()
-    return sum(sizes)
+        if (pool := of.get(id(part[0].probe))) is not None:
+            parts.setdefault(id(pool), (pool, []))[1].extend(part)
+    if largest < _ITEMS_OF_THREAD:
+        for pool, whole in parts.values():
+            pool.add(whole)
+        return items
+    # The largest first, so that no thread is left with it in the end.
+    order = sorted(parts.values(), key=lambda one: -sum(t.values.size for t in one[1]))
+    for future in [adding.submit(pool.add, whole) for pool, whole in order]:
+        future.result()
+    return items
 
 
 def _whole(pools: Iterable[Pool], covariance: Collection[str]) -> tuple[list[Pool], list[str]]:

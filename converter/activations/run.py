@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -50,9 +50,12 @@ class Taken(NamedTuple):
             InputError: the tensor has no axis of so many units, or its mask is of other rows.
         """
         probe = self.probe
-        if not self.values.size:
-            return np.zeros((0, probe.size), self.values.dtype)
-        values = _flat(self.values, self.axis, probe.size)
+        values, shape = self.values, self.values.shape
+        if self.mask is None and self.axis == -1 and shape[-1:] == (probe.size,) and probe.size:
+            return values.reshape(-1, probe.size)
+        if not values.size:
+            return np.zeros((0, probe.size), values.dtype)
+        values = _flat(values, self.axis, probe.size)
         shape = values.shape
         if not -len(shape) <= self.axis < len(shape) or shape[self.axis] != probe.size:
             raise InputError(
@@ -102,6 +105,18 @@ class _Source:
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.tensor,) if self.mask is None else (self.tensor, self.mask)
+
+
+class Fetches(NamedTuple):
+    """What is fetched in a run.
+
+    Attributes:
+        sources: where the probes are that are taken.
+        tensors: what is computed for them.
+    """
+
+    sources: Sequence[_Source]
+    tensors: Sequence[Tensor]
 
 
 class Run(Closing):
@@ -155,8 +170,8 @@ class Run(Closing):
             for s in sources
             if s.is_fetched and all(t in dtypes or t.node in nodes for t in s.tensors)
         ]
-        wanted = dict.fromkeys(tensor for source in self._fetched for tensor in source.tensors)
-        self._also = [tensor for tensor in wanted if tensor not in dtypes]
+        self._fed = frozenset(dtypes)
+        self._all = self._fetches(self._fetched)
         self.queues = {
             name: [sources[number].probe for number in filled.places]
             for name, (filled, sources) in self._filled.items()
@@ -179,14 +194,19 @@ class Run(Closing):
             if where.key in variables and node in known:
                 self._session.assign(node, where.read(variables[where.key]))
 
-    def take(self, batch: Batch, wanted: Collection[Probe] | None = None) -> list[Taken]:
+    def fetches(self, probes: Iterable[Probe]) -> Fetches:
+        """Return what is fetched for some of the probes."""
+        chosen = {id(probe) for probe in probes}
+        return self._fetches([source for source in self._fetched if id(source.probe) in chosen])
+
+    def take(self, batch: Batch, fetches: Fetches | None = None) -> list[Taken]:
         """Run a batch, and return what it gave for the probes that can be fetched.
 
         What the others gave stays in queues until they are emptied.
 
         Args:
             batch: the values.
-            wanted: the probes that are taken of these; None for all.
+            fetches: what is fetched; None for all.
 
         Raises:
             UsageError: its names are others than those of the first batch; a value does not fit.
@@ -198,30 +218,25 @@ class Run(Closing):
             odd = sorted(self._names ^ frozenset(batch))[0]
             raise UsageError(f"{self._where}: {odd} is in some batches, and not in all")
         values = {**self._decided, **self._model.given(batch)}
-        fetched = _of(wanted, self._fetched)
-        tensors = {tensor for source in fetched for tensor in source.tensors}
-        also = [tensor for tensor in self._also if tensor in tensors]
+        fetches = fetches or self._all
         try:
-            found = {**self._session.run(values, also, draw_again=False), **values}
+            found = {**self._session.run(values, fetches.tensors, draw_again=False), **values}
         except RunError as error:
             raise RunError(
                 f"{error}; it was fed {self._where}: look at these, or run less of the graph "
                 "(--fetch NAME)"
             ) from None
-        taken = []
-        for source in fetched:
-            probe, mask = source.probe, None
-            if source.mask is not None:
-                mask = found[source.mask].astype(bool) == probe.keeps
-            taken.append(Taken(probe, found[source.tensor], probe.axis, mask))
-        return taken
+        return [
+            _taken(s.probe, found[s.tensor], None if s.mask is None else found[s.mask])
+            for s in fetches.sources
+        ]
 
     def held(self) -> Mapping[str, int]:
         """Return how many elements are in each queue: what the batches so far gave."""
         return self._session.held() if self.queues else {}
 
-    def empty(self, queue: str, count: int) -> Iterator[list[Taken]]:
-        """Take elements of a queue, and yield what is in some of them at a time.
+    def empty(self, queue: str, count: int) -> Iterator[list[list[Taken]]]:
+        """Take elements of a queue, and yield for some at a time what they have for each probe.
 
         Args:
             queue: its name.
@@ -232,13 +247,14 @@ class Run(Closing):
         """
         filled, sources = self._filled[queue]
         for places in self._session.dequeue(queue, count):
-            taken = []
-            for number, place in filled.places.items():
-                probe = sources[number].probe
-                for values, mask in places[place]:
-                    counts = None if mask is None else mask == probe.keeps
-                    taken.append(Taken(probe, values, probe.axis, counts))
-            yield taken
+            yield [
+                [_taken(sources[number].probe, *masked) for masked in places[place]]
+                for number, place in filled.places.items()
+            ]
+
+    def _fetches(self, sources: Sequence[_Source]) -> Fetches:
+        tensors = dict.fromkeys(tensor for source in sources for tensor in source.tensors)
+        return Fetches(sources, [tensor for tensor in tensors if tensor not in self._fed])
 
     def _sources(self, probes: Sequence[Probe]) -> list[_Source]:
         reach, instead = Reach(self._graph), self.forward.instead
@@ -265,6 +281,11 @@ class Run(Closing):
         return changed, [_queue(one, [source.probe for source in sources]) for one in filled]
 
 
+def _taken(probe: Probe, values: Array, mask: Array | None) -> Taken:
+    counts = None if mask is None else mask.astype(bool, copy=False) == probe.keeps
+    return Taken(probe, values, probe.axis, counts)
+
+
 def _queue(filled: Filled, probes: Sequence[Probe]) -> Queue:
     from converter.session import Queue
 
@@ -272,10 +293,3 @@ def _queue(filled: Filled, probes: Sequence[Probe]) -> Queue:
     for number, place in filled.places.items():
         columns[place] = probes[number].size if probes[number].axis == -1 else None
     return Queue(filled.name, filled.dtypes, columns, filled.is_masked)
-
-
-def _of(wanted: Collection[Probe] | None, sources: Sequence[_Source]) -> Sequence[_Source]:
-    if wanted is None:
-        return sources
-    chosen = {id(probe) for probe in wanted}
-    return [source for source in sources if id(source.probe) in chosen]

@@ -183,6 +183,8 @@ def _cast(graph: Graph, source: Tensor, value: Array, where: str) -> Array:
         strings = np.empty(value.shape, object)
         strings.reshape(-1)[:] = texts
         return strings
+    if value.dtype == dtype.numpy:
+        return value
     with np.errstate(invalid="ignore"):
         # What has no such value, as infinity has no integer, is found right behind.
         cast: Array = value.astype(dtype.numpy)

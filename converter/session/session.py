@@ -62,6 +62,7 @@ class Session(Closing):
         rewrite: Rewrite | None = None,
     ) -> None:
         tf = tensorflow()
+        self._errors: type[Exception] = tf.errors.OpError
         self._forward = forward
         self._variables = variables
         # Constants of a frozen graph are replaced where other values are given.
@@ -83,6 +84,7 @@ class Session(Closing):
             self._assigns = self._make_assigns(tf)
             self._emptying = {queue.name: Emptying(tf, queue) for queue in queues}
         self._found: dict[Tensor, Any] = {}
+        self._wanted: dict[tuple[Tensor, ...], tuple[list[Tensor], list[Any]]] = {}
         self._session, self._calls, self._little = self._open(tf)
         self._feeds = {t: self._read(t.node, where) for t, where in self._constants.items()}
         self._assigned: dict[str, Array] = {}
@@ -136,8 +138,7 @@ class Session(Closing):
         if not self._is_fresh:
             self._start_again(draw_again=draw_again)
         self._is_fresh = False
-        outputs = [*(output.tensor for output in self._forward.outputs), *also]
-        taken = [self._tensor(self._forward.instead.get(t, t)) for t in outputs]
+        outputs, taken = self._taken(also)
         given = {**self._feeds, **feeds}
         values = {self._tensor(Tensor(self._pruned.fed[t])): v for t, v in given.items()}
         found = self._called(lambda: self._calls.run(taken, values))
@@ -192,6 +193,15 @@ class Session(Closing):
         for taking in one.steps(count):
             values = self._called(partial(self._little.run, taking.fetches, {}))
             yield taking.places(values)
+
+    def _taken(self, also: Sequence[Tensor]) -> tuple[list[Tensor], list[Any]]:
+        """Return the outputs and what else is wanted, and TensorFlow's tensors of these."""
+        key = tuple(also)
+        if key not in self._wanted:
+            outputs = [*(output.tensor for output in self._forward.outputs), *also]
+            taken = [self._tensor(self._forward.instead.get(t, t)) for t in outputs]
+            self._wanted[key] = outputs, taken
+        return self._wanted[key]
 
     def _start_again(self, *, draw_again: bool) -> None:
         """Set back what the last run changed: states, and what random numbers come next."""
@@ -288,10 +298,9 @@ class Session(Closing):
         return self._called(lambda: self._session.run(fetches, feeds))
 
     def _called(self, compute: Callable[[], list[Any]]) -> list[Any]:
-        tf = tensorflow()
         try:
             return compute()
-        except (tf.errors.OpError, ValueError, TypeError) as error:
+        except (self._errors, ValueError, TypeError) as error:
             raise RunError(
                 f"{self._forward.graph.path}: it does not run: {line_of(error)}"
             ) from None
