@@ -494,6 +494,28 @@ def test_what_an_iterator_would_give_is_measured_where_it_is_consumed(
     check(found["w", "consumed"], x)
 
 
+def test_arrays_that_are_filled_anew_for_each_batch(tf: Any, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((5, 64, 16)).astype("f4")
+
+    def build() -> None:
+        given = tf.placeholder(tf.float32, [64, 16], "x")
+        again = tf.identity(tf.reshape(given, [-1, 8]), "again")
+        tf.matmul(given, tf.get_variable("a", [16, 3], use_resource=False), name="one")
+        tf.matmul(again, tf.get_variable("b", [8, 3], use_resource=False), name="two")
+
+    made(tf, tmp_path, build, feeds={"x": x[0]}, fetches=["one", "two"])
+
+    def batches() -> Iterator[dict[str, Array]]:
+        held = np.empty((64, 16), "f4")
+        for held[...] in x:
+            yield {"x": held}
+        held[...] = 0
+
+    found = measure(open_checkpoint(tmp_path), batches())
+    check(found["a", "consumed"], x)
+    check(found["b", "consumed"], x)
+
+
 def test_a_keras_model() -> None:
     keras = pytest.importorskip("keras")
     inputs = keras.Input((7, 3), name="steps")

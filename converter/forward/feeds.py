@@ -177,14 +177,15 @@ def _calls_saver(graph: Graph, call: Node) -> bool:
 def _cast(graph: Graph, source: Tensor, value: Array, where: str) -> Array:
     dtype = graph.dtype(source)
     if dtype is None or dtype.numpy is None:
-        return value
+        return value.copy()
     if dtype is STRING:
         texts = [v if isinstance(v, bytes) else str(v).encode() for v in value.reshape(-1).tolist()]
         strings = np.empty(value.shape, object)
         strings.reshape(-1)[:] = texts
         return strings
     if value.dtype == dtype.numpy:
-        return value
+        # TensorFlow hands on the memory that it is fed, which the caller may fill anew.
+        return value.copy()
     with np.errstate(invalid="ignore"):
         # What has no such value, as infinity has no integer, is found right behind.
         cast: Array = value.astype(dtype.numpy)
