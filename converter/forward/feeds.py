@@ -177,7 +177,7 @@ def _calls_saver(graph: Graph, call: Node) -> bool:
 def _cast(graph: Graph, source: Tensor, value: Array, where: str) -> Array:
     dtype = graph.dtype(source)
     if dtype is None or dtype.numpy is None:
-        return value.copy()
+        return np.array(value)
     if dtype is STRING:
         texts = [v if isinstance(v, bytes) else str(v).encode() for v in value.reshape(-1).tolist()]
         strings = np.empty(value.shape, object)
@@ -185,7 +185,7 @@ def _cast(graph: Graph, source: Tensor, value: Array, where: str) -> Array:
         return strings
     if value.dtype == dtype.numpy:
         # TensorFlow hands on the memory that it is fed, which the caller may fill anew.
-        return value.copy()
+        return np.array(value)
     with np.errstate(invalid="ignore"):
         # What has no such value, as infinity has no integer, is found right behind.
         cast: Array = value.astype(dtype.numpy)
