@@ -14,16 +14,22 @@ from typing import Any
 
 from converter.activations.cells import BOOL, INT32, LONGER, Beside, Cell, Graph
 from converter.activations.lines import lines
+from converter.activations.nodes import (
+    called,
+    free_name,
+    hand_over,
+    handed_over,
+    leads_to,
+    outputs_of,
+)
 from converter.errors import InputError
 from converter.formats.messages import message, parse
 from converter.graph.node import Tensor
-from converter.graph.ops import CALLS, CONTROL_FLOW, ENTERS, PASSING, ops
+from converter.graph.ops import CONTROL_FLOW, ENTERS, PASSING, ops
 
 _MAX_DEPTH = 24
 _BRANCH = re.compile(r"_branch_(\d{1,5})/")
 _OWN = re.compile(r"_(turn|loop|join)_(\d{1,5})")
-# The first thing that these take says which branch is taken.
-_BRANCHING = re.compile(rb"^(?:Stateless)?(?:If|Case)$")
 # The output of an op that is named otherwise than most are.
 _OUTPUTS = {"MatMul": b"product", "Mul": b"z", "Less": b"z", "Cast": b"y"}
 _HANDING = PASSING | ops("Cast ToInt64")
@@ -36,7 +42,8 @@ class Tap:
 
     Attributes:
         tensor: which; the calls before its own name lead into functions.
-        mask: a bool tensor beside it that is put into the queue with it, or None.
+        mask: a tensor beside it of bools or numbers, or None: whether it is not zero is put into
+            the queue with it.
     """
 
     tensor: Tensor
@@ -81,7 +88,7 @@ def instrument(
     """
     graph = parse("GraphDef", definition, subject)
     root = _Scope(graph.node, None, graph.library, op_definition)
-    found: dict[tuple[_Scope, bytes | None], dict[int, _Place]] = {}
+    found: dict[tuple[_Scope, _Mask | None], dict[int, _Place]] = {}
     for number, tap in enumerate(taps):
         place = _located(root, tap.tensor)
         mask = (
@@ -96,6 +103,10 @@ def instrument(
     for scope in root.all():
         scope.rewire()
     return graph.SerializeToString(), queues
+
+
+_Mask = tuple[bytes, int]
+"""What says which rows count, and TensorFlow's number of its dtype."""
 
 
 class _HiddenError(Exception):
@@ -132,6 +143,7 @@ class _Scope:
         # What is computed beside cells, by their names.
         self._beside: dict[str, Beside] = {}
         self._constants: dict[tuple[object, ...], bytes] = {}
+        self._bools: dict[_Mask, bytes] = {}
 
     def all(self) -> Iterator[_Scope]:
         """Yield this and all functions that were copied for it."""
@@ -143,7 +155,7 @@ class _Scope:
         """Return the functions of the graph that a node calls."""
         node = self.nodes[name]
         known = {f.signature.name for f in self._library.function}
-        return [f for f in (attr.name for attr in _called(node)) if f in known] or (
+        return [f for f in (attr.name for attr in called(node)) if f in known] or (
             [node.op] if node.op in known else []
         )
 
@@ -152,12 +164,12 @@ class _Scope:
         if (name, number) not in self._inner:
             node = self.nodes[name]
             old = self.called(name)[number]
-            new = _free(old, {f.signature.name for f in self._library.function})
+            new = free_name(old, {f.signature.name for f in self._library.function})
             original = next(f for f in self._library.function if f.signature.name == old)
             copy = self._library.function.add()
             copy.CopyFrom(original)
             copy.signature.name = new
-            functions = _called(node)
+            functions = called(node)
             if functions:
                 functions[number].name = new
             else:
@@ -170,7 +182,7 @@ class _Scope:
         """Return the text by which a tensor is taken here, and TensorFlow's number of its dtype."""
         node = self.nodes[name]
         definition = self._op_definition(_text(node.op))
-        for argument, index, flat, dtype in _outputs(node, definition):
+        for argument, index, flat, dtype in outputs_of(node, definition):
             if flat == port:
                 if self._function is None:
                     return node.name + (b":%d" % port if port else b""), dtype
@@ -183,6 +195,26 @@ class _Scope:
         if not 0 <= number < len(arguments):
             return None
         return arguments[number].name, arguments[number].type
+
+    def handed(self, text: bytes, dtype: int) -> bytes | None:
+        """Return how the function takes a tensor that is beside its call, which hands it over.
+
+        None where that may be another tensor, or is made of what the function gives.
+        """
+        assert self.caller is not None
+        outer, name = self.caller
+        node = outer.nodes[name]
+        # What a loop takes is another value in the next turn.
+        if b"While" in node.op:
+            return None
+        if text not in handed_over(node):
+            if leads_to(outer.nodes, name, text):
+                return None
+            count = len(outer.called(name))
+            functions = [outer.inside(name, number)._function for number in range(count)]
+            hand_over(node, functions, text, dtype)
+        argument = self.argument(handed_over(node).index(text))
+        return None if argument is None else argument[0]
 
     def together(self, places: Mapping[int, _Place]) -> list[dict[int, _Place]]:
         """Group tensors by what is run together, in the order in which they are computed."""
@@ -208,13 +240,13 @@ class _Scope:
         node = self.nodes.get(_text(name))
         return text if node is not None and _text(node.op) in CONTROL_FLOW else name
 
-    def fill(self, queue: str, places: Mapping[int, _Place], mask: bytes | None) -> Filled:
+    def fill(self, queue: str, places: Mapping[int, _Place], mask: _Mask | None) -> Filled:
         """Put tensors that are run together into a queue, the last of them computed last."""
         texts = list(dict.fromkeys(place.text for place in places.values()))
         dtypes = {place.text: place.dtype for place in places.values()}
         values, types = list(texts), [dtypes[text] for text in texts]
         if mask is not None:
-            values, types = [*values, mask], [*types, BOOL]
+            values, types = [*values, self._as_bools(mask)], [*types, BOOL]
         *_, last = places.values()
         ran = self._ran(last.passing[0] if last.passing else last.text)
         # What is computed beside a cell has to be there before anything takes what the cell gives.
@@ -240,6 +272,18 @@ class _Scope:
             mask is not None,
         )
 
+    def _as_bools(self, mask: _Mask) -> bytes:
+        """Return for which rows a mask is not zero."""
+        text, dtype = mask
+        if dtype == BOOL:
+            return text
+        if mask not in self._bools:
+            prefix = text.partition(b":")[0] + b"/counts"
+            self._bools[mask] = self._operation(
+                prefix, "Cast", [text], {"SrcT": dtype, "DstT": BOOL}
+            )
+        return self._bools[mask]
+
     def _longer(self, name: str, step: int) -> _Place:
         """Return which of the sequences are longer whose lengths a node gives."""
         text, dtype = self.reference(name, 0)
@@ -257,7 +301,7 @@ class _Scope:
             return self._longer(name, int(longer[1]))
         node = self.nodes[name]
         dtype = next((entry.value.type for entry in node.attr if entry.key == b"T"), 0)
-        ports = _outputs(node, self._op_definition(_text(node.op)))
+        ports = outputs_of(node, self._op_definition(_text(node.op)))
         outputs = [self.reference(name, flat)[0] for _, _, flat, _ in ports]
         try:
             if name not in self._beside:
@@ -319,7 +363,7 @@ class _Scope:
             if node is None and scope.caller is not None:
                 outer, call = scope.caller
                 arguments = [argument.name for argument in scope._function.signature.input_arg]
-                given = _given(outer.nodes[call])
+                given = handed_over(outer.nodes[call])
                 if name not in arguments or arguments.index(name) >= len(given):
                     break
                 scope, text, is_here = outer, given[arguments.index(name)], False
@@ -422,8 +466,8 @@ def _located(root: _Scope, source: Tensor) -> _Place | None:
     return None
 
 
-def _seen_from(scope: _Scope, root: _Scope, source: Tensor) -> bytes | None:
-    """Return how a tensor is taken in a scope: its own, or what a call hands to it."""
+def _seen_from(scope: _Scope, root: _Scope, source: Tensor) -> _Mask | None:
+    """Return how a mask is taken in a scope: its own, or what a call hands to it."""
     place = _located(root, source)
     if place is None:
         return None
@@ -435,56 +479,11 @@ def _seen_from(scope: _Scope, root: _Scope, source: Tensor) -> bytes | None:
         scope = scope.caller[0]
     text = place.text
     for inner in reversed(way):
-        assert inner.caller is not None
-        node = inner.caller[0].nodes[inner.caller[1]]
-        # What a loop takes is another value in the next turn.
-        taken = [] if b"While" in node.op else _given(node)
-        argument = inner.argument(taken.index(text)) if text in taken else None
-        if argument is None:
+        handed = inner.handed(text, place.dtype)
+        if handed is None:
             return None
-        text = argument[0]
-    return text
-
-
-def _given(node: Any) -> list[bytes]:
-    """Return what a call hands to a function."""
-    return list(node.input)[len(_BRANCHING.findall(node.op)) :]
-
-
-def _called(node: Any) -> list[Any]:
-    """Return the attributes of a node that name functions: one, or one for each branch."""
-    by_key = {_text(entry.key): entry.value for entry in node.attr}
-    if _text(node.op) in CALLS and "f" in by_key:
-        return [by_key["f"].func]
-    if "branches" in by_key:
-        return list(by_key["branches"].list.func)
-    # The condition of a loop is computed from what its body gives.
-    keys = [key for key in ("body", "then_branch", "else_branch") if key in by_key]
-    return [by_key[key].func for key in keys]
-
-
-def _outputs(node: Any, definition: Any) -> Iterator[tuple[str, int, int, int]]:
-    """Yield the outputs of a node: argument, number in it, number in all, and dtype."""
-    if definition is None:
-        return
-    given = {_text(entry.key): entry.value for entry in node.attr}
-    defaults = {attr.name: attr.default_value for attr in definition.attr}
-    flat = 0
-    for argument in definition.output_arg:
-        if argument.type_list_attr:
-            listed = given.get(argument.type_list_attr) or defaults[argument.type_list_attr]
-            dtypes = list(listed.list.type)
-        else:
-            dtype = argument.type
-            if argument.type_attr:
-                dtype = (given.get(argument.type_attr) or defaults[argument.type_attr]).type
-            count = 1
-            if argument.number_attr:
-                count = (given.get(argument.number_attr) or defaults[argument.number_attr]).i
-            dtypes = [dtype] * count
-        for index, dtype in enumerate(dtypes):
-            yield argument.name, index, flat, dtype % 100
-            flat += 1
+        text = handed
+    return text, place.dtype
 
 
 def _set(node: Any, key: str, *, types: Sequence[int] | None = None, **value: Any) -> None:
@@ -495,13 +494,6 @@ def _set(node: Any, key: str, *, types: Sequence[int] | None = None, **value: An
     else:
         entry.value.list.SetInParent()
         entry.value.list.type.extend(types)
-
-
-def _free(name: bytes, taken: set[bytes]) -> bytes:
-    number = 0
-    while (new := b"%s__measured_%d" % (name, number)) in taken:
-        number += 1
-    return new
 
 
 def _text(data: bytes) -> str:

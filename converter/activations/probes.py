@@ -21,7 +21,7 @@ from converter.structure.layers.chains import (
     UnitAxis,
 )
 from converter.structure.layers.cuts import Cut, cut_of, places_of
-from converter.structure.layers.masks import Mask, has_choices, in_loops, mask_of
+from converter.structure.layers.masks import Mask, Masks, in_loops
 from converter.structure.layers.read import chains_of, tensor_of
 from converter.structure.layers.spans import produced_by_kernels, span_of
 from converter.structure.layers.steps import same_axis
@@ -45,8 +45,9 @@ class Probe:
         axis: of the units; negative ones are counted from the end. Several axes may hold them
             together, of which this is the last.
         size: how many units there are.
-        mask: a bool tensor [batch] of the same frame, which says what rows count; None for all.
-        keeps: the value of the mask for which a row counts.
+        mask: a tensor [batch] of the same frame, of bools or numbers, which says what rows count;
+            None for all.
+        keeps: whether a row counts where the mask is not zero, or where it is.
         for_: the variables, and their sides, that it is measured for.
         cut: which of their units these are; None for all.
     """
@@ -95,7 +96,7 @@ def find_probes(checkpoint: Checkpoint, structure: Structure | None = None) -> F
 
 
 class _Rows(NamedTuple):
-    """What says which rows count: a bool for each, and which of the two does."""
+    """What says which rows count: those for which it is not zero, or else those for which it is."""
 
     mask: Tensor
     keeps: bool
@@ -130,13 +131,13 @@ class _Finder:
         self._why: dict[Key, str] = {}
         self._axes: dict[Key, int] = {}
         self._found: dict[_Place, dict[Key, None]] = {}
-        self._masks: dict[Output, _Rows | None] = {}
+        self._rows_of: dict[Output, _Rows | None] = {}
         self._loops = in_loops(self._analysis.graph)
+        self._masks = Masks(self._analysis)
 
     def find(self) -> Found:
         self._produced = produced_by_kernels(self._chains)
         self._uses = Counter(name for chain in self._chains for name in _variables(chain))
-        self._has_choices = has_choices(self._analysis)
         for chain in self._chains:
             rows = self._rows(chain)
             for node, part in chain.parts:
@@ -165,15 +166,16 @@ class _Finder:
             begin = Output(chain.kernels[0], 0)
         if begin is None or not (begin.node in self._loops or self._is_unrolled(chain)):
             return None
-        if begin not in self._masks:
+        if begin not in self._rows_of:
             is_unrolled = begin.node not in self._loops
-            found = mask_of(self._analysis, begin, is_unrolled=is_unrolled)
-            self._masks[begin] = found and _Rows(_mask(found), found.keeps)
-        return self._masks[begin]
+            found = self._masks.of(begin, is_unrolled=is_unrolled)
+            self._rows_of[begin] = found and _Rows(_mask(found), found.keeps)
+        return self._rows_of[begin]
 
     def _is_unrolled(self, chain: Chain) -> bool:
         """Whether a variable is taken in several places, and rows are chosen somewhere."""
-        return self._has_choices and any(self._uses[name] > 1 for name in _variables(chain))
+        is_shared = any(self._uses[name] > 1 for name in _variables(chain))
+        return is_shared and self._masks.is_any
 
     def _take(self, chain: Chain, node: Node, part: Part, rows: _Rows | None) -> None:
         is_kernel = node in chain.kernels
