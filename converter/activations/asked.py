@@ -9,11 +9,12 @@ from functools import cached_property
 from converter.activations.signature import signature_of
 from converter.checkpoint import Checkpoint
 from converter.errors import InputError, UsageError
-from converter.forward.feeds import given_values, parse_feed
+from converter.forward.feeds import given_values, parse_feeds
 from converter.forward.find import Forward, find_forward
 from converter.forward.inputs import Input
 from converter.graph.node import Tensor
 from converter.graph.written import read_graph
+from converter.patterns import texts
 from converter.variable import Array
 
 _FEW = 3
@@ -34,6 +35,10 @@ class Question:
     fetches: tuple[str, ...] = ()
     signature: str | None = None
     where: str = "the data"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "feeds", texts(self.feeds, "feeds"))
+        object.__setattr__(self, "fetches", texts(self.fetches, "fetches"))
 
 
 class Asked:
@@ -70,14 +75,14 @@ class Asked:
         signed = signature_of(graph, question.signature)
         self.called: Mapping[str, str] = {} if signed is None else signed.inputs
         self._fetches = question.fetches or (() if signed is None else signed.outputs)
-        feeds = dict(map(parse_feed, question.feeds))
+        feeds = parse_feeds(question.feeds)
         self.fed = given_values(graph, feeds, "--feed", self.called)
 
     @cached_property
     def inputs(self) -> Mapping[str, Input]:
         """The inputs that nothing decides, by the names that data have for them."""
-        found = self.forward(self.fed).inputs
-        return {self._name(one.tensor): one for one in found if _is_open(one, self.fed)}
+        found = self.forward(self.fed).open_inputs(self.fed)
+        return {self._name(one.tensor): one for one in found}
 
     def given(self, batch: Mapping[str, Array]) -> dict[Tensor, Array]:
         """Return what the tensors are fed that a batch or the question gives a value for.
@@ -113,7 +118,7 @@ class Asked:
         Raises:
             UsageError: an input is neither given nor decided.
         """
-        missing = [self._name(one.tensor) for one in forward.inputs if _is_open(one, given)]
+        missing = [self._name(one.tensor) for one in forward.open_inputs(given)]
         if missing:
             more = f" (and {len(missing) - _FEW} more)" if len(missing) > _FEW else ""
             raise UsageError(
@@ -129,7 +134,3 @@ class Asked:
 def asked(checkpoint: Checkpoint, question: Question) -> Asked:
     """Return what a question means, which is found out once. Errors are those of `Asked`."""
     return checkpoint.once((Asked, question), lambda: Asked(checkpoint, question))
-
-
-def _is_open(found: Input, fed: Collection[Tensor]) -> bool:
-    return found.tensor not in fed and found.value is None and found.kind != "default"
