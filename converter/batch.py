@@ -96,6 +96,8 @@ class Outcome:
         resized: how many variables of the output have another size for it.
         idle: the strategies that found nothing to do in it, by name, with the reason.
         proof: what came of running source and output, as plain data; None where nothing ran.
+        seconds: how long it took.
+        writing_seconds: how much of that values were written, as `Result` has it.
     """
 
     job: Job
@@ -108,6 +110,8 @@ class Outcome:
     resized: int = 0
     idle: Mapping[str, str] = field(default_factory=dict)
     proof: Mapping[str, Any] | None = None
+    seconds: float = 0.0
+    writing_seconds: float = 0.0
 
     @property
     def exact(self) -> bool | None:
@@ -356,6 +360,7 @@ def _converted(job: Job, settings: Settings, told: dict[str, Any]) -> Outcome:
         record={**record.made, "prove": record.proven, **_told(plan)},
         check=check,
     )
+    told |= {"seconds": result.seconds, "writing_seconds": result.writing_seconds}
     return Outcome(job, "done", "", result.nbytes, result.counts, result.found, **told)
 
 

@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from converter.counted import count
 from converter.dtype import STRING
 from converter.errors import InputError, PlanError, UsageError
 from converter.formats import OBJECT_GRAPH_KEY, Contents
@@ -154,7 +155,7 @@ class Checkpoint(Mapping[str, Variable]):
         return self._variables.items()
 
     def __repr__(self) -> str:
-        return f"<Checkpoint {self.path}: {self.format}, {len(self)} variables>"
+        return f"<Checkpoint {self.path}: {self.format}, {count(len(self), 'variable')}>"
 
     def roles(self) -> Mapping[str, Role]:
         """Return what each variable is for, by its name."""

@@ -20,7 +20,9 @@ class Measuring(Strategy):
     data: tuple[Path, ...] = option(
         (), help="run the model on an .npz, .npy, or directory of them", metavar="PATH"
     )
-    batch_size: int | None = option(None, help="rows that run at once", metavar="N")
+    batch_size: int | None = option(
+        None, help="rows that run at once", metavar="N", instead_of=("whole_files",)
+    )
     whole_files: bool = option(False, help="each file is one batch, whatever its rows")
     feed: tuple[str, ...] = option(
         (), help="feed a tensor the same in every batch", metavar="NAME=VALUE"
@@ -34,6 +36,10 @@ class Measuring(Strategy):
         super().__post_init__()
         if self.batch_size is not None and self.batch_size < 1:
             raise UsageError(f"batch_size must be positive, got {self.batch_size}")
+        if self.batch_size is not None and self.whole_files:
+            raise UsageError(
+                "whole_files runs each file at once, so batch_size means nothing; leave one out"
+            )
 
     def what_to_run(self) -> Data:
         """Return the data, and what of the model is run on them."""

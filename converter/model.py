@@ -60,7 +60,7 @@ class Model(Closing):
                 "that of another checkpoint (--graph-from)"
             )
         runs = can_run()
-        given = given_by(graph, question)
+        given = given_by(graph, set(checkpoint), question)
         fed = [str(source) for source in given]
         self.forward = find_forward(
             graph, set(checkpoint), fetches=question.fetches, fed=fed, values=given, can_run=runs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import translate
 from typing import TYPE_CHECKING, TypeVar
@@ -29,6 +30,22 @@ WORDS: Mapping[str, Callable[[Role], bool]] = {
     "bookkeeping": lambda role: role.kind in ("save_counter", "object_graph"),
 }
 """Words that choose variables by their role. `optimizer` is all that only an optimizer needs."""
+
+
+def texts(given: str | Iterable[str], what: str) -> tuple[str, ...]:
+    """Return the texts of an argument; one text alone is one of them, and no series of letters.
+
+    Args:
+        given: the texts, such as globs.
+        what: the name of the argument, for the message.
+
+    Raises:
+        UsageError: it holds what is no text.
+    """
+    items = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
+    if odd := [item for item in items if not isinstance(item, str)]:
+        raise UsageError(f"{what} must be texts, got {reprlib.repr(odd[0])}")
+    return items
 
 
 def matching(glob: str, names: Iterable[str], what: str = "variables") -> list[str]:

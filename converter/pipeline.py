@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.dtype import STRING
@@ -35,7 +37,7 @@ class Result:
         nbytes: size of the files.
         seconds: how long it took.
         writing_seconds: how much of that values were written and verified, without what strategies
-            had to find out before.
+            had to find out before, and what a check took after.
         counts: what the strategies counted while values passed, by variable.
         found: what they found out on the way, one line each.
         verified: whether the output was read back and compared.
@@ -55,7 +57,7 @@ class Result:
 def convert(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
-    strategies: Sequence[Strategy] = (),
+    strategies: Strategy | Sequence[Strategy] = (),
     *,
     to: str | None = None,
     shard_size: int | None = None,
@@ -76,7 +78,7 @@ def convert(
         output: `x.safetensors` is that file, `x.index` the TensorFlow checkpoint `x`, anything
             else a directory, with a `model.safetensors` or (`to="tf"`) a TensorFlow checkpoint
             under the source's own name in it.
-        strategies: applied in order, each to the result of the one before.
+        strategies: applied in order, each to the result of the one before; or one alone.
         to: `safetensors` or `tf`; None for what the ending of `output` says, or safetensors.
         shard_size: bytes of the variables in one file. None: safetensors in a directory are
             sharded above 5 GB, everything else is one file.
@@ -100,6 +102,7 @@ def convert(
             f"{source.path}: convert takes the path of a checkpoint, and this is an open one; give "
             "its path, or save the model first (model.save, model.export)"
         )
+    strategies = _several(strategies)
     checkpoint = open_checkpoint(source, verify=verify_source, graph_from=graph_from)
     target = parse_target(output, name=checkpoint.name, to=to, shard_size=shard_size)
     plan = make_plan(checkpoint, strategies, target, sidecar=sidecar)
@@ -111,6 +114,17 @@ def convert(
         sync=sync,
         progress=progress,
     )
+
+
+def _several(given: Any) -> tuple[Strategy, ...]:
+    """Return strategies as a series of them; a text would be one of letters."""
+    is_series = isinstance(given, Iterable) and not isinstance(given, str)
+    items: tuple[Any, ...] = tuple(given) if is_series else (given,)
+    if odd := [item for item in items if not isinstance(item, Strategy)]:
+        raise UsageError(
+            f"convert: strategies must be objects such as Drop(...), got {reprlib.repr(odd[0])}"
+        )
+    return items
 
 
 def run(
@@ -140,7 +154,7 @@ def run(
     plan.refuse(force=force)
     began = time.monotonic()
     plan.prepare()
-    prepared = time.monotonic()
+    prepared, checking = time.monotonic(), 0.0
     report = _Report(progress, plan.nbytes * (2 if verify_output else 1))
     report.add(0)
 
@@ -152,27 +166,20 @@ def run(
 
     try:
         with staging(target.directory) as stage:
-            checksums = target.write(
-                stage,
-                plan.variables,
-                plan.sidecar,
-                meta=plan.meta,
-                metadata=plan.metadata,
-                files=plan.files,
-                open_output=open_output,
-            )
+            checksums = _write(plan, target, stage, open_output)
             if verify_output:
                 _verify(plan, checksums, _read_back(target, stage), report)
             found = plan.findings()
             sizes = {path.name: path.stat().st_size for path in sorted(stage.iterdir())}
             files = list(sizes)
             if record is not None:
-                with open_output(stage / target.record.name) as output:
-                    output.write(_record(record, sizes))
                 files.append(target.record.name)
+                _write_record(stage / files[-1], record, sizes, open_output)
             outputs = target.outputs(files)
             if check is not None:
+                checking = -time.monotonic()
                 check(stage / outputs.commit)
+                checking += time.monotonic()
             publish(stage, outputs, force=force, sync=sync)
     except OSError as error:
         name = error.filename2 or error.filename or target.directory
@@ -183,7 +190,7 @@ def run(
         tuple(target.directory / name for name in files),
         sum(sizes.values()),
         time.monotonic() - began,
-        time.monotonic() - prepared,
+        time.monotonic() - prepared - checking,
         _counts(plan),
         found,
         verify_output,
@@ -205,6 +212,21 @@ class _Report:
             self._progress(min(self._done, self._total), self._total)
 
 
+def _write(
+    plan: Plan, target: Target, stage: Path, open_output: Callable[[Path], Output]
+) -> Mapping[str, int | None]:
+    """Write the files of a plan into a directory; return the checksums of its variables."""
+    return target.write(
+        stage,
+        plan.variables,
+        plan.sidecar,
+        meta=plan.meta,
+        metadata=plan.metadata,
+        files=plan.files,
+        open_output=open_output,
+    )
+
+
 def _read_back(target: Target, stage: Path) -> list[Contents]:
     try:
         return target.read_back(stage)
@@ -212,8 +234,14 @@ def _read_back(target: Target, stage: Path) -> list[Contents]:
         raise _bug("the output", f"cannot be read back ({error})") from error
 
 
-def _record(record: Mapping[str, object], sizes: Mapping[str, int]) -> bytes:
-    return json.dumps({**record, "files": sizes}, indent=1, sort_keys=True).encode()
+def _write_record(
+    path: Path,
+    record: Mapping[str, object],
+    sizes: Mapping[str, int],
+    open_output: Callable[[Path], Output],
+) -> None:
+    with open_output(path) as output:
+        output.write(json.dumps({**record, "files": sizes}, indent=1, sort_keys=True).encode())
 
 
 def _verify(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint import Checkpoint
+from converter.counted import count
 from converter.errors import (
     ConverterError,
     InputError,
@@ -85,7 +86,7 @@ class Plan:
     def __repr__(self) -> str:
         # The variables, and the structure of a model, would fill screens.
         to = "" if self.target is None else f" -> {self.target.path}"
-        return f"<Plan: {self.source.path}{to}, {len(self.changes)} variables>"
+        return f"<Plan: {self.source.path}{to}, {count(len(self.changes), 'variable')}>"
 
     @property
     def nbytes(self) -> int:
@@ -342,7 +343,6 @@ def _fit(
     sidecar: bool,
 ) -> Plan:
     """Decide what the target holds, under which names, and what goes along with it."""
-    graph = [n for n, role in result.roles().items() if role.kind == "object_graph"]
     same = _signature(source) == _signature(result)
     carried = target is not None and target.format == "tf" and same
     objects = None
@@ -350,15 +350,9 @@ def _fit(
         from converter.regraph.objects import regroup
 
         objects = regroup(source, result)
-    left_out = []
-    if graph and target is not None and not carried and objects is None:
-        reason = "safetensors is name-based"
-        if target.format == "tf":
-            reason = "it is not what it was; TensorFlow 2 finds the variables by name only"
-        left_out = [(result[n], f"the object graph: {reason}") for n in graph]
-        if target.format != "tf":
-            counters = [n for n, role in result.roles().items() if role.kind == "save_counter"]
-            left_out += [(result[n], "it belongs to the object graph") for n in counters]
+    left_out: list[tuple[Variable, str]] = []
+    if target is not None and not carried and objects is None:
+        left_out = list(target.without_objects(result))
     meta: Path | bytes | None = source.meta if carried else None
     if source.meta is not None and target is not None and target.format == "tf" and not same:
         meta, told = _rewritten(source, result, resized)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from converter.counted import count
 from converter.errors import ConverterError
 from converter.proof import Proof
 
@@ -29,8 +30,7 @@ def verdict(proof: Proof) -> str:
         return f"failed  {failed[0]}{more} is not {within}"
     if not compared:
         return "failed  no output could be compared"
-    outputs = f"{compared:,} output{'' if compared == 1 else 's'}"
-    return f"passed  {outputs} {within}, {on_which(proof.feeds)}"
+    return f"passed  {count(compared, 'output')} {within}, {on_which(proof.feeds)}"
 
 
 def on_which(feeds: Feeds) -> str:
@@ -54,6 +54,11 @@ def refuse(plan: Plan, proof: Proof, *, is_written: bool) -> None:
     how = "; nothing was published" if is_written else ""
     if not plan.is_exact:
         how += ". The plan says that they change: --tolerance says how far they may"
+    elif kept := _promised(plan, proof):
+        how += (
+            ". The plan says that it is no multiple, as others are: compare these alone "
+            f"({' '.join(f'--fetch {name}' for name in kept)})"
+        )
     elif changing := _changing(plan):
         how += (
             f". The plan says that they change ({', '.join(changing)}): do that in a command of "
@@ -63,6 +68,15 @@ def refuse(plan: Plan, proof: Proof, *, is_written: bool) -> None:
         f"{plan.source.path}: the output does not compute the same: "
         f"{verdict(proof).removeprefix('failed  ')}{how}"
     )
+
+
+def _promised(plan: Plan, proof: Proof) -> list[str]:
+    """Return the outputs that are what was promised, where the plan says that all others change."""
+    failed = [found.name for found in proof.outputs if found.passed is False]
+    told = [f": changes the output {name}: " for name in failed]
+    if not all(any(text in note for note in plan.notes) for text in told):
+        return []
+    return [found.name for found in proof.outputs if found.passed]
 
 
 def _changing(plan: Plan) -> list[str]:

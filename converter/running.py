@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from converter.activations.data import read_inputs
 from converter.closing import Closing
 from converter.comparison import TOLERANCE, is_float, wide
 from converter.errors import PlanError, UsageError
-from converter.forward.feeds import Feeds, complete, given_values, parse_feed, read_inputs
+from converter.forward.feeds import Feeds, complete, given_values, parse_feeds
 from converter.forward.find import Forward, find_forward
 from converter.forward.losses import find_losses
 from converter.forward.variables import variables_of
 from converter.graph.node import Tensor
 from converter.graph.written import Graph
+from converter.patterns import texts
 from converter.variable import Array, Variable
 
 if TYPE_CHECKING:
@@ -38,7 +40,8 @@ class Question:
     """What is to be run, and what counts as the same.
 
     Attributes:
-        inputs: an `.npz` file with inputs by the names of placeholders; None to draw them.
+        inputs: an `.npz` file with inputs by the names of placeholders, or an `.npy` file with the
+            only one; None to draw them.
         feeds: `NAME=VALUE`, for any tensor.
         fetches: the tensors to compare; none for what looks like outputs.
         tolerance: the largest difference that passes, as a part of the scale.
@@ -50,6 +53,12 @@ class Question:
     fetches: tuple[str, ...] = ()
     tolerance: float = TOLERANCE
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.inputs is not None:
+            object.__setattr__(self, "inputs", Path(self.inputs))
+        object.__setattr__(self, "feeds", texts(self.feeds, "feeds"))
+        object.__setattr__(self, "fetches", texts(self.fetches, "fetches"))
 
 
 @dataclass(frozen=True)
@@ -137,7 +146,7 @@ def first_run(side: Side, question: Question) -> Reference:
     """
     from converter.session import can_run
 
-    given = given_by(side.graph, question)
+    given = given_by(side.graph, side.keys, question)
     fed = tuple(str(source) for source in given)
     runs = can_run()
     forward = find_forward(
@@ -303,17 +312,30 @@ def _noise(forward: Forward) -> list[Tensor]:
     return [Tensor(name) for name in forward.random if name not in forward.graph.frames]
 
 
-def given_by(graph: Graph, question: Question) -> dict[Tensor, Array]:
+def given_by(graph: Graph, keys: Collection[str], question: Question) -> dict[Tensor, Array]:
     """Return the values that a question gives, by tensor.
 
+    Args:
+        graph: the graph.
+        keys: the names of the checkpoint's variables.
+        question: what is run.
+
     Raises:
-        UsageError: a tensor does not exist, or has another dtype or shape.
-        InputError: the file of inputs cannot be read.
+        UsageError: a tensor does not exist, or has another dtype or shape; the file of inputs is
+            missing, or does not tell which input it is for.
+        InputError: the file of inputs is damaged, or has NaN in it.
     """
-    given: dict[Tensor, Array] = {}
-    if question.inputs is not None:
-        given |= given_values(graph, read_inputs(question.inputs), str(question.inputs))
-    return given | given_values(graph, dict(map(parse_feed, question.feeds)), "--feed")
+    fed = given_values(graph, parse_feeds(question.feeds), "--feed")
+    if question.inputs is None:
+        return fed
+
+    def inputs() -> list[str]:
+        names = list(map(str, fed))
+        forward = find_forward(graph, keys, fetches=question.fetches, fed=names, values=fed)
+        return [str(found.tensor) for found in forward.open_inputs(fed)]
+
+    arrays = read_inputs(question.inputs, inputs)
+    return given_values(graph, arrays, str(question.inputs)) | fed
 
 
 def start(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -70,6 +70,18 @@ class Target:
         if self.format == "safetensors":
             return safetensors.refusal(variable)
         return "TensorFlow allows no empty names" if not variable.name else None
+
+    def without_objects(self, result: Checkpoint) -> Iterator[tuple[Variable, str]]:
+        """Yield the object graph and what belongs to it, where it is not carried, and why not."""
+        roles = result.roles()
+        graph = [name for name, role in roles.items() if role.kind == "object_graph"]
+        reason = "safetensors is name-based"
+        if self.format == "tf":
+            reason = "it is not what it was; TensorFlow 2 finds the variables by name only"
+        yield from ((result[name], f"the object graph: {reason}") for name in graph)
+        if graph and self.format != "tf":
+            counters = [name for name, role in roles.items() if role.kind == "save_counter"]
+            yield from ((result[name], "it belongs to the object graph") for name in counters)
 
     def existing(self) -> list[Path]:
         """Return the files that an earlier output of this name has left."""

@@ -210,7 +210,7 @@ def test_paired_keeps_the_outputs(
     assert notes[0].startswith("keeps the outputs")
     assert notes[1].startswith("the layer of out/w stays: out: ")
     (line,) = strategy.findings(checkpoint)
-    assert line.endswith("; 1 of 6 units are below the floor 1e-06 and stay") == (per == "unit")
+    assert line.endswith("; 1 of 6 units is below the floor 1e-06 and stays") == (per == "unit")
 
 
 def test_nothing_is_found_before_a_value_is_asked_for(tmp_path: Path) -> None:
@@ -344,6 +344,10 @@ def test_what_the_graph_has_in_another_size_is_refused(tmp_path: Path) -> None:
         ({"data": (Path("x.npz"),), "target": 0.0}, "target must be a positive number"),
         ({"data": (Path("x.npz"),), "floor": float("nan")}, "floor must be a positive number"),
         ({"data": (Path("x.npz"),), "batch_size": 0}, "batch_size must be positive"),
+        (
+            {"data": (Path("x.npz"),), "batch_size": 8, "whole_files": True},
+            "whole_files runs each file at once, so batch_size means nothing; leave one out",
+        ),
     ],
 )
 def test_options_that_cannot_be(options: dict[str, Any], said: str) -> None:
@@ -574,3 +578,54 @@ def test_variables_that_follow_the_graph_by_their_sources() -> None:
     twice = opened.derive([opened["a"], opened["a"].rename("c")])
     with pytest.raises(PlanError, match="a and c are made of a in the graph"):
         Named(twice)
+
+
+@pytest.mark.slow
+def test_kernels_of_einsum_are_scaled_but_those_of_several_axes(tmp_path: Path) -> None:
+    tf = pytest.importorskip("tensorflow").compat.v1
+
+    def einsum(equation: str, *given: Any) -> Any:
+        return tf.raw_ops.Einsum(inputs=given, equation=equation)
+
+    def build() -> None:
+        x = tf.placeholder(tf.float32, [None, 5, 6], "x")
+        kernels = {"a": [6, 8], "q": [8, 2, 3], "o": [2, 3, 7], "turned": [4, 7]}
+        w = {name: tf.get_variable(f"{name}/kernel", shape) for name, shape in kernels.items()}
+        bias = tf.get_variable("a/bias", [8], initializer=tf.ones_initializer())
+        rows = tf.nn.relu(einsum("btd,df->btf", x, w["a"]) + bias)
+        heads = tf.nn.relu(einsum("abc,cde->abde", rows, w["q"]))
+        out = einsum("abcd,cde->abe", heads, w["o"])
+        tf.nn.relu(einsum("ed,abd->abe", w["turned"], out), name="out")
+
+    batch: dict[str, Any] = {"x": np.random.default_rng(0).random((40, 5, 6), "f4") - 0.5}
+    (tmp_path / "in").mkdir()
+    saved(tf, tmp_path / "in", build, feeds=batch, fetches=["out"])
+    np.savez(tmp_path / "x.npz", **batch)
+    result = convert(
+        tmp_path / "in", tmp_path / "out", [ActivationScale(data=(tmp_path / "x.npz",))], to="tf"
+    )
+    why = "it makes units of several axes, q, q_1"
+    assert f"activation-scale: the layer of q/kernel stays: {why}" in result.plan.notes
+    after = measure(open_checkpoint(result.output), [batch])
+    for name in ("a", "o", "turned"):
+        mean_abs = after[f"{name}/kernel", "produced"].mean_abs.mean()
+        assert mean_abs == pytest.approx(1, rel=0.01)
+    only = ActivationScale(data=(tmp_path / "x.npz",), only=("q/*",))
+    with pytest.raises(PlanError, match=rf"q/kernel: .* scaled: {why}; choose others .*, or mult"):
+        make_plan(open_checkpoint(tmp_path / "in"), [only])
+
+
+@pytest.mark.slow
+def test_a_cell_that_is_one_op_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow")
+    path = DATA / "tf115_v2_lstmblockfused"
+    np.savez(tmp_path / "x.npz", x_time_major=np.load(path / "io.npz")["in_x"])
+    why = "it is finished inside of one op, lstm_fused_cell/BlockLSTM \\(BlockLSTM\\)"
+    for only in ((), ("*fused_cell/kernel",)):
+        strategy = ActivationScale(data=(tmp_path / "x.npz",), only=only)
+        if only:
+            with pytest.raises(PlanError, match=f"^lstm_fused_cell/kernel: .* scaled: {why}; choo"):
+                make_plan(open_checkpoint(path), [strategy])
+        else:
+            (note,) = [n for n in make_plan(open_checkpoint(path), [strategy]).notes if "stay" in n]
+            assert re.search(f"lstm_fused_cell/kernel stays: {why}$", note)

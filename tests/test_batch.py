@@ -409,21 +409,29 @@ def test_bytes_of_running_jobs(
 ) -> None:
     jobs = find_jobs(root, tmp_path / "out")
     looks: list[Sequence[Job]] = []
-    run_batch(jobs[:1], Settings(sync=False), watch=looks.append)
+    (outcome,) = run_batch(jobs[:1], Settings(sync=False), watch=looks.append)
+    assert 0 < outcome.writing_seconds <= outcome.seconds
     assert looks
     assert all(job == jobs[0] for running in looks for job in running)
-    clock = iter([100.0, 100.5, 102.0, 103.0, 113.0])
+    clock = iter([100.0, 100.5, 102.0, 103.0, 113.0, 123.0])
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
     progress = command._Progress([Outcome(jobs[1], "done", nbytes=1000)], 8)
     with staging(jobs[0].target.directory) as stage:
         (stage / "half").write_bytes(bytes(3000))
         for _ in range(4):
             progress(jobs[:1])
+        # What took its time before or after is left out, as far as finished jobs tell it.
+        slow = Outcome(jobs[1], "done", nbytes=1000, seconds=8.0, writing_seconds=2.0)
+        progress._finished = [slow]
+        progress(jobs[:1])
     monkeypatch.undo()
     assert capsys.readouterr().err.splitlines() == [
         "[1/8] 1 running, 4.0 kB written, 2.0 kB/s",
         "[1/8] 1 running, 4.0 kB written, 308 B/s",
+        "[1/8] 1 running, 4.0 kB written, 696 B/s",
     ]
+    line, *_ = command._summary([slow], 4.0)
+    assert line == "done    1 checkpoint, 1.0 kB in 4.0 s, 1.0 kB/s"
 
 
 def test_what_must_have_been_a_checkpoint_is_told(tmp_path: Path) -> None:

@@ -482,14 +482,15 @@ class Either(Strategy):
     name: ClassVar[str] = "either"
     factor: float | None = option(None, help="a factor")
     file: Path | None = option(None, help="a file", instead_of=("factor",))
+    keep: bool = option(False, help="keep it", instead_of=("factor", "file"))
 
     def __post_init__(self):
         super().__post_init__()
-        if (self.factor is None) == (self.file is None):
+        if (self.factor is not None) + (self.file is not None) + self.keep != 1:
             raise UsageError("one of them")
 
     def notes(self, checkpoint):
-        yield f"factor {self.factor} file {self.file and self.file.name}"
+        yield f"factor {self.factor} file {self.file and self.file.name} keep {self.keep}"
 
 @hookimpl
 def converter_strategies():
@@ -544,21 +545,23 @@ def test_flags_win_over_the_recipe(recipe: Path, tmp_path: Path, lstm: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("held", "flag", "message"),
+    ("held", "flags", "message"),
     [
-        ("factor = 3.0", "--either-file", "factor None file b.npz"),
-        ('file = "a.npz"', "--either-file", "factor None file b.npz"),
-        ('file = "a.npz"', "--either-factor", "factor 5.0 file None"),
+        ("factor = 3.0", ["--either-file", "b.npz"], "factor None file b.npz keep False"),
+        ('file = "a.npz"', ["--either-file", "b.npz"], "factor None file b.npz keep False"),
+        ('file = "a.npz"', ["--either-factor", "5"], "factor 5.0 file None keep False"),
+        ("factor = 3.0", ["--either-keep"], "factor None file None keep True"),
+        ("keep = true", ["--either-factor", "5"], "factor 5.0 file None keep False"),
+        ("factor = 3.0", ["--no-either-keep"], "factor 3.0 file None keep False"),
     ],
 )
 def test_an_option_takes_the_place_of_those_that_it_excludes(
-    tmp_path: Path, lstm: str, held: str, flag: str, message: str
+    tmp_path: Path, lstm: str, held: str, flags: list[str], message: str
 ) -> None:
     (tmp_path / "either.py").write_text(EITHER)
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(f'[[step]]\nplugin = "./either.py"\n{held}\n')
-    given = "5" if flag.endswith("factor") else "b.npz"
-    outcome = run("ckpt", lstm, "--recipe", recipe, flag, given)
+    outcome = run("ckpt", lstm, "--recipe", recipe, *flags)
     assert f"note    either: {message}" in outcome.stdout
     outcome = run("ckpt", lstm, "--recipe", recipe, "--either-factor", 5, "--either-file", "b.npz")
     assert "one of them" in told(outcome, 2)

@@ -915,7 +915,7 @@ def test_slots_that_cannot_follow_are_left_out_with_a_note() -> None:
     plan = plan_of(arrays, Keras(forget_bias={"*": 1.0}))
     assert not any("slot" in v.name for v in plan.variables)
     assert plan.notes == (
-        "keras: 2 slots and averages are left out, as the new layout has no such state for them: "
+        "keras: 2 slots and averages are left out, as the new layout has no such state: "
         "rnn/lstm_cell/kernel_slot_vr, rnn/lstm_cell/kernel_slot_vc",
     )
 

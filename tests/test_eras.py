@@ -145,7 +145,7 @@ class TestNames:
             "beta1_power": 5,
         }
         assert any(
-            note.startswith("1 slots stand in the scope of an optimizer, such as train/RNN/")
+            note.startswith("1 slot in the scope of an optimizer, such as train/RNN/")
             for note in notes(Eras("1.2"), source)
         )
 
@@ -236,9 +236,9 @@ class TestNames:
         }
         source = checkpoint(dict.fromkeys(names, (8,)))
         source = Checkpoint(source.values(), roles=lambda _: roles)
-        assert [note for note in notes(Eras("1.2"), source) if "keep names" in note] == [
-            "1 slots and averages keep names that don't hold their variable's, such as "
-            "adam/LSTMCell_B_m; rename them"
+        assert [note for note in notes(Eras("1.2"), source) if "hold its" in note] == [
+            "1 slot or average keeps a name that doesn't hold its variable's, such as "
+            "adam/LSTMCell_B_m; rename them by a pattern"
         ]
 
     def test_nothing_to_do_is_said(self) -> None:
@@ -323,12 +323,12 @@ class TestDoubts:
             (
                 {"a/Linear/Matrix": (2, 2), "LSTMCell/B": (8,)},
                 "1.2",
-                "taken for TensorFlow's, such as a;",
+                "taken for TensorFlow's: 1, such as a;",
             ),
             (
                 {"rnn/attention_wrapper/lstm_cell/bias": (8,)},
                 "1.0",
-                "1 variables are of an AttentionWrapper, which came with 1.2",
+                "1 variable of an AttentionWrapper, which came with 1.2",
             ),
             (
                 {"rnn/attention_r": (), "rnn/lstm_cell/biases": (8,)},
@@ -430,7 +430,7 @@ class TestOwnScopes:
         assert list(named(Eras("1.15", {"top/mine": "own"}), source)) == names
         (note, less) = notes(Eras("1.15"), source)
         assert note == (
-            "1 linear layers in scopes of their own are taken for TensorFlow's, such as top/mine; "
+            "linear layers in scopes of their own are taken for TensorFlow's: 1, such as top/mine; "
             "if the code has its own, say --eras-kind 'top/mine=own'"
         )
         assert "tell less" in less

@@ -17,7 +17,7 @@ from graph_maker import Maker
 from converter import InputError, UsageError, open_checkpoint
 from converter.cli import cli
 from converter.forward.dropout import find_dropouts
-from converter.forward.feeds import complete, given_values, parse_feed, read_inputs
+from converter.forward.feeds import complete, given_values, parse_feed, parse_feeds
 from converter.forward.find import Forward, find_forward
 from converter.forward.prune import prune
 from converter.forward.variables import Held, check_shape, variables_of
@@ -682,6 +682,9 @@ def test_a_damaged_meta_is_one_line(damage: str, tmp_path: Path) -> None:
 def test_feeds_on_the_command_line() -> None:
     assert parse_feed("keep:0=0.5") == ("keep", np.asarray(0.5))
     assert parse_feed("flag=True")[1].dtype == bool
+    assert parse_feeds(["a=1", "b=2"]) == {"a": 1, "b": 2}
+    with pytest.raises(UsageError, match="--feed a: it is given twice; leave one"):
+        parse_feeds(["a=1", "a:0=2"])
     assert parse_feed("lengths=[3, 4]")[1].tolist() == [3, 4]
     for text in ("keep", "=1", "x=abc", "x={}", 'x="a"', "x=[1,[2]]", "x=" + "[" * 100_000):
         with pytest.raises(UsageError, match=r"--feed"):
@@ -742,24 +745,6 @@ def test_what_takes_names_of_files_is_no_input(
     assert any("save" in name for name in placeholders)
     for given, fed in called.items():
         assert list(given_values(graph, {given: np.ones((2, 6))}, "", called)) == [Tensor(fed)]
-
-
-def test_files_of_inputs(tmp_path: Path) -> None:
-    path = tmp_path / "x.npz"
-    arrays: dict[str, Any] = {"x:0": np.ones(3), "y": np.zeros(2)}
-    np.savez(path, **arrays)
-    assert set(read_inputs(path)) == {"x", "y"}
-    np.savez(path, x=np.array([1.0, np.nan, np.nan]))
-    with pytest.raises(InputError, match="x: 2 of 3 values are NaN"):
-        read_inputs(path)
-    np.savez(path, x=np.array([{}], object))
-    with pytest.raises(InputError, match=r"no \.npz file of plain arrays"):
-        read_inputs(path)
-    path.write_bytes(b"PK\x03\x04 and no archive")
-    with pytest.raises(InputError, match=r"no \.npz file"):
-        read_inputs(path)
-    with pytest.raises(InputError, match="No such file"):
-        read_inputs(tmp_path / "gone.npz")
-    np.save(tmp_path / "x.npy", np.ones(3))
-    with pytest.raises(InputError, match="one array without a name"):
-        read_inputs(tmp_path / "x.npy")
+        twice = {given: np.ones((2, 6)), f"{fed}:0": np.ones((2, 6))}
+        with pytest.raises(UsageError, match=f"x.npz: {fed}:0 is given twice"):
+            given_values(graph, twice, "x.npz", called)

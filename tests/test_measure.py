@@ -201,6 +201,27 @@ def test_a_batch_without_rows_adds_nothing() -> None:
     assert Taken(images, np.zeros((0, 7, 7, 4)), -1).rows().shape == (0, 6)
 
 
+def test_data_without_rows() -> None:
+    checkpoint, ids, _ = charlm()
+    for batches in ([], [{"x": ids[:0]}], [ids[:0], ids[:0]]):
+        with pytest.raises(UsageError, match=r"^the data: it holds no data$"):
+            measure(checkpoint, batches, probes=CHARLM)
+    assert measure(checkpoint, [ids[:0], ids]).batches == 1
+
+
+def test_one_glob_alone() -> None:
+    checkpoint, ids, _ = charlm()
+    found = measure(checkpoint, [ids], variables="*embedding", covariance="*embedding")
+    assert list(found) == [("charlm/embedding", "produced")]
+    assert found["charlm/embedding", "produced"].covariance is not None
+
+
+@pytest.mark.parametrize("odd", [None, "model.ckpt", {}])
+def test_what_is_no_checkpoint(odd: Any) -> None:
+    with pytest.raises(UsageError, match=r"^measure: a .* is no checkpoint; open it"):
+        measure(odd, [{"x": np.zeros(3)}])
+
+
 @pytest.mark.parametrize("length", [0, -1])
 def test_sequences_without_any_step(length: int) -> None:
     some = case("tf012_v2_gru_seqlen")
@@ -211,6 +232,8 @@ def test_sequences_without_any_step(length: int) -> None:
     assert {name for name, _ in found} == {"head/b", "head/w"}
     assert found.notes[-1].startswith("not measured, as all sequences are empty: RNN/GRUCell/")
     assert found.notes[-1].endswith("; give data with longer ones")
+    with pytest.raises(UsageError, match=r"the data: not measured, as all sequences are empty: R"):
+        measure(open_checkpoint(some.path), [feeds], variables="RNN/*")
 
 
 class Cell:

@@ -30,6 +30,7 @@ from converter import (
     PlanError,
     Region,
     Strategy,
+    UsageError,
     Variable,
     convert,
     open_checkpoint,
@@ -375,6 +376,8 @@ def test_what_is_found_out_before_is_no_time_of_writing(tmp_path: Path, lstm: st
     assert told[:2] == [len(result.plan.result), (0, total)]
     assert told[-1] == (total, total)
     assert result.seconds - result.writing_seconds >= 0.3
+    checked = run(result.plan, force=True, check=lambda output: time.sleep(0.3))
+    assert checked.seconds - checked.writing_seconds >= 0.6
     shown = list(result_lines(replace(result, nbytes=6_000, seconds=9.0, writing_seconds=3.0)))
     assert shown[-1].endswith(", 2.0 kB/s)")
 
@@ -447,3 +450,12 @@ def test_roles_of_pieces_know_their_own() -> None:
     assert [renamed.roles()[name].of for name in ("a/Adam", "c/Adam")] == ["a", "c"]
     without = split.derive(v for v in split.values() if v.name != "a")
     assert [without.roles()[name].of for name in ("a/Adam", "b/Adam")] == [None, "b"]
+
+
+def test_one_strategy_alone_is_a_series_of_one(tmp_path: Path) -> None:
+    source = case("tf14_v2_charlm_lstm_ema").path
+    result = convert(source, tmp_path / "x.safetensors", Keep(keep=("model",)))
+    assert len(result.plan.variables) == 5
+    for odd in ("keep", ["keep"], Keep, [Keep]):
+        with pytest.raises(UsageError, match=r"objects such as Drop\(...\), got .*[Kk]eep"):
+            convert(source, tmp_path / "y.safetensors", odd)  # type: ignore[arg-type]

@@ -318,7 +318,7 @@ class TestScale:
         assert result["c"].tolist() == [0, 0]
         assert list(strategy.notes(checkpoint(arrays))) == [
             "changes the outputs, as nothing follows what is chosen by its name",
-            "1 statistics of 1 variables, such as w, are below the floor 0.25, and count as it",
+            "1 statistic of 1 variable, such as w, is below the floor 0.25, and counts as it",
         ]
 
     @pytest.mark.parametrize(

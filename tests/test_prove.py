@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from conftest import case
+from test_session import X, dense, made
 
 from converter import convert, open_checkpoint
 from converter.cli import cli
@@ -178,6 +179,10 @@ def test_a_copy_is_proven(tmp_path: Path, inputs: Path) -> None:
     assert logits["shape"] == list(recorded.shape)
     assert logits["scale"] == pytest.approx(np.abs(recorded).max(), rel=1e-5)
     assert (logits["largest"], logits["error"], logits["agreement"]) == (0, 0, 1)
+    np.save(tmp_path / "x.npy", np.load(inputs)["x:0"])
+    alone = ("--inputs", tmp_path / "x.npy")
+    outcome = run("prove", CHARLM.path, tmp_path / "copy.safetensors", *alone, "--json")
+    assert json.loads(outcome.stdout)["outputs"][-1] == logits
     # The other way round it runs in the second's graph.
     outcome = run("prove", tmp_path / "copy.safetensors", CHARLM.path)
     assert outcome.exit_code == 0
@@ -302,7 +307,9 @@ def test_what_the_graph_cannot_run_is_refused(options: list[str], message: str) 
     [
         (["--feed", "x=3"], 2, "--feed: x: [] is given, and the graph takes [?, ?]"),
         (["--feed", "z=3"], 2, "--feed: z: the graph has no such tensor; its inputs are x, y"),
-        (["--inputs", "gone.npz"], 3, "gone.npz: it is no .npz file of plain arrays (No such"),
+        (["--inputs", "gone.npz"], 2, "gone.npz: there is no such file or directory"),
+        (["--inputs", __file__], 2, "data are .npz or .npy files"),
+        (["--inputs", "."], 2, "it is a directory, and one file is run"),
         (["--fetch", "logit"], 2, "the graph has no tensor 'logit'"),
         (["--fetch", "charlm/rnn/while/Identity"], 2, "computed inside the loop"),
     ],
@@ -332,6 +339,25 @@ def test_hidden_states_of_another_width_are_passed_over_unless_asked_for(tmp_pat
     found = {o["name"]: (o["passed"], o["note"]) for o in json.loads(outcome.stdout)["outputs"]}
     assert found == {"out": (True, ""), "state": (None, "[8, 2] and [8, 3]")}
     assert run("prove", *paths, "--fetch", "state", "--fetch", "out").exit_code == 1
+
+
+@pytest.mark.slow
+def test_an_output_that_is_no_multiple_names_those_that_are(tmp_path: Path) -> None:
+    tf = pytest.importorskip("tensorflow").compat.v1
+
+    def build() -> None:
+        x = tf.placeholder(tf.float32, [None, 6], "x")
+        tf.nn.softmax(tf.identity(dense(tf, x, 3, "a"), "logits"), name="probabilities")
+
+    made(tf, tmp_path, build, feeds={"x": X}, fetches=["probabilities"])
+    scale = ("--plugin", "scale", "--scale-kind", "dense=0.5", "--scale-biases", "power", "--prove")
+    outcome = run("ckpt", tmp_path, *scale)
+    assert outcome.exit_code == 1, outcome.output
+    advice = "The plan says that it is no multiple, as others are: compare these alone (--fetch "
+    assert f"probabilities is not within 1e-05 of the scale. {advice}" in outcome.stderr
+    name = outcome.stderr.rstrip().rpartition("--fetch ")[2].removesuffix(")")
+    assert run("ckpt", tmp_path, *scale, "--fetch", name).exit_code == 0
+    assert run("ckpt", tmp_path, *scale, "--fetch", "probabilities").exit_code == 1
 
 
 @pytest.mark.slow

@@ -107,7 +107,7 @@ def test_a_variance_needs_two_observations(tmp_path: Path) -> None:
     result = convert(tmp_path / "model", tmp_path / "out.safetensors", [strategy])
     found = open_checkpoint(result.output)["n/moving_variance"].read()
     assert found.tolist() == [0, 1, 4]
-    assert "; 1 of 3 units never change: their variance is 0, and what " in result.found[-1]
+    assert "; 1 of 3 units never changes: a variance of 0, and what " in result.found[-1]
 
 
 @pytest.mark.slow

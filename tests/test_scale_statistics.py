@@ -81,7 +81,7 @@ def test_a_layer_is_divided_once_behind_its_normalisation(tmp_path: Path) -> Non
     assert found["conv2/kernel"] == pytest.approx(np.broadcast_to(second, (3, 3, 6, 8)), rel=1e-6)
     outputs, dead = strategy.notes(checkpoint)
     assert outputs.startswith("changes the outputs: each layer is divided by what it gave")
-    assert dead == "1 of 14 units are below the floor 1e-06, and stay"
+    assert dead == "1 of 14 units is below the floor 1e-06, and stays"
 
 
 def test_units_that_are_not_last_are_divided_where_they_are(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_files_about_other_variables_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="none of its 1 statistics is of a variable that is here"):
         list(Scale(statistics=path).apply(open_checkpoint(BATCH_NORMED)))
     written(path, {"conv1/kernel": np.ones(7)})
-    with pytest.raises(PlanError, match=r"\[6\], and 7 units were measured"):
+    with pytest.raises(PlanError, match=r"\[6\], and what was measured has 7 units"):
         list(Scale(statistics=path).apply(open_checkpoint(BATCH_NORMED)))
 
 
@@ -164,7 +164,7 @@ def test_one_kind_of_several_may_be_missing() -> None:
         ([3.0], "a batch is a float; it must be a dictionary"),
         ([{"images": object()}], "images: a object is no array of numbers"),
         ([{"images": [[1], [2, 3]]}], "images: a list is no array of numbers"),
-        ([{"images": np.array([[1, np.nan]])}], r"images: 1 of 2 values of a batch are NaN; leave"),
+        ([{"images": np.array([[1, np.nan]])}], r"images: 1 of 2 values of a batch is NaN; leave"),
         ([{"images": 3.0}], r"images: \[\] is given, and the graph takes"),
     ],
 )

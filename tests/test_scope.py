@@ -109,7 +109,7 @@ class TestScope:
         roles = {"old/w": Role("model"), "adam/old_w_momentum": Role("slot", "old/w", "momentum")}
         source = Checkpoint(source.values(), roles=lambda _: roles)
         (note,) = Scope({"old": "new"}).notes(source)
-        assert note.startswith("1 slots and averages keep names that don't hold their variable's")
+        assert note.startswith("1 slot or average keeps a name that doesn't hold its variable's")
 
     def test_only_takes_a_part(self) -> None:
         source = ("a/w", "Adam/a/w/m", "b/w", "global_step")
@@ -165,7 +165,7 @@ class TestFill:
         assert result.roles()["head/w/Adam"] == Role("slot", "head/w", "m", "Adam")
         assert list(strategy.notes(model)) == [
             f"3 variables come from {template}",
-            f"1 variables are none of {template}, such as enc/w/Adam",
+            f"1 variable is none of {template}, such as enc/w/Adam",
         ]
 
     def test_other_shapes_and_dtypes_are_refused(self, tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ class TestNames:
         source = Checkpoint([*source.values(), *more], path=source.path, meta=source.meta)
         assert list(apply(Names("graph"), source)) == ["net/w", "net/w/Adam", "other"]
         assert list(Names("graph").notes(source)) == [
-            "1 variables are not in the graph and stay, such as other"
+            "1 variable is not in the graph and stays, such as other"
         ]
 
     def test_a_key_that_is_the_name_of_a_variable_is_that(self, tmp_path: Path) -> None:

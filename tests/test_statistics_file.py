@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from command_line import run as run_command
+from command_line import told
 from converter_plugins.statistics import read_mean_abs
 from safetensors.numpy import load_file, save_file
 
@@ -152,6 +154,8 @@ def test_an_output_that_exists(tmp_path: Path) -> None:
         (lambda e: e.pop("net/kernel/std"), "net/kernel: it has no std; to be merged"),
         (lambda e: e.update({"net/kernel/std": np.ones(4)}), r"float64 \[4\]; it must be numbers"),
         (lambda e: e.update({"net/kernel/mean": np.ones(())}), r"mean is \[\]; it must be"),
+        (lambda e: e.update({"net/kernel/mean": np.zeros(0)}), r"mean is \[0\]; it must be"),
+        (lambda e: e.update({"net/kernel/std": np.full(3, 1e200)}), "std has values beyond 1e"),
         (lambda e: e.update({"net/kernel/max": np.full(3, np.nan)}), "has infinities or NaN"),
         (lambda e: e.update({"net/kernel/count": np.array(0)}), "count is 0, no number of"),
         (lambda e: e.update({"net/kernel/count": np.array(1.5)}), "count is 1.5, no"),
@@ -179,3 +183,33 @@ def test_metadata_that_says_something_else(tmp_path: Path, text: str) -> None:
     found = read_measured(path)
     assert found.tensors == {}
     assert found.batches is None
+
+
+def test_what_is_no_file_of_statistics(tmp_path: Path) -> None:
+    write_measured(tmp_path / "a.safetensors", measured(ROWS))
+    whole = (tmp_path / "a.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[:300])
+    (tmp_path / "short.safetensors").write_bytes(whole[:5])
+    (tmp_path / "inside.safetensors").mkdir()
+    np.savez(tmp_path / "x.npz", x=ROWS)
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    no_file = "it is no file of statistics, which is NAME.safetensors"
+    for name, said in {
+        "gone.safetensors": "there is no such file",
+        "gone/a.safetensors": "there is no such file",
+        "inside.safetensors": "it is a directory, and no file of statistics",
+        "x.npz": no_file,
+        "pipe.safetensors": no_file,
+        "cut.safetensors": "the file is cut short",
+        "short.safetensors": "5 bytes are too short",
+    }.items():
+        for paths in ((name, "a.safetensors"), ("a.safetensors", name)):
+            outcome = run_command("stats", "--merge", *(tmp_path / path for path in paths))
+            message = told(outcome, 3)
+            assert message.startswith(f"{tmp_path / name}: ")
+            assert said in message
+    with pytest.raises(InputError, match=r"gone.safetensors: there is no such file$"):
+        read_measured(tmp_path / "gone.safetensors")
+    scale = ["--plugin", "scale", "--scale-statistics", tmp_path / "gone.safetensors"]
+    outcome = run_command("ckpt", tmp_path / "a.safetensors", *scale)
+    assert told(outcome, 3).endswith("gone.safetensors: there is no such file")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import zipfile
@@ -15,8 +16,8 @@ from command_line import run, told
 from conftest import case
 from test_session import X, dense, made
 
-from converter import UsageError, open_checkpoint, read_measured
-from converter.activations.data import open_data
+from converter import InputError, UsageError, open_checkpoint, read_measured
+from converter.activations.data import open_data, read_inputs
 
 CHARLM = case("tf14_v2_charlm_lstm_ema").path
 IDS = np.random.default_rng(0).integers(0, 14, (50, 6)).astype("i4")
@@ -92,6 +93,24 @@ def test_arrays_of_other_rows_are_no_batch_unless_somebody_says_so(tmp_path: Pat
     assert batch["x"].shape == (20, 4)
 
 
+def test_files_of_inputs(tmp_path: Path) -> None:
+    path, x = tmp_path / "x.npz", np.arange(3.0)
+    named: dict[str, Any] = {"x:0": x, "rate": np.asarray(0.5)}
+    np.savez(path, **named)
+    found = read_inputs(path, lambda: pytest.fail("all arrays have names"))
+    assert (found["x:0"].tolist(), found["rate"].shape) == ([0, 1, 2], ())
+    np.save(tmp_path / "x.npy", x)
+    assert read_inputs(tmp_path / "x.npy", lambda: ["ids"])["ids"].tolist() == [0, 1, 2]
+    with pytest.raises(UsageError, match="one array without a name, and the model takes a, b; sa"):
+        read_inputs(tmp_path / "x.npy", lambda: ["a", "b"])
+    np.savez(path, x=np.array([1.0, np.nan, np.nan]))
+    with pytest.raises(InputError, match="x: 2 of 3 values are NaN, the first of them in row 1"):
+        read_inputs(path, list)
+    for odd, said in ((tmp_path, "it is a directory"), (tmp_path / "gone.npz", "no such file")):
+        with pytest.raises(UsageError, match=said):
+            read_inputs(odd, list)
+
+
 def damaged(tmp_path: Path, name: str) -> Path:
     path = saved(tmp_path / "x.npz", x=np.random.default_rng(0).standard_normal((99, 9)))
     if name == "cut":
@@ -118,6 +137,46 @@ def test_damaged_data(tmp_path: Path, name: str) -> None:
     pytest.importorskip("tensorflow")
     outcome = run("stats", CHARLM, "--data", damaged(tmp_path, name))
     assert "it is no readable .npz file (" in told(outcome, 3)
+
+
+def header(shape: str, descr: str = "<f8", *, fortran: bool = False) -> bytes:
+    text = f"{{'descr': '{descr}', 'fortran_order': {fortran}, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x02\x00" + len(text).to_bytes(4, "little") + text
+
+
+@pytest.mark.usefixtures("must_end")
+@pytest.mark.parametrize(
+    ("shape", "fortran", "said"),
+    [
+        ("(100000000000000000, 0)", False, "x.npy: it is [100000000000000000, 0], so its rows"),
+        ("(100000, 100000)", True, "x.npy: it is stored column by column, of which 80.0 GB are"),
+        ("(" + "9" * 5000 + ",)", False, "it is no readable .npy file (it is no array of"),
+        ("(" + "1, " * 70 + ")", False, "(it has 70 axes, and numpy knows 64)"),
+        ("(-1, 2)", False, "it is no readable .npy file (it is no array of"),
+    ],
+)
+def test_headers_that_claim_what_cannot_be(
+    tmp_path: Path, shape: str, fortran: bool, said: str
+) -> None:
+    (tmp_path / "x.npy").write_bytes(header(shape, fortran=fortran) + bytes(64))
+    with pytest.raises(InputError, match=re.escape(said)):
+        open_data([tmp_path / "x.npy"])
+
+
+@pytest.mark.usefixtures("must_end")
+def test_what_is_no_regular_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.npz")
+    with pytest.raises(InputError, match=r"x.npz: it is no regular file; data are .npz or"):
+        open_data([tmp_path / "x.npz"])
+
+
+def test_two_arrays_for_one_input(tmp_path: Path) -> None:
+    path, array = tmp_path / "x.npz", header("(2,)") + bytes(16)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x", array)
+        archive.writestr("x.npy", array)
+    with pytest.raises(InputError, match="it has two arrays named x"):
+        open_data([path])
 
 
 # --- what is shown and written ---
@@ -203,6 +262,9 @@ def test_rows_that_the_graph_does_not_take_are_told(tmp_path: Path, tf: Any) -> 
     )
     assert "note    the graph takes 4 rows at once; 2 are left over" in outcome.stdout
     assert "2 batches" in outcome.stdout
+    saved(data, x=np.ones((9, 6), "f4"))
+    outcome = run("stats", tmp_path, "--data", data)
+    assert "note    the graph takes 4 rows at once; 1 is left over" in outcome.stdout
 
 
 @pytest.mark.slow
@@ -238,8 +300,9 @@ def test_what_the_graph_fixes_beside_data_does_not_cut_these(tmp_path: Path, tf:
         ),
         ({"x": IDS + 99}, 1, "it does not run: indices"),
         ({"x": IDS[:0]}, 2, "it holds no data"),
+        ({"x": IDS, "x:0": IDS}, 2, "x and x:0 are the same input; leave one"),
     ],
-    ids=["name", "label", "rank", "dtype", "nan", "range", "empty"],
+    ids=["name", "label", "rank", "dtype", "nan", "range", "empty", "twice"],
 )
 def test_data_that_do_not_fit(
     tmp_path: Path, tf: Any, arrays: dict[str, Any], code: int, said: str
@@ -353,9 +416,15 @@ def test_without_a_graph(tmp_path: Path, tf: Any) -> None:
     ("arguments", "code", "said"),
     [
         ([CHARLM], 2, "there is no data to run it on"),
+        ([CHARLM, "--data", ""], 2, "there is no data to run it on"),
         ([CHARLM, CHARLM, "--data", "x.npz"], 2, "one model is run, and 2 are given"),
         ([CHARLM, "--data", "nowhere.npz"], 2, "nowhere.npz: there is no such file"),
         ([CHARLM, "--data", __file__], 2, "data are .npz or .npy files"),
+        (
+            [CHARLM, "--data", "x", "--whole-files", "--batch-size", 8],
+            2,
+            "--whole-files runs each file at once, so --batch-size means nothing",
+        ),
         (["--merge", "a.safetensors"], 2, "--merge takes two files of statistics"),
         (["--merge", "a", "b", "--data", "x"], 2, "--merge runs nothing, so --data means nothing"),
         (["--merge", CHARLM, CHARLM], 3, "it is no file of statistics"),
@@ -364,6 +433,6 @@ def test_without_a_graph(tmp_path: Path, tf: Any) -> None:
     ],
     ids=str,
 )
-def test_usage(arguments: list[str], code: int, said: str) -> None:
+def test_usage(arguments: list[Any], code: int, said: str) -> None:
     pytest.importorskip("tensorflow")
     assert said in told(run("stats", *arguments), code)

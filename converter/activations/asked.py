@@ -9,11 +9,12 @@ from functools import cached_property
 from converter.activations.signature import signature_of, signatures
 from converter.checkpoint import Checkpoint
 from converter.errors import InputError, UsageError
-from converter.forward.feeds import given_tensor, given_values, parse_feed
+from converter.forward.feeds import given_tensor, given_values, parse_feeds
 from converter.forward.find import Forward, find_forward
 from converter.forward.inputs import Input
 from converter.graph.node import Tensor
 from converter.graph.written import read_graph
+from converter.patterns import texts
 from converter.variable import Array
 
 _FEW = 3
@@ -34,6 +35,10 @@ class Question:
     fetches: tuple[str, ...] = ()
     signature: str | None = None
     where: str = "the data"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "feeds", texts(self.feeds, "feeds"))
+        object.__setattr__(self, "fetches", texts(self.fetches, "fetches"))
 
 
 class Asked:
@@ -73,14 +78,14 @@ class Asked:
         listed = ", ".join(signatures(graph)) if signed is None else ""
         self.hint = f", or choose a signature (--signature): {listed}" if listed else ""
         self._fetches = question.fetches or (() if signed is None else signed.outputs)
-        feeds = dict(map(parse_feed, question.feeds))
+        feeds = parse_feeds(question.feeds)
         self.fed = given_values(graph, feeds, "--feed", self.called)
 
     @cached_property
     def inputs(self) -> Mapping[str, Input]:
         """The inputs that nothing decides, by the names that data have for them."""
-        found = self.forward(self.fed).inputs
-        return {self._name(one.tensor): one for one in found if _is_open(one, self.fed)}
+        found = self.forward(self.fed).open_inputs(self.fed)
+        return {self._name(one.tensor): one for one in found}
 
     def given(self, batch: Mapping[str, Array]) -> dict[Tensor, Array]:
         """Return what the tensors are fed that a batch or the question gives a value for.
@@ -136,7 +141,7 @@ class Asked:
         Raises:
             UsageError: an input is neither given nor decided.
         """
-        missing = [self._name(one.tensor) for one in forward.inputs if _is_open(one, given)]
+        missing = [self._name(one.tensor) for one in forward.open_inputs(given)]
         if missing:
             more = f" (and {len(missing) - _FEW} more)" if len(missing) > _FEW else ""
             raise UsageError(
@@ -152,7 +157,3 @@ class Asked:
 def asked(checkpoint: Checkpoint, question: Question) -> Asked:
     """Return what a question means, which is found out once. Errors are those of `Asked`."""
     return checkpoint.once((Asked, question), lambda: Asked(checkpoint, question))
-
-
-def _is_open(found: Input, fed: Collection[Tensor]) -> bool:
-    return found.tensor not in fed and found.value is None and found.kind != "default"

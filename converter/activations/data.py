@@ -14,6 +14,7 @@ import numpy as np
 
 from converter.activations.asked import Asked, Question, asked
 from converter.checkpoint import Checkpoint
+from converter.counted import agree, count
 from converter.errors import InputError, UsageError
 from converter.formats.npz import SUFFIXES, Header, read_headers
 from converter.forward.feeds import check_given
@@ -126,23 +127,43 @@ class DataFile:
             for name, header in self.headers.items()
         )
         if largest > _MAX_BATCH_BYTES:
-            many = f"{min(size, total)} rows" if any(is_cut.values()) else "the whole file"
-            raise UsageError(
-                f"{self.path}: a batch of {many} takes {largest / 1e9:.1f} GB; take less at once "
-                "(--batch-size N)"
-            )
+            is_any_cut = any(is_cut.values())
+            many = f"a batch of {count(min(size, total), 'row')}" if is_any_cut else "it"
+            less = "take less at once (--batch-size N)" if is_any_cut else "put less into a file"
+            raise UsageError(f"{self.path}: {many} takes {largest / 1e9:.1f} GB; {less}")
         with contextlib.ExitStack() as stack:
             takes = {n: stack.enter_context(h.opened()) for n, h in self.headers.items()}
             whole = {n: takes[n](h.rows) for n, h in self.headers.items() if not is_cut[n]}
             is_whole = keep_rest or rows is None
             for start in range(0, total if is_whole else total - total % size, size):
-                count = min(size, total - start)
-                cut = {name: take(count) for name, take in takes.items() if is_cut[name]}
+                taken = min(size, total - start)
+                cut = {name: take(taken) for name, take in takes.items() if is_cut[name]}
                 yield {name: whole[name] if name in whole else cut[name] for name in self.headers}
 
 
 def _is_cut(header: Header, rows: int) -> bool:
     return bool(header.shape) and header.rows == rows
+
+
+def read_inputs(path: Path, names: Callable[[], Sequence[str]]) -> dict[str, Array]:
+    """Return the arrays of one file, by the names of inputs.
+
+    Args:
+        path: the file.
+        names: gives those of all inputs, for an array that has none.
+
+    Raises:
+        UsageError: it is missing, a directory or no such file, too large, or an array without a
+            name, where there are several inputs.
+        InputError: it is unreadable or damaged, or has NaN in it.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path}: it is a directory, and one file is run; give an .npz or .npy")
+    (file,) = files = open_data([path])
+    only = _only(files, names()) if "" in file.headers else ""
+    _look_through(files, _silent)
+    (batch,) = file.batches(None, 1, keep_rest=True)
+    return {name or only: value for name, value in batch.items()}
 
 
 def open_data(paths: Iterable[Path]) -> list[DataFile]:
@@ -171,9 +192,22 @@ def open_data(paths: Iterable[Path]) -> list[DataFile]:
 
 
 def _open(path: Path) -> DataFile:
+    # Nobody may ever write into a pipe.
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: it is no regular file; data are .npz or .npy files")
     headers = read_headers(path)
     if not headers:
         raise InputError(f"{path}: it is no readable .npz file (it holds no arrays)")
+    for name, header in headers.items():
+        subject = f"{path}: {name}" if name else str(path)
+        if header.rows and not header.row_bytes:
+            raise InputError(f"{subject}: it is {list(header.shape)}, so its rows hold nothing")
+        if header.is_fortran and header.rows * header.row_bytes > _MAX_BATCH_BYTES:
+            raise InputError(
+                f"{subject}: it is stored column by column, of which "
+                f"{header.rows * header.row_bytes / 1e9:.1f} GB are read at once; save it row by "
+                "row (np.ascontiguousarray)"
+            )
     if "" in headers and not headers[""].shape:
         raise InputError(f"{path}: it is no readable .npy file (it holds a single number, no rows)")
     return DataFile(path, headers)
@@ -203,7 +237,7 @@ class Opened:
     ) -> None:
         self.question = data.question
         self._files = files
-        self._only = _only(files, model)
+        self._only = _only(files, list(model.inputs), model.hint)
         fixed = {
             name: found.shape[0]
             for name, found in model.inputs.items()
@@ -223,9 +257,8 @@ class Opened:
         self.total = sum(1 if rows is None else rows for rows in self._rows)
         self._check(model, data.question.where)
         left = sum(rows % self._size for rows in self._rows if rows is not None and self._is_even)
-        self.notes = (
-            (f"the graph takes {self._size} rows at once; {left} are left over",) if left else ()
-        )
+        over = f"{left:,} {agree(left, 'is', 'are')} left over"
+        self.notes = (f"the graph takes {self._size} rows at once; {over}",) if left else ()
         _look_through(files, progress)
 
     def batches(self) -> Iterator[dict[str, Array]]:
@@ -242,7 +275,7 @@ class Opened:
         """Refuse what the model does not take, by the headers alone."""
         first: dict[str, Path] = {}
         for file, rows in zip(self._files, self._rows, strict=True):
-            tensors = [self._checked(model, file, name, rows) for name in file.headers]
+            tensors = self._tensors(model, file, rows)
             if not first:
                 given = {**dict.fromkeys(tensors), **model.fed}
                 model.check_complete(model.forward(given), given, str(file.path))
@@ -262,6 +295,15 @@ class Opened:
                 f"{where}: the graph takes {self._size} rows at once, and no file has as many"
             )
 
+    def _tensors(self, model: Asked, file: DataFile, rows: int | None) -> list[Tensor]:
+        """Return the tensors that take the arrays of a file."""
+        takers: dict[Tensor, str] = {}
+        for name in file.headers:
+            other = takers.setdefault(self._checked(model, file, name, rows), name)
+            if other != name:
+                raise UsageError(f"{file.path}: {other} and {name} are the same input; leave one")
+        return list(takers)
+
     def _checked(self, model: Asked, file: DataFile, name: str, rows: int | None) -> Tensor:
         """Return the tensor that takes an array."""
         header, name = file.headers[name], name or self._only
@@ -273,18 +315,22 @@ class Opened:
         return tensor
 
 
-def _only(files: Sequence[DataFile], model: Asked) -> str:
+def _only(files: Sequence[DataFile], names: Sequence[str], others: str = "") -> str:
     """Return the name of the input that `.npy` files are for; empty where there are several.
+
+    Args:
+        files: the files.
+        names: of all inputs.
+        others: what else can be done, for the message.
 
     Raises:
         UsageError: an array has no name, and the model takes several.
     """
-    names = list(model.inputs)
     unnamed = next((file for file in files if "" in file.headers), None)
     if unnamed is not None and len(names) != 1:
         raise UsageError(
             f"{unnamed.path}: it holds one array without a name, and the model takes "
-            f"{', '.join(names) or 'nothing'}; save them by name in an .npz{model.hint}"
+            f"{', '.join(names) or 'nothing'}; save them by name in an .npz{others}"
         )
     return names[0] if len(names) == 1 else ""
 
@@ -301,7 +347,7 @@ def _look_through(files: Sequence[DataFile], progress: Progress) -> None:
     done = 0
     for name, header in headers:
         step = max(_BLOCK_BYTES // max(header.row_bytes, 1), 1)
-        count, first = 0, 0
+        nans, first = 0, 0
         with header.opened() as take:
             for start in range(0, header.rows, step):
                 progress(done, total)
@@ -309,12 +355,12 @@ def _look_through(files: Sequence[DataFile], progress: Progress) -> None:
                 done += min(step, header.rows - start)
                 odd = np.isnan(values)
                 if odd.any():
-                    first = first if count else start + int(np.argwhere(odd)[0, :1].sum())
-                    count += int(np.count_nonzero(odd))
-        if count:
+                    first = first if nans else start + int(np.argwhere(odd)[0, :1].sum())
+                    nans += int(np.count_nonzero(odd))
+        if nans:
             subject = f"{header.path}: {name}" if name else str(header.path)
             size = int(np.prod(header.shape))
             raise InputError(
-                f"{subject}: {count} of {size} values are NaN, the first of them in row {first}; "
-                "leave these rows out"
+                f"{subject}: {nans} of {size} values {agree(nans, 'is', 'are')} NaN, the first of "
+                f"them in row {first}; leave these rows out"
             )

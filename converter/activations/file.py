@@ -14,6 +14,7 @@ from converter.activations.moments import Moments
 from converter.activations.probes import Side
 from converter.activations.sums import Floats
 from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.counted import count
 from converter.errors import ConverterError, InputError, PlanError, UsageError, printable
 from converter.formats import safetensors
 from converter.formats.stream import Output
@@ -30,9 +31,12 @@ STATISTICS = (*NEEDED[:4], "second_moment", *NEEDED[4:6], "max_abs", NEEDED[6])
 """What a file says of a variable, in the order in which it is listed."""
 
 _CONSUMED = "/consumed"
+_SUFFIX = ".safetensors"
 _FORMAT = "ckpt-converter statistics"
 _VERSION = "1"
 _SLACK = 1e-6
+_LARGEST = 1e140
+"""Its square, times the largest count, is a number."""
 _MAX_BATCHES_DIGITS = 18
 
 
@@ -70,7 +74,7 @@ class Measured(Mapping[Key, Moments]):
         return len(self._moments)
 
     def __repr__(self) -> str:
-        return f"<Measured {len(self)} sides of variables in {self.batches} batches>"
+        return f"<Measured {count(len(self), 'side')} of variables, batches: {self.batches}>"
 
 
 def merged(*parts: Measured) -> Measured:
@@ -153,8 +157,8 @@ def _unrelated(a: Measured, b: Measured, one: str, other: str) -> Iterator[str]:
 def _check_alike(key: Key, a: Moments, b: Moments, one: str, other: str) -> None:
     if a.size != b.size:
         raise UsageError(
-            f"{_prefix(key)}: {one} has {a.size} units of it, and {other} has {b.size}; they are "
-            "of several models"
+            f"{_prefix(key)}: {one} has {count(a.size, 'unit')} of it, and {other} has {b.size}; "
+            "they are of several models"
         )
     if (a.products is None) != (b.products is None):
         lacking, having = (one, other) if a.products is None else (other, one)
@@ -185,8 +189,8 @@ def output_path(path: str | os.PathLike[str], *, force: bool) -> Path:
         PlanError: it exists, and `force` is not given.
     """
     found = Path(path)
-    if found.suffix != ".safetensors":
-        raise UsageError(f"{found}: a file of statistics is NAME.safetensors")
+    if found.suffix != _SUFFIX:
+        raise UsageError(f"{found}: a file of statistics is NAME{_SUFFIX}")
     if not found.parent.is_dir():
         raise UsageError(f"{found}: there is no directory {found.parent}")
     if (obstacle := _outputs(found).obstacle()) is not None:
@@ -251,7 +255,7 @@ def is_measured(path: str | os.PathLike[str]) -> bool:
     """
     if Path(path).suffix == ".npz":
         return False
-    return open_checkpoint(path).metadata.get("format") == _FORMAT
+    return _opened(path).metadata.get("format") == _FORMAT
 
 
 def read_measured(path: str | os.PathLike[str]) -> Measured:
@@ -260,7 +264,10 @@ def read_measured(path: str | os.PathLike[str]) -> Measured:
     Raises:
         InputError: it is unreadable or damaged, no such file, or lacks what all others follow from.
     """
-    entries = open_checkpoint(path)
+    if (found := Path(path)).exists() and not (found.is_file() and found.suffix == _SUFFIX):
+        what = "a directory, and " if found.is_dir() else ""
+        raise InputError(f"{found}: it is {what}no file of statistics, which is NAME{_SUFFIX}")
+    entries = _opened(path)
     prefixes: dict[str, None] = {}
     for name in entries:
         prefix, _, statistic = name.rpartition("/")
@@ -282,6 +289,14 @@ def read_measured(path: str | os.PathLike[str]) -> Measured:
     batches = entries.metadata.get("batches", "")
     known = batches.isdecimal() and len(batches) <= _MAX_BATCHES_DIGITS
     return Measured(moments, tensors, int(batches) if known else None, path=entries.path)
+
+
+def _opened(path: str | os.PathLike[str]) -> Checkpoint:
+    """Open what may hold statistics: a file, or the prefix of one."""
+    found = Path(path)
+    if not (found.exists() or Path(f"{found}.index").exists()):
+        raise InputError(f"{found}: there is no such file")
+    return open_checkpoint(path)
 
 
 def _key(prefix: str) -> Key:
@@ -311,7 +326,7 @@ def _moments(entries: Checkpoint, prefix: str) -> Moments:
                 f"needs {', '.join(NEEDED)}"
             )
     shape = entries[f"{prefix}/mean"].shape
-    if len(shape) != 1:
+    if len(shape) != 1 or not shape[0]:
         raise InputError(f"{entries.path}: {prefix}/mean is {list(shape)}; it must be [units]")
     values = {name: _read(entries, f"{prefix}/{name}", shape) for name in NEEDED[1:]}
     count = float(_read(entries, f"{prefix}/count", ()))
@@ -351,4 +366,6 @@ def _read(entries: Checkpoint, name: str, shape: tuple[int, ...]) -> Floats:
     values = entry.read().astype(np.float64)
     if not np.isfinite(values).all():
         raise InputError(f"{entries.path}: {name} has infinities or NaN")
+    if (np.abs(values) > _LARGEST).any():
+        raise InputError(f"{entries.path}: {name} has values beyond {_LARGEST:g}; it is damaged")
     return values

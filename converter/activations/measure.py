@@ -24,8 +24,9 @@ from converter.activations.probes import LOOKED_UP, Found, Probe, find_probes
 from converter.activations.run import Batch, Run, Taken
 from converter.activations.sums import NotFiniteError
 from converter.checkpoint import Checkpoint
+from converter.counted import agree
 from converter.errors import ConverterError, InputError, UsageError
-from converter.patterns import matching
+from converter.patterns import matching, texts
 from converter.structure.layers.cuts import Cut
 from converter.variable import Array
 
@@ -44,8 +45,8 @@ def measure(
     batches: Iterable[Batch | Array],
     *,
     probes: Sequence[Probe] | None = None,
-    variables: Sequence[str] = (),
-    covariance: Sequence[str] = (),
+    variables: str | Sequence[str] = (),
+    covariance: str | Sequence[str] = (),
     question: Question | None = None,
 ) -> Measured:
     """Run a model on data and return the moments of its activations.
@@ -55,25 +56,21 @@ def measure(
         batches: what the model is run on, one after the other; all with the same names. Of a model
             with one input, its array will do.
         probes: what is measured; None for what the structure of the graph tells.
-        variables: globs of the variables that are wanted; none for all.
-        covariance: globs of the variables whose covariance is wanted.
+        variables: globs of the variables that are wanted, or one alone; none for all.
+        covariance: globs of the variables whose covariance is wanted, or one alone.
         question: what is run.
 
     Raises:
         InputError: there is no graph, a variable is missing, a file is damaged, or a batch has NaN.
         UsageError: TensorFlow is not installed; an input is missing or does not fit; a glob fits
-            nothing; no activation can be measured.
+            nothing; no activation can be measured; the data hold no rows.
         RunError: the graph does not run.
         ConverterError: an activation is NaN or infinite.
     """
     question = question or Question()
-    if isinstance(batches, Mapping | np.ndarray | str | os.PathLike) or not isinstance(
-        batches, Iterable
-    ):
-        raise UsageError(
-            f"{question.where}: a {type(batches).__name__} is no series of batches; give several, "
-            "or one in a list: [{'input': array}]"
-        )
+    _check_given(checkpoint, batches, question)
+    variables = texts(variables, "measure: variables")
+    covariance = texts(covariance, "measure: covariance")
     unmeasured: list[str] = []
     if probes is None:
         found = find_probes(checkpoint)
@@ -89,14 +86,35 @@ def measure(
         )
     covariant = _named(covariance, probes)
     pools = pools_of(probes, covariant)
-    iterator = _by_name(checkpoint, batches, question)
+    named = _by_name(checkpoint, batches, question)
+    iterator = (batch for batch in named if not _is_empty(batch))
     first = next(iterator, None)
     if first is None:
         raise UsageError(f"{question.where}: it holds no data")
     with Run(checkpoint, first, probes, question) as run:
         count = gather(run, pools, chain((first,), iterator))
         notes = [*run.forward.notes, *unmeasured]
-        return _measured(checkpoint, pools, run.reached, covariant, count, notes)
+        measured = _measured(checkpoint, pools, run.reached, covariant, count, notes)
+    if not measured:
+        raise UsageError(f"{question.where}: {measured.notes[-1]}")
+    return measured
+
+
+def _check_given(
+    checkpoint: Checkpoint, batches: Iterable[Batch | Array], question: Question
+) -> None:
+    """Refuse what types allow by mistake, or nobody looks at them."""
+    if not isinstance(checkpoint, Checkpoint):
+        raise UsageError(
+            f"measure: a {type(checkpoint).__name__} is no checkpoint; open it (open_checkpoint, "
+            "open_keras)"
+        )
+    is_one = isinstance(batches, Mapping | np.ndarray | str | os.PathLike)
+    if is_one or not isinstance(batches, Iterable):
+        raise UsageError(
+            f"{question.where}: a {type(batches).__name__} is no series of batches; give several, "
+            "or one in a list: [{'input': array}]"
+        )
 
 
 def _by_name(
@@ -135,15 +153,20 @@ def _array(value: object, name: str, question: Question) -> Array:
         found = np.asarray(None)
     is_text = found.dtype.kind == "O" and found.size and isinstance(found.flat[0], str | bytes)
     if found.dtype.kind == "O" and not is_text:
-        raise UsageError(
-            f"{question.where}: {name}: a {type(value).__name__} is no array of numbers; give one"
-        )
-    if found.dtype.kind in "fc" and (count := int(np.count_nonzero(np.isnan(found)))):
+        what = "an array of objects" if found.shape else f"a {type(value).__name__}"
+        raise UsageError(f"{question.where}: {name}: {what} is no array of numbers; give one")
+    if found.dtype.kind in "fc" and (nans := int(np.count_nonzero(np.isnan(found)))):
         raise InputError(
-            f"{question.where}: {name}: {count} of {found.size} values of a batch are NaN; leave "
-            "these rows out"
+            f"{question.where}: {name}: {nans} of {found.size} values of a batch "
+            f"{agree(nans, 'is', 'are')} NaN; leave these rows out"
         )
     return found
+
+
+def _is_empty(batch: Batch) -> bool:
+    """Tell whether a batch has no rows."""
+    sizes = {value.shape[0] for value in batch.values() if value.shape}
+    return sizes == {0}
 
 
 @dataclass(slots=True, eq=False)

@@ -27,7 +27,7 @@ def joined(parts: Mapping[Cut, Moments]) -> Moments | str:
             break
         end += cut.size
     if end != total:
-        return f"{sum(cut.size for cut in ordered)} of its {total} units were run"
+        return f"{sum(cut.size for cut in ordered)} of its {total} units ran"
     counts = sorted({moments.count for moments in parts.values()})
     if len(counts) > 1:
         return f"its parts have {counts[0]:,} to {counts[-1]:,} observations each"

@@ -19,7 +19,8 @@ from converter.cli.steps import (
     steps_of,
     strategies_of,
 )
-from converter.cli.text import count, parse_size, say, size
+from converter.cli.text import parse_size, say, size
+from converter.counted import count
 from converter.errors import UsageError
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ class _Progress:
         nbytes = bytes_so_far(running) + sum(outcome.nbytes for outcome in self._finished)
         line = (
             f"[{len(self._finished)}/{self._jobs}] {len(running)} running, {size(nbytes)} "
-            f"written, {size(nbytes / (now - self._began))}/s"
+            f"written, {size(_rate(nbytes, now - self._began, self._finished))}/s"
         )
         self._drawn = self._terminal
         click.echo(f"\r\x1b[K{line}" if self._terminal else line, nl=not self._terminal, err=True)
@@ -226,6 +227,16 @@ class _Progress:
         if self._drawn:
             click.echo("\r\x1b[K", nl=False, err=True)
             self._drawn = False
+
+
+def _rate(nbytes: float, seconds: float, outcomes: Sequence[Outcome]) -> float:
+    """Return the bytes of a second in which values were written, as far as outcomes tell it.
+
+    What strategies had to find out before takes its share of all processes, and so does a proof.
+    """
+    total = sum(outcome.seconds for outcome in outcomes)
+    writing = sum(outcome.writing_seconds for outcome in outcomes)
+    return nbytes / max(seconds * (writing / total if total else 1), 1e-9)
 
 
 def _summary(outcomes: Sequence[Outcome], seconds: float) -> Iterator[str]:
@@ -255,7 +266,7 @@ def _summary(outcomes: Sequence[Outcome], seconds: float) -> Iterator[str]:
         line = f"{status.ljust(7)} {count(len(some), 'checkpoint')}"
         if status == "done":
             nbytes = sum(outcome.nbytes for outcome in some)
-            line += f", {size(nbytes)} in {seconds:.1f} s, {size(nbytes / seconds)}/s"
+            line += f", {size(nbytes)} in {seconds:.1f} s, {size(_rate(nbytes, seconds, some))}/s"
         yield line
 
 

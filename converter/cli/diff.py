@@ -9,7 +9,8 @@ import click
 
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.cli.output import counting, json_text
-from converter.cli.text import count, say, shape, size
+from converter.cli.text import say, shape, size
+from converter.counted import count
 from converter.difference import Comparison, compare
 from converter.variable import Variable
 

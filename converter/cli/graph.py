@@ -8,9 +8,10 @@ import click
 
 from converter.checkpoint import Checkpoint
 from converter.cli.output import json_text, print_table
-from converter.cli.text import count, say
+from converter.cli.text import say
+from converter.counted import count
 from converter.errors import InputError
-from converter.forward.feeds import parse_feed
+from converter.forward.feeds import parse_feeds
 from converter.forward.find import Forward, find_forward
 from converter.forward.inputs import Input
 from converter.forward.outputs import Output
@@ -32,7 +33,7 @@ def show_graph(
             f"{checkpoint.path}: it has no graph: no .meta lies beside it; give that of another "
             "checkpoint (--graph-from)"
         )
-    given = dict(map(parse_feed, feeds))
+    given = parse_feeds(feeds)
     values = {graph.expect(name): value for name, value in given.items()}
     forward = find_forward(graph, set(checkpoint), fetches=fetches, fed=given, values=values)
     if as_json:

@@ -12,7 +12,8 @@ import numpy as np
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.cli.output import counting, json_text, print_table
 from converter.cli.question import graph_option, question_of, question_options
-from converter.cli.text import count, say, shape, size
+from converter.cli.text import say, shape, size
+from converter.counted import count
 from converter.dtype import STRING, VARIANT
 from converter.errors import UsageError, did_you_mean
 from converter.inspection import Summary, Total, summarise
@@ -45,7 +46,7 @@ _COLUMNS = 6
     "--test", is_flag=True, help="With --widths: permute each on the running graph (TensorFlow)."
 )
 @question_options(
-    inputs="With --test: inputs by placeholder name, an .npz. [default: drawn]",
+    inputs="With --test: inputs by placeholder name, an .npz, or an .npy. [default: drawn]",
     feed="With --graph or --test: feed a tensor: a number, true, false, or a list.",
     fetch="With --graph or --test: this tensor, rather than what looks like outputs.",
     tolerance="With --test: the difference that passes, as a part of the scale. [default: 1e-05]",

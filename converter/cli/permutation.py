@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import get_args
 
 from converter.cli.prove import show_inputs
-from converter.cli.text import count, say
+from converter.cli.text import say
+from converter.counted import count
 from converter.permutation import Member, PermutationTest, Result, Trial
 from converter.proof_report import input_entries, on_which
 from converter.structure.structure import Structure

@@ -6,7 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from converter.checkpoint import Checkpoint
-from converter.cli.text import count, shape, size
+from converter.cli.text import shape, size
+from converter.counted import count
 from converter.names import Role
 from converter.pipeline import Result
 from converter.plan import Change, Plan

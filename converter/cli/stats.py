@@ -13,7 +13,8 @@ import numpy as np
 from converter.checkpoint import open_checkpoint
 from converter.cli.output import json_text, print_table
 from converter.cli.question import graph_option
-from converter.cli.text import Progress, count, say, size
+from converter.cli.text import Progress, say, size
+from converter.counted import count
 from converter.errors import UsageError
 
 if TYPE_CHECKING:
@@ -120,7 +121,11 @@ def _measure(paths: Sequence[str], given: dict[str, Any]) -> Measured:
 
     if len(paths) > 1:
         raise UsageError(f"one model is run, and {len(paths)} are given; --merge merges files")
-    if not given["data"]:
+    if given["whole_files"] and given["batch_size"]:
+        raise UsageError(
+            "--whole-files runs each file at once, so --batch-size means nothing; leave one out"
+        )
+    if not all(given["data"] or [""]):
         raise UsageError("there is no data to run it on; give some (--data x.npz)")
     checkpoint = open_checkpoint(
         paths[0] if paths else ".",

@@ -184,8 +184,10 @@ def steps_of(ctx: click.Context, recipe: Recipe | None) -> tuple[Step, ...]:
 def _replaced(registry: Registry, name: str, given: Mapping[str, object]) -> set[str]:
     """Return the options of a strategy that cannot be meant beside those that are given."""
     known = options(registry.get(name))
+    # To switch one off leaves the others as they are.
+    meant = {option for option, value in given.items() if value is not False}
     pairs = [(option.name, other) for option in known for other in option.instead_of]
-    return {b for a, b in pairs if a in given} | {a for a, b in pairs if b in given}
+    return {b for a, b in pairs if a in meant} | {a for a, b in pairs if b in meant}
 
 
 def plugins_of(ctx: click.Context) -> tuple[str, ...]:

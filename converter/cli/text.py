@@ -48,11 +48,6 @@ def shape(sizes: Sequence[int]) -> str:
     return "[" + ", ".join(map(str, sizes)) + "]"
 
 
-def count(number: int, noun: str) -> str:
-    """Return `1 variable`, `2 variables`."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
 def say(line: str, *, err: bool = False) -> None:
     """Print one line, with what a terminal would act on escaped."""
     click.echo(printable(line), err=err)

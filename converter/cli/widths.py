@@ -11,7 +11,8 @@ import click
 from converter.checkpoint import Checkpoint
 from converter.cli.output import json_text, print_table
 from converter.cli.permutation import show_test, show_trial, test_json, trial_json
-from converter.cli.text import Progress, count, say
+from converter.cli.text import Progress, say
+from converter.counted import count
 from converter.structure.axes.axis import Width
 from converter.structure.infer import structure_of
 from converter.structure.layout import layout_text, read_layout, write_layout

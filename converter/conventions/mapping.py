@@ -12,6 +12,7 @@ from converter.conventions.converted import Converted, Refused
 from converter.conventions.graph import OfCell, Seen, look
 from converter.conventions.layers import Cell, Unmapped
 from converter.conventions.views import Taken
+from converter.counted import agree
 from converter.errors import PlanError
 from converter.patterns import by_name
 
@@ -146,10 +147,12 @@ class Mapped:
         """Return what a user should know."""
         found = [f"{_few(layers)}: {text}" for text, layers in self._shared.items()]
         if self._lost:
-            found.append(
-                f"{len(self._lost)} slots and averages are left out, as the new layout has no such "
-                f"state for them: {_few(self._lost)}"
+            lost = agree(
+                len(self._lost),
+                "1 slot or average is left out",
+                f"{len(self._lost):,} slots and averages are left out",
             )
+            found.append(f"{lost}, as the new layout has no such state: {_few(self._lost)}")
         return [*found, *self._notes]
 
     def _told(self, cell: Cell, seen: Seen | None, forget: Mapping[str, float]) -> Cell:

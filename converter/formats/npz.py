@@ -29,11 +29,12 @@ _MAGIC = b"\x93NUMPY"
 # The bytes that tell how long a header is, by the version of the format.
 _LENGTHS = {b"\x01\x00": 2, b"\x02\x00": 4, b"\x03\x00": 4}
 _MAX_HEADER = 1 << 16
+_MAX_AXES = 64  # Numpy has no more.
 # What numpy writes before an array of numbers or texts; Python 2 wrote sizes like `10L`.
 _HEADER = re.compile(
     rb"\s*\{\s*'descr':\s*'(?P<dtype>[<>|=](?:[fiu][1248]|b1|c8|c16|[SU]\d{1,6}))',"
     rb"\s*'fortran_order':\s*(?P<fortran>True|False),"
-    rb"\s*'shape':\s*\((?P<shape>[\dL, ]*)\),?\s*\}\s*"
+    rb"\s*'shape':\s*\((?P<shape>(?:\d{1,18}L?, ?)*(?:\d{1,18}L?)?)\),?\s*\}\s*"
 )
 # What zipfile and numpy raise on files that are none of theirs; RuntimeError is for encryption and
 # for compression that is not implemented.
@@ -91,7 +92,7 @@ class Header:
                     file = stack.enter_context(_opened(archive, self.member))
                 else:
                     file = stack.enter_context(self.path.open("rb"))
-                _read_header(file)
+                _read_header(file, self.member)
                 rows = _Rows(self, file)
             yield rows.take
 
@@ -165,9 +166,11 @@ def read_headers(
         with zipfile.ZipFile(path) as archive:
             for member in archive.namelist():
                 name = member.removesuffix(_MEMBER)
+                if name in found:
+                    raise ValueError(f"it has two arrays named {name}")
                 if is_wanted(name):
                     with _opened(archive, member) as file:
-                        found[name] = Header(path, member, *_read_header(file))
+                        found[name] = Header(path, member, *_read_header(file, member))
         return found
 
 
@@ -189,9 +192,9 @@ def _opened(archive: zipfile.ZipFile, member: str) -> IO[bytes]:
     return archive.open(info)
 
 
-def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
+def _read_header(file: IO[bytes], member: str = "") -> tuple[tuple[int, ...], np.dtype[Any], bool]:
     """Return the shape, the dtype and the order of an array, and leave the file at its values."""
-    name = str(file.name)
+    name = member or "it"
     magic = file.read(len(_MAGIC))
     length = _LENGTHS.get(file.read(2))
     if magic != _MAGIC or length is None:
@@ -202,4 +205,6 @@ def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], bool]
         raise ValueError(f"{name} is no array of numbers or texts")
     sizes = match["shape"].replace(b"L", b"").split(b",")
     shape = tuple(int(size) for size in sizes if size.strip())
+    if len(shape) > _MAX_AXES:
+        raise ValueError(f"{name} has {len(shape)} axes, and numpy knows {_MAX_AXES}")
     return shape, np.dtype(match["dtype"].decode()), match["fortran"] == b"True"

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import zipfile
+import reprlib
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from converter.dtype import BY_NUMPY, STRING, DType
-from converter.errors import InputError, UsageError, did_you_mean
+from converter.errors import UsageError, did_you_mean
 from converter.forward.find import Forward
 from converter.forward.inputs import Input
 from converter.graph.node import Node, Tensor, text_of
@@ -46,29 +45,6 @@ class Feeds:
     drawn: tuple[Tensor, ...]
 
 
-def read_inputs(path: Path) -> dict[str, Array]:
-    """Return the arrays of an `.npz` file by name; `x:0` is `x`.
-
-    Raises:
-        InputError: it cannot be read, or an array has NaN in it.
-    """
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {str(name).removesuffix(":0"): file[name] for name in file}
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        what = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        raise InputError(f"{path}: it is no .npz file of plain arrays ({what})") from None
-    except (AttributeError, TypeError):
-        # A single array, in an .npy file.
-        raise InputError(
-            f"{path}: it holds one array without a name; save it with np.savez({path.stem}=...)"
-        ) from None
-    for name, values in arrays.items():
-        if values.dtype.kind in "fc" and (count := int(np.isnan(values).sum())):
-            raise InputError(f"{path}: {name}: {count} of {values.size} values are NaN")
-    return arrays
-
-
 def parse_feed(text: str) -> tuple[str, Array]:
     """Return the name and the value of `NAME=VALUE`; VALUE is a number, true, false, or a list.
 
@@ -77,7 +53,7 @@ def parse_feed(text: str) -> tuple[str, Array]:
     """
     name, equals, value = text.partition("=")
     if not name or not equals:
-        raise UsageError(f"--feed must be NAME=VALUE, got {text!r}")
+        raise UsageError(f"--feed must be NAME=VALUE, got {reprlib.repr(text)}")
     lowered = value.strip().lower()
     try:
         parsed = json.loads(lowered if lowered in ("true", "false") else value)
@@ -85,11 +61,25 @@ def parse_feed(text: str) -> tuple[str, Array]:
     except (ValueError, RecursionError):
         raise UsageError(
             f"--feed {name}: the value must be a number, true, false, or a list of such, "
-            f"got {value!r}"
+            f"got {reprlib.repr(value)}"
         ) from None
     if array.dtype.kind not in "biuf":
-        raise UsageError(f"--feed {name}: the value must be numbers, got {value!r}")
+        raise UsageError(f"--feed {name}: the value must be numbers, got {reprlib.repr(value)}")
     return name.removesuffix(":0"), array
+
+
+def parse_feeds(texts: Iterable[str]) -> dict[str, Array]:
+    """Return the values of several `NAME=VALUE`, by name.
+
+    Raises:
+        UsageError: one is none of what `parse_feed` takes, or a name is given twice.
+    """
+    found: dict[str, Array] = {}
+    for name, value in map(parse_feed, texts):
+        if name in found:
+            raise UsageError(f"--feed {name}: it is given twice; leave one")
+        found[name] = value
+    return found
 
 
 def given_values(
@@ -104,11 +94,13 @@ def given_values(
         called: tensors by names that they are given under instead, those of a signature.
 
     Raises:
-        UsageError: a tensor does not exist, or has another dtype or shape.
+        UsageError: a tensor does not exist, is given twice, or has another dtype or shape.
     """
-    values = {}
+    values: dict[Tensor, Array] = {}
     for name, value in given.items():
         source = given_tensor(graph, name, where, called)
+        if source in values:
+            raise UsageError(f"{where}: {name} is given twice, by other names of it; leave one")
         check_given(graph, source, value.shape, value.dtype, f"{where}: {name}")
         values[source] = _cast(graph, source, value, f"{where}: {name}")
     return values
@@ -230,11 +222,7 @@ def complete(forward: Forward, given: Mapping[Tensor, Array], seed: int) -> Iter
         for found in forward.inputs
         if found.value is not None and found.tensor not in given
     }
-    open_inputs = [
-        found
-        for found in forward.inputs
-        if found.tensor not in given and found.value is None and found.kind != "default"
-    ]
+    open_inputs = forward.open_inputs(given)
     for first, size in _tries(forward, open_inputs, given):
         drawn = _draw(open_inputs, first, size, forward, given, seed)
         yield Feeds({**given, **decided, **drawn}, frozenset(given), tuple(drawn))

@@ -66,6 +66,14 @@ class Forward:
         """What is taken in the place of dropped values."""
         return {dropout.output: dropout.value for dropout in self.bypassed}
 
+    def open_inputs(self, given: Collection[Tensor]) -> list[Input]:
+        """Return the inputs that nothing decides, and that are not among those that are given."""
+        return [
+            found
+            for found in self.inputs
+            if found.tensor not in given and found.value is None and found.kind != "default"
+        ]
+
 
 def find_forward(
     graph: Graph,

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from converter.counted import count
 from converter.errors import PlanError, printable
 from converter.names.cells import (
     DIRECTIONS,
@@ -361,14 +362,14 @@ class _Renaming:
         linear = [path for path, cell in self.found.items() if cell.cell is LINEAR]
         if linear and self.target != OLDEST:
             self.notes.append(
-                f"{len(linear)} linear layers in scopes of their own are taken for TensorFlow's, "
+                f"linear layers in scopes of their own are taken for TensorFlow's: {len(linear)}, "
                 f"such as {linear[0]}; if the code has its own, say --eras-kind '{linear[0]}=own'"
             )
         wrapped = [n for n in self.names if "/attention_wrapper/" in f"/{n}"]
         if wrapped and self.target < NESTED:
             self.notes.append(
-                f"{len(wrapped)} variables are of an AttentionWrapper, which came with 1.2, such "
-                f"as {wrapped[0]}"
+                f"{count(len(wrapped), 'variable')} of an AttentionWrapper, which came with 1.2, "
+                f"such as {wrapped[0]}"
             )
         bare = [n for n in self.names if n.rpartition("/")[2] == "attention_r"]
         if bare and self.target >= NESTED:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from converter.counted import agree
 from converter.names.role import Role
 
 _MAX_STEPS = 4
@@ -41,6 +42,16 @@ def left_behind(roles: Mapping[str, Role], renamed: Mapping[str, str]) -> list[s
         for name, role in roles.items()
         if role.of is not None and renamed.get(role.of, role.of) != role.of and name not in renamed
     ]
+
+
+def told_left(left: Sequence[str]) -> str:
+    """Say which slots and averages keep their names where their variables get others."""
+    kept = agree(
+        len(left),
+        "1 slot or average keeps a name that doesn't hold its variable's",
+        f"{len(left):,} slots and averages keep names that don't hold their variable's",
+    )
+    return f"{kept}, such as {left[0]}; rename them by a pattern"
 
 
 def following(name: str, of: str, new: str) -> str | None:

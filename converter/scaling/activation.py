@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
@@ -12,9 +12,10 @@ import numpy as np
 from converter.activations.data import Opened
 from converter.activations.file import Key, Measured
 from converter.activations.moments import Moments
-from converter.activations.probes import Probe, find_probes
+from converter.activations.probes import Found, Probe, find_probes
 from converter.checkpoint import Checkpoint
 from converter.errors import PlanError, UsageError
+from converter.graph.ops import CELLS
 from converter.patterns import matching
 from converter.scaling.multiply import Factor, times
 from converter.scaling.outputs import of_output
@@ -131,11 +132,7 @@ def choose(
         reason, scaled = _scaled(checkpoint, structure, layer, taken)
         finished = {p.finished.tensor for p in layer.places if p.finished is not None}
         own = tuple(probe for probe in probes if probe.tensor in finished)
-        if reason is None and len({probe.size for probe in own}) != 1:
-            why = (unmeasured.get((variable, "produced")) for variable in names_of(layer))
-            reason = next(filter(None, why), "it is not known in which tensor it is finished")
-        if reason is None and any(probe.cut for probe in own):
-            reason = f"its units are in several tensors, {own[0].tensor} and others"
+        reason = reason or _unfinished(structure, layer, own, Found(probes, unmeasured))
         if reason is not None:
             left.append(Left(name, reason))
             continue
@@ -145,11 +142,47 @@ def choose(
         more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
         raise PlanError(
             f"{left[0].name}{more}: its layer cannot be scaled: {left[0].reason}; choose others "
-            f"(--activation-scale-only GLOB)"
+            f"(--activation-scale-only GLOB), or multiply it by a number (--scale GLOB=NUMBER)"
         )
     if not chosen:
         raise PlanError(f"{checkpoint.path}: its graph tells no layers")
     return chosen, left
+
+
+def _unfinished(
+    structure: Structure, layer: Layer, own: Sequence[Probe], known: Found
+) -> str | None:
+    """Return why a layer is finished in no tensor that can be measured and scaled, or None.
+
+    Args:
+        structure: the axes.
+        layer: the layer.
+        own: the probes of the tensors in which it is known to be finished.
+        known: all probes, and why there is none.
+    """
+    if any(probe.cut for probe in own):
+        tensors = list(dict.fromkeys(str(probe.tensor) for probe in own))
+        return f"its units are in several tensors, {' and '.join(tensors[:2])}"
+    if len({probe.size for probe in own}) == 1:
+        return None
+    for name in names_of(layer):
+        if why := known.unmeasured.get((name, "produced")):
+            return why
+        made = [axis for uses in structure.uses.get(name, ()) for axis in _made(uses)]
+        if len(made) > 1:
+            return f"it makes units of several axes, {', '.join(made)}"
+    by_name = structure.graph.findings.analysis.graph.by_name
+    for probe in known.probes:
+        op = by_name.get(probe.tensor.node.partition(":")[0])
+        is_of_layer = any((name, "produced") in probe.for_ for name in names_of(layer))
+        if is_of_layer and op is not None and op.op in CELLS:
+            return f"it is finished inside of one op, {op.name} ({op.op})"
+    return "it is not known in which tensor it is finished"
+
+
+def _made(uses: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Yield the widths that an axis makes units of."""
+    yield from (width for width, use in uses.items() if "produce" in use)
 
 
 def _scaled(

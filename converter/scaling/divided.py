@@ -11,6 +11,7 @@ import numpy as np
 
 from converter.activations.file import Measured, read_measured
 from converter.checkpoint import Checkpoint
+from converter.counted import agree, count
 from converter.errors import PlanError, UsageError
 from converter.patterns import nearest
 from converter.scaling.multiply import Factor, along
@@ -108,13 +109,15 @@ def _told(dead: int, units: int, floor: float) -> Iterator[str]:
         "it give then, so that the factors compound; activation-scale brings each to a target"
     )
     if dead:
-        yield f"{dead} of {units} units are below the floor {floor:g}, and stay"
+        are, stay = agree(dead, "is", "are"), agree(dead, "stays", "stay")
+        yield f"{dead} of {count(units, 'unit')} {are} below the floor {floor:g}, and {stay}"
 
 
 def _told_left(left: Sequence[str]) -> Iterator[str]:
     yield from (f"a layer stays: {reason}" for reason in left[:_FEW])
     if len(left) > _FEW:
-        yield f"{len(left) - _FEW} more layers stay"
+        more = len(left) - _FEW
+        yield f"{count(more, 'more layer')} {agree(more, 'stays', 'stay')}"
 
 
 def _inverse(mean_abs: Array, floor: float) -> Array:
@@ -139,7 +142,10 @@ def _check(
             raise PlanError(f"{name}: only floats are divided, and it is {variable.dtype}")
         along_ = variable.shape[factor.axis :]
         if size != along_[0] and size != np.prod(along_):
-            raise PlanError(f"{name}: it is {list(variable.shape)}, and {size} units were measured")
+            raise PlanError(
+                f"{name}: it is {list(variable.shape)}, and what was measured has "
+                f"{count(size, 'unit')}"
+            )
 
 
 def _layers(checkpoint: Checkpoint, measured: Measured) -> Iterator[_Layer]:
@@ -191,6 +197,6 @@ def _by_size(variable: Variable, values: Callable[[], Array]) -> Factor:
         if variable.shape[axis] == size:
             return along(variable, axis, values)
     raise PlanError(
-        f"{variable.name}: it is {list(variable.shape)}, and {size} units were measured; only a "
-        f"graph tells where they are"
+        f"{variable.name}: it is {list(variable.shape)}, and what was measured has "
+        f"{count(size, 'unit')}; only a graph tells where they are"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -86,10 +86,7 @@ def scaled_kinds(
         norm = layer.normalisation
         if norm is not None and norm.over == "batch":
             numbers |= _statistics(norm, made)
-            if biases == "left" and made != 1:
-                replaced |= _means(checkpoint, layer, norm, made)
-            if made != 1:
-                replaced |= _variances(checkpoint, structure, norm, made)
+            replaced |= _moments(checkpoint, structure, layer, norm, made, biases)
         for name, factor in numbers.items():
             if found.setdefault(name, factor) != factor:
                 raise PlanError(
@@ -98,18 +95,8 @@ def scaled_kinds(
                 )
             by[name] = layer.kind
     factors = {name: [one_number(number)] for name, number in found.items() if number != 1}
-    held = {old for olds in called_in_graph(checkpoint).values() for old in olds}
-    for name in factors:
-        if name in held and name not in checkpoint:
-            raise _changed(name)
-    is_kept = (
-        all(number == 1 for number in outputs.values())
-        if biases == "power"
-        else all(
-            number == 1 or (number > 0 and _is_normalised(layers, index, biases))
-            for index, number in enumerate(own)
-        )
-    )
+    _check_here(checkpoint, factors)
+    is_kept = _is_kept(layers, own, biases, outputs)
     normalised = [
         (layer.normalisation.epsilon, made)
         for layer, made in zip(layers, linear, strict=True)
@@ -121,6 +108,14 @@ def scaled_kinds(
         *_of_statistics(normalised),
     )
     return Scaled(factors, replaced, is_kept, notes, tensors)
+
+
+def _check_here(checkpoint: Checkpoint, names: Iterable[str]) -> None:
+    """Refuse variables that were made into something else than the graph has."""
+    held = {old for olds in called_in_graph(checkpoint).values() for old in olds}
+    for name in names:
+        if name in held and name not in checkpoint:
+            raise _changed(name)
 
 
 def _changed(name: str) -> PlanError:
@@ -157,6 +152,22 @@ def _statistics(norm: Normalisation, factor: float) -> Iterator[tuple[str, float
         yield norm.mean, factor
     if norm.variance is not None:
         yield norm.variance, factor**2
+
+
+def _moments(
+    checkpoint: Checkpoint,
+    structure: Structure,
+    layer: Layer,
+    norm: Normalisation,
+    factor: float,
+    biases: Biases,
+) -> Iterator[tuple[str, Variable]]:
+    """Yield the moments of batches that no factor alone gives."""
+    if factor == 1:
+        return
+    if biases == "left":
+        yield from _means(checkpoint, layer, norm, factor)
+    yield from _variances(checkpoint, structure, norm, factor)
 
 
 def _means(
@@ -211,6 +222,21 @@ def _raised(variance: Variable, factor: float, epsilon: float) -> Variable:
 
 
 _RAISED = "would be less than 0, and are 0"
+
+
+def _is_kept(
+    layers: Sequence[Layer],
+    own: Sequence[float],
+    biases: Biases,
+    outputs: Mapping[str, float | NoMultiple],
+) -> bool:
+    """Whether the model computes what it did, its kernels times their own factors."""
+    if biases == "power":
+        return all(number == 1 for number in outputs.values())
+    return all(
+        number == 1 or (number > 0 and _is_normalised(layers, index, biases))
+        for index, number in enumerate(own)
+    )
 
 
 def _is_normalised(layers: Sequence[Layer], index: int, biases: Biases) -> bool:

@@ -12,6 +12,7 @@ from converter.activations.data import Data
 from converter.activations.moments import Moments
 from converter.activations.probes import Probe, find_probes
 from converter.checkpoint import Checkpoint
+from converter.counted import agree, count
 from converter.errors import ConverterError, NothingToDoError, PlanError
 from converter.patterns import matching
 from converter.rounding import round_to
@@ -100,12 +101,10 @@ class Recalibrated:
 
     def notes(self) -> Iterator[str]:
         """Say what will be done."""
-        many = "" if len(self._norms) == 1 else "s"
         depths = len({norm.depth for norm in self._norms})
         yield (
-            f"changes the outputs: {len(self._norms)} batch normalisation{many} will have the "
-            f"moments of the data, which {'is' if depths == 1 else 'are'} run {depths} time"
-            f"{'' if depths == 1 else 's'}"
+            f"changes the outputs: {count(len(self._norms), 'batch normalisation')} will have the "
+            f"moments of the data, which {agree(depths, 'is', 'are')} run {count(depths, 'time')}"
         )
         for name, reason in self._left[:_FEW]:
             yield f"{self._named.called(name)} stays: {reason}"
@@ -183,8 +182,9 @@ class Recalibrated:
         )
         if dead:
             told += (
-                f"; {dead} of {len(mean)} units never change: their variance is 0, and what "
-                "differs is divided by the root of the epsilon alone; give more data"
+                f"; {dead} of {count(len(mean), 'unit')} never {agree(dead, 'changes', 'change')}: "
+                "a variance of 0, and what differs is divided by the root of the epsilon alone; "
+                "give more data"
             )
         return told
 

@@ -14,6 +14,7 @@ from converter.activations.data import Data, Opened
 from converter.activations.file import Measured, read_measured
 from converter.activations.moments import Moments
 from converter.checkpoint import Checkpoint
+from converter.counted import agree, count
 from converter.errors import PlanError
 from converter.resize.maps import places_of
 from converter.scaling.activation import (
@@ -155,9 +156,9 @@ class Targeted:
         for name, reason in self._left[:_FEW]:
             yield f"the layer of {self._named.called(name)} stays: {reason}"
         if len(self._left) > _FEW:
-            yield (
-                f"{len(self._left) - _FEW} more layers stay; --activation-scale-only GLOB tells why"
-            )
+            more = len(self._left) - _FEW
+            stay = f"{count(more, 'more layer')} {agree(more, 'stays', 'stay')}"
+            yield f"{stay}; --activation-scale-only GLOB tells why"
         for width, made in self._widths.items():
             if len(made) > 1:
                 yield f"{width} is made by {len(made)} layers, whose mean is brought to the target"
@@ -312,13 +313,14 @@ def _told(outcome: Outcome, wanted: Wanted) -> str:
     told += f", times {_range(outcome.factors[np.broadcast_to(lives, outcome.factors.shape)])}"
     if dead:
         told += (
-            f"; {dead} of {outcome.dead.size} units are below the floor {wanted.floor:g} and stay"
+            f"; {dead} of {count(outcome.dead.size, 'unit')} {agree(dead, 'is', 'are')} below the "
+            f"floor {wanted.floor:g} and {agree(dead, 'stays', 'stay')}"
         )
     if outcome.after is None:
         return told
     is_off = ~is_at(outcome.after, wanted.target) & lives
     if is_off.any():
-        of = f" of {np.count_nonzero(is_off)} units" if outcome.dead.ndim else ""
+        of = f" of {count(int(np.count_nonzero(is_off)), 'unit')}" if outcome.dead.ndim else ""
         told += f"; no factor{of} was found that brings it to {wanted.target:g}"
         if outcome.nearest is not None:
             told += f" (the nearest was {_range(outcome.nearest[is_off])}); left as it was"

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from converter.counted import count
 from converter.errors import PlanError
 from converter.structure.axes.axis import Axis, Equation, check, solve
 
@@ -42,8 +43,8 @@ def sizes_like(
         if sizes.get(name, width.size) != width.size:
             if not width.resizable:
                 raise PlanError(
-                    f"{template.path}: {name} has {sizes[name]} units there and {width.size} here, "
-                    f"and cannot be resized: {width.why}"
+                    f"{template.path}: {name} has {count(sizes[name], 'unit')} there and "
+                    f"{width.size} here, and cannot be resized: {width.why}"
                 )
             changed[name] = sizes[name]
     return changed

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from converter import Strategy, UsageError, hookimpl, option, select
+from converter.counted import agree
 
 if TYPE_CHECKING:
     from converter import Checkpoint, Variable
@@ -47,10 +48,12 @@ class Drop(Strategy):
         roles = checkpoint.roles()
         left = [name for name in checkpoint if name not in chosen and roles[name].of in chosen]
         if left:
-            yield (
-                f"{len(left)} slots and averages stay without their variables, such as {left[0]}; "
-                f"drop them by name, or with slots and averages"
+            stay = agree(
+                len(left),
+                "1 slot or average stays without its variable",
+                f"{len(left):,} slots and averages stay without their variables",
             )
+            yield f"{stay}, such as {left[0]}; drop them by name, or with slots and averages"
 
     def _chosen(self, checkpoint: Checkpoint) -> set[str]:
         return {name for pattern in self.drop for name in select(pattern, checkpoint)}

@@ -17,6 +17,7 @@ from converter import (
     hookimpl,
     option,
 )
+from converter.counted import agree, count
 
 if TYPE_CHECKING:
     from converter import Checkpoint, ConverterError, Variable
@@ -76,7 +77,9 @@ class Equalize(Strategy):
         for name, reason in left[:_FEW]:
             yield f"{name} stays: {reason}"
         if len(left) > _FEW:
-            yield f"{len(left) - _FEW} more widths stay; --equalize-widths NAME tells why"
+            more = count(len(left) - _FEW, "more width")
+            stay = agree(len(left) - _FEW, "stays", "stay")
+            yield f"{more} {stay}; --equalize-widths NAME tells why"
 
     def _structure(self, checkpoint: Checkpoint) -> Structure:
         from converter.structure.infer import structure_of

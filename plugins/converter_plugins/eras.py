@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from converter import PlanError, Strategy, UsageError, by_name, hookimpl, matching, option
+from converter.counted import count
 from converter.names.cells import Era
-from converter.names.follow import followers, following, left_behind, root_of
+from converter.names.follow import followers, following, left_behind, root_of, told_left
 
 if TYPE_CHECKING:
     from converter import Checkpoint, Variable
@@ -72,9 +73,9 @@ class Eras(Strategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for glob, count in self.shards.items():
-            if count < 1:
-                raise UsageError(f"{glob!r} cannot be in {count} shards; give at least 1")
+        for glob, shards in self.shards.items():
+            if shards < 1:
+                raise UsageError(f"{glob!r} cannot be in {shards} shards; give at least 1")
 
     def apply(self, checkpoint: Checkpoint) -> Iterable[Variable]:
         found = self._names(checkpoint)
@@ -112,7 +113,7 @@ class Eras(Strategy):
             yield from _basic(_told(checkpoint, names, self.eras), self.kind)
         for shard in found.joined:
             yield (
-                f"{shard.name} is joined from {len(shard.shards)} shards; --eras 0.12 "
+                f"{shard.name} is joined from {count(len(shard.shards), 'shard')}; --eras 0.12 "
                 f"--eras-shards '{shard.name}={len(shard.shards)}' makes them again"
             )
         yield from _left(checkpoint, found.renamed | followers(checkpoint.roles(), found.renamed))
@@ -240,10 +241,7 @@ def _partitioned(checkpoint: Checkpoint) -> dict[str, int]:
 
 def _left(checkpoint: Checkpoint, renamed: Mapping[str, str]) -> Iterable[str]:
     if left := left_behind(checkpoint.roles(), renamed):
-        yield (
-            f"{len(left)} slots and averages keep names that don't hold their variable's, such as "
-            f"{left[0]}; rename them"
-        )
+        yield told_left(left)
 
 
 def _scoped(checkpoint: Checkpoint) -> Iterable[str]:
@@ -254,7 +252,7 @@ def _scoped(checkpoint: Checkpoint) -> Iterable[str]:
     ]
     if scoped:
         yield (
-            f"{len(scoped)} slots stand in the scope of an optimizer, such as {scoped[0]}: 0.12 "
+            f"{count(len(scoped), 'slot')} in the scope of an optimizer, such as {scoped[0]}: 0.12 "
             f"put them there for a name scope, later releases only for a variable scope; "
             f"--eras-bare-slots takes it off"
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from converter import Beside, PlanError, Strategy, UsageError, expressions, hookimpl, option
+from converter.counted import agree, count
 from converter.errors import printable
 
 if TYPE_CHECKING:
@@ -79,10 +80,13 @@ class Map(Strategy):
         found = expressions.replaced(rules, checkpoint, is_strict=False)
         turned = [name for name, (_, pattern) in found.items() if pattern in self.transpose]
         if turned:
-            yield f"{len(turned)} matrices are transposed"
+            yield agree(
+                len(turned), "1 matrix is transposed", f"{len(turned):,} matrices are transposed"
+            )
         kept = [name for name in checkpoint if name not in found]
         if kept and self.rest == "keep":
-            yield f"{len(kept)} variables that no rule fits stay as they are, such as {kept[0]}"
+            stay = agree(len(kept), "stays as it is", "stay as they are")
+            yield f"{count(len(kept), 'variable')} that no rule fits {stay}, such as {kept[0]}"
 
     def beside(self, checkpoint: Checkpoint) -> Beside | None:
         return Beside({"format": self.format}) if self.format else None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from converter import PlanError, Strategy, hookimpl, option
+from converter.counted import agree, count
 from converter.names.follow import followers
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ class Names(Strategy):
         known = renamed | followers(checkpoint.roles(), renamed)
         left = [name for name in checkpoint if name not in known]
         if left:
-            yield f"{len(left)} variables are not in the graph and stay, such as {left[0]}"
+            are = agree(len(left), "is not in the graph and stays", "are not in the graph and stay")
+            yield f"{count(len(left), 'variable')} {are}, such as {left[0]}"
 
 
 def _in_graph(checkpoint: Checkpoint) -> dict[str, str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from converter import PlanError, Strategy, expressions, hookimpl, option
-from converter.names.follow import followers, left_behind
+from converter.names.follow import followers, left_behind, told_left
 
 if TYPE_CHECKING:
     from converter import Checkpoint, Variable
@@ -65,10 +65,7 @@ class Rename(Strategy):
         renamed, _ = self._by_patterns(checkpoint)
         renamed |= followers(checkpoint.roles(), renamed)
         if left := left_behind(checkpoint.roles(), renamed):
-            yield (
-                f"{len(left)} slots and averages keep names that don't hold their variable's, "
-                f"such as {left[0]}; rename them by a pattern"
-            )
+            yield told_left(left)
 
 
 def _described(name: str, pattern_of: Mapping[str, str]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from converter import PlanError, Strategy, UsageError, by_name, hookimpl, option
+from converter.counted import agree, count
 
 if TYPE_CHECKING:
     import numpy as np
@@ -163,9 +164,11 @@ class Scale(Strategy):
             if (number := int((mean_abs < self.floor).sum()))
         }
         if floored:
+            number = sum(floored.values())
             yield (
-                f"{sum(floored.values())} statistics of {len(floored)} variables, such as "
-                f"{next(iter(floored))}, are below the floor {self.floor:g}, and count as it"
+                f"{count(number, 'statistic')} of {count(len(floored), 'variable')}, such as "
+                f"{next(iter(floored))}, {agree(number, 'is', 'are')} below the floor "
+                f"{self.floor:g}, and {agree(number, 'counts', 'count')} as it"
             )
 
     def multiples(self, checkpoint: Checkpoint) -> Mapping[str, float]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from converter import PlanError, Strategy, UsageError, hookimpl, option
-from converter.names.follow import followers, left_behind
+from converter.counted import agree, count
+from converter.names.follow import followers, left_behind, told_left
 from converter.patterns import nearest
 
 if TYPE_CHECKING:
@@ -80,10 +81,7 @@ class Scope(Strategy):
         renamed = self._renamed(checkpoint)
         left = left_behind(checkpoint.roles(), renamed)
         if left and not self.only:
-            yield (
-                f"{len(left)} slots and averages keep names that don't hold their variable's, such "
-                f"as {left[0]}; rename them by a pattern"
-            )
+            yield told_left(left)
         template = self._template()
         if template is not None:
             yield from self._filled(checkpoint, renamed, template)
@@ -99,10 +97,12 @@ class Scope(Strategy):
         names = [renamed.get(n, n) for n in checkpoint if not self.only or n in renamed]
         held = set(names)
         missing = [name for name in template if name not in held]
-        yield f"{len(missing)} variables come from {template.path}"
+        come = agree(len(missing), "comes", "come")
+        yield f"{count(len(missing), 'variable')} {come} from {template.path}"
         more = [name for name in names if name not in template]
         if more:
-            yield f"{len(more)} variables are none of {template.path}, such as {more[0]}"
+            are = agree(len(more), "is", "are")
+            yield f"{count(len(more), 'variable')} {are} none of {template.path}, such as {more[0]}"
 
     def _renamed(self, checkpoint: Checkpoint) -> dict[str, str]:
         """Return the name of each variable that is in one of the scopes, and of its slots."""
