@@ -616,16 +616,47 @@ def test_kernels_of_einsum_are_scaled_but_those_of_several_axes(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_a_cell_that_is_one_op_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "given", "kernel", "of"),
+    [
+        ("tf115_v2_lstmblockfused", "x_time_major", "lstm_fused_cell/kernel", "mean-abs"),
+        ("tf115_v2_lstmblockfused", "x_time_major", "lstm_fused_cell/kernel", "std"),
+        # Each of its gates is in a tensor of its own.
+        ("tf115_v2_keras_rnn", "x", "first/kernel", "mean-abs"),
+        ("tf115_v2_keras_rnn", "x", "first/kernel", "std"),
+    ],
+)
+@pytest.mark.parametrize("per", ["variable", "unit"])
+def test_gates_that_are_no_one_tensor_of_the_graph(
+    tmp_path: Path,
+    name: str,
+    given: str,
+    kernel: str,
+    of: Literal["mean-abs", "std"],
+    per: Literal["variable", "unit"],
+) -> None:
     pytest.importorskip("tensorflow")
-    path = DATA / "tf115_v2_lstmblockfused"
-    np.savez(tmp_path / "x.npz", x_time_major=np.load(path / "io.npz")["in_x"])
-    why = "it is finished inside of one op, lstm_fused_cell/BlockLSTM \\(BlockLSTM\\)"
-    for only in ((), ("*fused_cell/kernel",)):
-        strategy = ActivationScale(data=(tmp_path / "x.npz",), only=only)
-        if only:
-            with pytest.raises(PlanError, match=f"^lstm_fused_cell/kernel: .* scaled: {why}; choo"):
-                make_plan(open_checkpoint(path), [strategy])
-        else:
-            (note,) = [n for n in make_plan(open_checkpoint(path), [strategy]).notes if "stay" in n]
-            assert re.search(f"lstm_fused_cell/kernel stays: {why}$", note)
+    batch = {given: np.load(DATA / name / "io.npz")["in_x"]}
+    np.savez(tmp_path / "x.npz", **batch)
+    data = (tmp_path / "x.npz",)
+    strategy = ActivationScale(
+        data=data, only=(kernel,), of=of, per=per, target=0.7, whole_files=True
+    )
+    result = convert(DATA / name, tmp_path / "out", [strategy], to="tf")
+    after = measure(open_checkpoint(result.output), [batch])[kernel, "produced"]
+    if of == "std":
+        found = after.std if per == "unit" else np.sqrt((after.std**2).mean())
+    else:
+        found = after.mean_abs if per == "unit" else after.mean_abs.mean()
+    assert np.abs(found / 0.7 - 1).max() <= 0.01
+
+
+@pytest.mark.slow
+def test_gates_of_which_some_are_in_another_layer(tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow")
+    path = DATA / "tf115_v2_keras_rnn"
+    np.savez(tmp_path / "x.npz", x=np.load(path / "io.npz")["in_x"])
+    strategy = ActivationScale(data=(tmp_path / "x.npz",), only=("second/kernel",))
+    why = "only some of its units are in second/while/add and second/while/add_1"
+    with pytest.raises(PlanError, match=f"^second/kernel .* scaled: {why}; choose others"):
+        make_plan(open_checkpoint(path), [strategy])

@@ -114,7 +114,7 @@ def test_parts_of_which_some_are_not_run() -> None:
     probes = [p for p in find_probes(checkpoint).probes if p.cut is None or p.cut.start != 12]
     found = measure(checkpoint, [batch], probes=probes)
     assert ("first/kernel", "produced") not in found
-    assert "first/kernel (produced): 36 of its 48 units were run: left out" in found.notes
+    assert "first/kernel (produced): 36 of its 48 units ran: left out" in found.notes
     halves = [
         p for p in find_probes(checkpoint).probes if p.tensor.node != "second/while/BiasAdd_2"
     ]

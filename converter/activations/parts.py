@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 
 import numpy as np
 
 from converter.activations.moments import Moments
 from converter.structure.layers.cuts import Cut
+
+
+def are_whole(cuts: Collection[Cut]) -> bool:
+    """Whether parts make up all units, each once."""
+    end = 0
+    for cut in sorted(cuts):
+        if cut.start != end:
+            return False
+        end += cut.size
+    return {cut.total for cut in cuts} == {end}
 
 
 def joined(parts: Mapping[Cut, Moments]) -> Moments | str:
@@ -21,12 +31,7 @@ def joined(parts: Mapping[Cut, Moments]) -> Moments | str:
     """
     ordered = sorted(parts)
     (total,) = {cut.total for cut in ordered}
-    end = 0
-    for cut in ordered:
-        if cut.start != end:
-            break
-        end += cut.size
-    if end != total:
+    if not are_whole(ordered):
         return f"{sum(cut.size for cut in ordered)} of its {total} units ran"
     counts = sorted({moments.count for moments in parts.values()})
     if len(counts) > 1:

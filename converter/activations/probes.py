@@ -60,6 +60,11 @@ class Probe:
     for_: tuple[tuple[str, Side], ...]
     cut: Cut | None = None
 
+    @property
+    def total(self) -> int:
+        """How many units there are with those of other tensors that are cut from the same axis."""
+        return self.size if self.cut is None else self.cut.total
+
 
 _NUMBERS = ("int", "uint", "bool")
 

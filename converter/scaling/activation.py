@@ -9,9 +9,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from converter.activations.cells import cell_of
 from converter.activations.data import Opened
 from converter.activations.file import Key, Measured
 from converter.activations.moments import Moments
+from converter.activations.parts import are_whole
 from converter.activations.probes import Found, Probe, find_probes
 from converter.checkpoint import Checkpoint
 from converter.errors import PlanError, UsageError
@@ -130,8 +132,7 @@ def choose(
             continue
         name = names_of(layer)[0]
         reason, scaled = _scaled(checkpoint, structure, layer, taken)
-        finished = {p.finished.tensor for p in layer.places if p.finished is not None}
-        own = tuple(probe for probe in probes if probe.tensor in finished)
+        own = tuple(_own(structure, layer, probes))
         reason = reason or _unfinished(structure, layer, own, Found(probes, unmeasured))
         if reason is not None:
             left.append(Left(name, reason))
@@ -149,6 +150,19 @@ def choose(
     return chosen, left
 
 
+def _own(structure: Structure, layer: Layer, probes: Iterable[Probe]) -> Iterator[Probe]:
+    """Yield the probes of the tensors in which a layer is finished."""
+    finished = {place.finished.tensor for place in layer.places if place.finished is not None}
+    by_name = structure.graph.findings.analysis.graph.by_name
+    for probe in probes:
+        # What a cell that is one op makes is no place that the graph has a tensor for.
+        cell = by_name.get(cell_of(probe.tensor).node)
+        is_of_cell = cell is not None and cell.op in CELLS
+        is_made = any((kernel, "produced") in probe.for_ for kernel in layer.kernels)
+        if probe.tensor in finished or (is_of_cell and is_made):
+            yield probe
+
+
 def _unfinished(
     structure: Structure, layer: Layer, own: Sequence[Probe], known: Found
 ) -> str | None:
@@ -160,10 +174,11 @@ def _unfinished(
         own: the probes of the tensors in which it is known to be finished.
         known: all probes, and why there is none.
     """
-    if any(probe.cut for probe in own):
+    cuts = {probe.cut for probe in own if probe.cut is not None}
+    if cuts and not (are_whole(cuts) and all(probe.cut for probe in own)):
         tensors = list(dict.fromkeys(str(probe.tensor) for probe in own))
-        return f"its units are in several tensors, {' and '.join(tensors[:2])}"
-    if len({probe.size for probe in own}) == 1:
+        return f"only some of its units are in {' and '.join(tensors[:2])}"
+    if len({probe.total for probe in own}) == 1:
         return None
     for name in names_of(layer):
         if why := known.unmeasured.get((name, "produced")):
@@ -171,12 +186,6 @@ def _unfinished(
         made = [axis for uses in structure.uses.get(name, ()) for axis in _made(uses)]
         if len(made) > 1:
             return f"it makes units of several axes, {', '.join(made)}"
-    by_name = structure.graph.findings.analysis.graph.by_name
-    for probe in known.probes:
-        op = by_name.get(probe.tensor.node.partition(":")[0])
-        is_of_layer = any((name, "produced") in probe.for_ for name in names_of(layer))
-        if is_of_layer and op is not None and op.op in CELLS:
-            return f"it is finished inside of one op, {op.name} ({op.op})"
     return "it is not known in which tensor it is finished"
 
 
@@ -211,7 +220,7 @@ def measured_in(measured: Measured, chosen: Chosen, subject: str) -> Moments:
         UsageError: it says nothing.
     """
     keys: list[Key] = [(name, "produced") for name in names_of(chosen.layer)]
-    size = chosen.probes[0].size
+    size = chosen.probes[0].total
     found = next((measured[k] for k in keys if k in measured and measured[k].size == size), None)
     if found is None:
         raise UsageError(

@@ -11,12 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from converter.activations.data import Opened
 from converter.activations.measure import Pool, gather
 from converter.activations.moments import Accumulator, Moments
+from converter.activations.parts import joined
 from converter.activations.probes import Probe
 from converter.activations.run import Run
 from converter.checkpoint import Checkpoint
 from converter.closing import Closing
 from converter.errors import PlanError
 from converter.structure.called import called_in_graph, opened
+from converter.structure.layers.cuts import Cut
 from converter.variable import Variable
 
 
@@ -131,16 +133,35 @@ class Running(Closing):
     def measure(self, groups: Sequence[Sequence[Probe]]) -> list[Moments]:
         """Run all data, and return the moments of each group of probes.
 
-        Their count is 0 where nothing of it was run.
+        Their count is 0 where nothing of it was run, or of parts of the same units not all equally
+        often.
 
         Raises:
             RunError: the graph does not run.
             ConverterError: an activation is NaN or infinite.
         """
-        pools = [
-            Pool(probes[0].for_, Accumulator(Moments.of(probes[0].size)), list(probes))
-            for probes in groups
-        ]
-        gather(self._run, pools, self._data.batches())
+        pools = [_pools(probes) for probes in groups]
+        gather(
+            self._run, [pool for parts in pools for pool in parts.values()], self._data.batches()
+        )
         self.passes += 1
-        return [pool.moments for pool in pools]
+        return [_moments(parts) for parts in pools]
+
+
+def _pools(probes: Sequence[Probe]) -> dict[Cut | None, Pool]:
+    """Return what a group of probes is added up in, by the part of the units that it is."""
+    found: dict[Cut | None, Pool] = {}
+    for probe in probes:
+        moments = Moments.of(probe.size)
+        pool = found.setdefault(probe.cut, Pool(probe.for_, Accumulator(moments)))
+        pool.probes.append(probe)
+    return found
+
+
+def _moments(parts: Mapping[Cut | None, Pool]) -> Moments:
+    cuts = {cut: pool.moments for cut, pool in parts.items() if cut is not None}
+    if not cuts:
+        (pool,) = parts.values()
+        return pool.moments
+    found = joined(cuts)
+    return Moments.of(next(iter(cuts)).total) if isinstance(found, str) else found
