@@ -272,9 +272,17 @@ def averaged(m: Cell, number: int, new: str, old: str) -> str:
     return m.keep(m.bits(number), m.op("Sub", new, mean), old)
 
 
+def alike(m: Cell, number: int, new: str, old: str) -> str:
+    """Each row takes how like others are to it."""
+    likeness = m.op("MatMul", new, new, transpose_b=True)
+    most = m.op("Max", likeness, m.constant(1), keep_dims=True)
+    return m.keep(m.bits(number), m.op("Sub", new, most), old)
+
+
 @pytest.mark.parametrize(
     "update",
     [
+        alike,
         averaged,
         learned,
         of_the_state,

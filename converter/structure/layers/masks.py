@@ -197,7 +197,7 @@ class Masks:
 def _mixes(node: Node, output: Output) -> bool:
     """Whether a node makes rows of others than the same ones of a tensor."""
     if node.op == "MatMul":
-        return node.inputs[0] != output or bool(node.integer("transpose_a"))
+        return output in node.inputs[1:] or bool(node.integer("transpose_a"))
     return node.op in _MIXES
 
 
