@@ -341,6 +341,18 @@ def test_files_that_do_not_go_together(tmp_path: Path, tf: Any) -> None:
 
 
 @pytest.mark.slow
+def test_an_array_without_a_name_goes_with_those_of_that_name(tmp_path: Path, tf: Any) -> None:
+    x = np.arange(54, dtype="f4").reshape(9, 6)
+    np.save(tmp_path / "a.npy", x)
+    saved(tmp_path / "b.npz", x=x)
+    out = tmp_path / "out.safetensors"
+    some = case("tf221_savedmodel_module").path
+    outcome = run("stats", some, "--data", tmp_path, "-o", out)
+    assert outcome.exit_code == 0, outcome.output
+    assert min(moments.count for moments in read_measured(out).values()) == 18
+
+
+@pytest.mark.slow
 def test_inputs_that_are_missing(tmp_path: Path, tf: Any) -> None:
     some = case("tf012_v2_gru_seqlen").path
     arrays = np.load(case("tf012_v2_gru_seqlen").directory / "io.npz")
