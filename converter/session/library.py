@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
 from converter.errors import UsageError
+
+_WHERE = re.compile(r"\{\{(function_)?node [^}]*\}\}\s*")
 
 
 def tensorflow() -> Any:
@@ -46,7 +49,7 @@ def op_definition(op: str) -> Any:
 
 def line_of(error: Exception) -> str:
     """Return what an error of TensorFlow says is wrong, without where and the stack."""
-    text = getattr(error, "message", None) or str(error)
+    text = _WHERE.sub("", getattr(error, "message", None) or str(error))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     nodes = [number for number, line in enumerate(lines) if line.startswith("Node: ")]
     # "Graph execution error:", where each node was made, its name, and then what is wrong.
