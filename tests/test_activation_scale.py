@@ -484,7 +484,7 @@ def test_empty_sequences_are_told(
     # What is not run at all has no other data, but another part of the graph.
     strategy = ActivationScale(data=(tmp_path / "x.npz",), method=method, fetch=("transpose",))
     result = convert(source, tmp_path / "out2.safetensors", [strategy])
-    assert "nothing of it was run; it stays (--activation-scale-fetch" in " ".join(result.found)
+    assert "nothing of it was run, or some of its units more " in " ".join(result.found)
     assert told not in " ".join(result.found)
 
 
@@ -660,3 +660,25 @@ def test_gates_of_which_some_are_in_another_layer(tmp_path: Path) -> None:
     why = "only some of its units are in second/while/add and second/while/add_1"
     with pytest.raises(PlanError, match=f"^second/kernel .* scaled: {why}; choose others"):
         make_plan(open_checkpoint(path), [strategy])
+
+
+@pytest.mark.slow
+def test_a_layer_of_which_some_units_are_made_more_often_than_others(tmp_path: Path) -> None:
+    tf = pytest.importorskip("tensorflow").compat.v1
+
+    def build() -> None:
+        x = tf.placeholder(tf.float32, [None, 5, 3], "x")
+        kernel = tf.get_variable("kernel", [3, 8])
+        first, second = kernel[:, :4], kernel[:, 4:]
+        often = sum(tf.nn.relu(tf.matmul(x[:, step], first)) for step in (0, 1))
+        once = tf.nn.relu(tf.matmul(x[:, 2], second))
+        tf.matmul(tf.concat([often, once], 1), tf.get_variable("head", [8, 2]), name="out")
+
+    batch: dict[str, Any] = {"x": np.random.default_rng(0).random((40, 5, 3), "f4")}
+    (tmp_path / "in").mkdir()
+    saved(tf, tmp_path / "in", build, feeds=batch, fetches=["out"])
+    np.savez(tmp_path / "x.npz", **batch)
+    strategy = ActivationScale(data=(tmp_path / "x.npz",))
+    result = convert(tmp_path / "in", tmp_path / "out", [strategy], to="tf")
+    told = "kernel: nothing of it was run, or some of its units more often than others; it stays"
+    assert told in result.found[0]
