@@ -393,6 +393,24 @@ def test_tables_of_an_export_are_filled(keras: Any, tmp_path: Path) -> None:
     check(moments, value(table.embeddings)[[[1, 2, 0], [2, 2, 1]]])
 
 
+def test_a_table_that_only_a_saver_fills_is_told(tmp_path: Path) -> None:
+    tf = pytest.importorskip("tensorflow")
+    module = tf.Module()
+    module.w = tf.Variable(np.ones((3, 2), "f4"), name="w")
+    module.table = tf.lookup.experimental.MutableHashTable(tf.int64, tf.float32, -1.0)
+    key = tf.constant([1], tf.int64)
+    module.table.insert(key, tf.constant([5.0]))
+
+    def looked_up(x: Any) -> Any:
+        return {"y": tf.matmul(x * module.table.lookup(key)[0], module.w)}
+
+    spec = tf.TensorSpec((None, 3), tf.float32, "x")
+    module.serve = tf.function(looked_up, input_signature=[spec])
+    tf.saved_model.save(module, str(tmp_path))
+    found = measure(open_checkpoint(tmp_path), [ROWS])
+    assert "MutableHashTable is a lookup table that nothing fills, and is empty" in found.notes
+
+
 def test_texts_are_cut_into_words(keras: Any) -> None:
     layers = keras.layers
     cutting = layers.TextVectorization(output_sequence_length=4)
