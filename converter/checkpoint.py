@@ -68,6 +68,8 @@ class Checkpoint(Mapping[str, Variable]):
         origin: what it was made from; None where it was opened, or made of nothing.
         known: what is known of the variables already, by the keys of `once`.
         graph_from: the checkpoint whose graph it has; None where it has its own, or none.
+        is_in_memory: whether it was made of a model that is no file: `path` is its name, which is
+            what errors are about, and its files are temporary ones.
 
     Raises:
         PlanError: two variables have one name.
@@ -91,6 +93,7 @@ class Checkpoint(Mapping[str, Variable]):
         origin: Origin | None = None,
         known: Mapping[Hashable, object] | None = None,
         graph_from: Checkpoint | None = None,
+        is_in_memory: bool = False,
     ) -> None:
         self._variables: dict[str, Variable] = {}
         for variable in variables:
@@ -116,6 +119,7 @@ class Checkpoint(Mapping[str, Variable]):
         self.origin = origin
         self._known: dict[Hashable, Any] = dict(known or {})
         self.graph_from = graph_from
+        self.is_in_memory = is_in_memory
 
     @property
     def graph_file(self) -> Path | None:
@@ -226,6 +230,7 @@ class Checkpoint(Mapping[str, Variable]):
             roles=lambda derived: _inherited(self, derived),
             origin=Origin(self, sizes or {}),
             graph_from=self.graph_from,
+            is_in_memory=self.is_in_memory,
         )
 
 

@@ -126,6 +126,7 @@ def test_names_of_the_graph_come_back(source: Checkpoint, derived: Checkpoint) -
     assert not {"c1/kernel", "n1/moving_mean"} & names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [[USE], [RENAME], [USE, RENAME]], ids=["ema", "name", "both"])
 def test_only_moments_are_recalibrated(
     before: list[Strategy], source: Checkpoint, tmp_path: Path

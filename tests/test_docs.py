@@ -376,7 +376,7 @@ JSON: dict[str, list[list[str]]] = {
 
 
 def runs_a_graph(arguments: list[str]) -> bool:
-    return "--test" in arguments or arguments in JSON["prove"]
+    return "--test" in arguments or arguments in [*JSON["prove"], *JSON["stats"]]
 
 
 def printed_keys(name: str, rows: list[list[str]], output: Path) -> set[str]:

@@ -85,6 +85,7 @@ def test_commands_take_it(tmp_path: Path) -> None:
     assert run("ckpt", "--recipe", recipe, "--json").stdout == outcome.stdout
 
 
+@pytest.mark.slow
 def test_of_many_those_take_it_that_have_none(tmp_path: Path) -> None:
     root, out = tmp_path / "in", tmp_path / "out"
     root.mkdir()

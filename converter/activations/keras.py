@@ -37,12 +37,12 @@ def open_keras(model: Any, inputs: Mapping[str, Any] | Sequence[Any] | None = No
         opened = open_checkpoint(written.prefix)
         checkpoint = Checkpoint(
             [opened[name] for name in written.variables],
-            # What errors are about is the model, and not where its graph lies for now.
             path=Path(written.name),
             name=written.name,
             format=opened.format,
             files=opened.files,
             meta=opened.meta,
+            is_in_memory=True,
         )
         weakref.finalize(checkpoint, stack.pop_all().close)
     return checkpoint

@@ -63,9 +63,7 @@ def read_definition(checkpoint: Checkpoint) -> Definition | None:
     if checkpoint.graph_from is not None:
         return read_definition(checkpoint.graph_from)
     if checkpoint.meta is not None:
-        is_beside = checkpoint.meta.parent == checkpoint.path.parent
-        # The path of a model in memory is its name; where its graph lies for now tells nothing.
-        path = checkpoint.meta if is_beside else checkpoint.path
+        path = checkpoint.path if checkpoint.is_in_memory else checkpoint.meta
         return definition_of(path, _bytes(checkpoint.meta), "it")
     if checkpoint.is_frozen:
         path = checkpoint.path
