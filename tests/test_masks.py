@@ -162,6 +162,13 @@ def spread(m: Cell, number: int, new: str, old: str) -> str:
     return m.keep(m.op("Mul", bits, m.constant([[1.0] * N])), new, old)
 
 
+def attended(m: Cell, number: int, new: str, old: str) -> str:
+    """What is new is compared with other tensors of its own row."""
+    scores = m.op("Einsum", m.input(-1, 4, N, name=f"keys_{number}"), new, equation="bkn,bn->bk")
+    most = m.op("Max", scores, m.constant(1), keep_dims=True)
+    return m.keep(m.bits(number), m.op("Add", new, most), old)
+
+
 def ended_fed(m: Cell, number: int, new: str, old: str) -> str:
     done = m.fed(number)
     return m.keep(m.op("Sub", m.one, done), new, old, done)
@@ -187,6 +194,7 @@ FOUND = {
     "negated": negated,
     "of_integers": of_integers,
     "spread": spread,
+    "attended": attended,
     "ended_fed": ended_fed,
     "sized": sized,
     "fed": lambda m, number, new, old: m.keep(m.fed(number), new, old),
@@ -314,9 +322,30 @@ def alike(m: Cell, number: int, new: str, old: str) -> str:
     return m.keep(m.bits(number), m.op("Sub", new, most), old)
 
 
+def turned(m: Cell, number: int, new: str, old: str) -> str:
+    """Rows are in another order than their masks."""
+    ends = [m.constant([0]), m.constant([0]), m.constant([-1])]
+    other = m.op("StridedSlice", new, *ends, begin_mask=1, end_mask=1)
+    return m.keep(m.bits(number), m.op("Sub", new, other), old)
+
+
+def added_up(m: Cell, number: int, new: str, old: str) -> str:
+    sums = m.op("UnsortedSegmentSum", new, m.lengths(), m.constant(3), shape=(-1, N))
+    return m.keep(m.bits(number), m.op("Sub", new, sums), old)
+
+
+def alike_by_einsum(m: Cell, number: int, new: str, old: str) -> str:
+    likeness = m.op("Einsum", new, new, equation="ab,cb->ac", N=2)
+    most = m.op("Max", likeness, m.constant(1), keep_dims=True)
+    return m.keep(m.bits(number), m.op("Sub", new, most), old)
+
+
 @pytest.mark.parametrize(
     "update",
     [
+        turned,
+        added_up,
+        alike_by_einsum,
         alike,
         averaged,
         learned,
