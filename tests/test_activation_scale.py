@@ -682,3 +682,36 @@ def test_a_layer_of_which_some_units_are_made_more_often_than_others(tmp_path: P
     result = convert(tmp_path / "in", tmp_path / "out", [strategy], to="tf")
     told = "kernel: nothing of it was run, or some of its units more often than others; it stays"
     assert told in result.found[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("per", ["variable", "unit"])
+def test_heads_whose_bias_is_added_in_two_axes(
+    tmp_path: Path, per: Literal["variable", "unit"]
+) -> None:
+    keras = pytest.importorskip("keras")
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    given = keras.Input((8, 12), name="x")
+    out = keras.layers.MultiHeadAttention(3, 4, name="heads")(given, given)
+    model = keras.Model(given, keras.layers.Dense(2, name="head")(out))
+    for weight in model.weights:
+        weight.assign(rng.normal(size=weight.shape))
+    model.export(str(tmp_path / "in"), verbose=False)
+    x = rng.normal(size=(70, 8, 12)).astype("f4")
+    np.savez(tmp_path / "x.npz", x=x)
+    found = measure(open_checkpoint(tmp_path / "in"), [{"x": x}])
+    strategy = ActivationScale(data=(tmp_path / "x.npz",), per=per)
+    result = convert(tmp_path / "in", tmp_path / "out.safetensors", [strategy])
+    old, new = open_checkpoint(tmp_path / "in"), open_checkpoint(result.output)
+    for name in ("query", "key", "value"):
+        kernel, bias = f"heads/{name}/kernel", f"heads/{name}/bias"
+        made, scaled = (
+            np.abs(np.einsum("bti,ihd->bthd", x, of[kernel].read()) + of[bias].read())
+            for of in (old, new)
+        )
+        for variable in (kernel, bias):
+            mean_abs = found[variable, "produced"].mean_abs
+            assert mean_abs == pytest.approx(made.mean((0, 1)).ravel(), rel=1e-5)
+        units = scaled.mean((0, 1))
+        assert (units if per == "unit" else units.mean()) == pytest.approx(1, rel=0.01)
