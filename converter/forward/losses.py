@@ -6,12 +6,12 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
-from converter.forward.outputs import sources_of
+from converter.dtype import VARIANT
+from converter.forward.outputs import after_updates, sources_of
 from converter.graph.node import Node, Tensor
 from converter.graph.ops import ADDS, CONTROL_FLOW, SAME, SHAPE_ONLY, is_effect, is_watching, ops
 from converter.graph.written import Graph
 
-_OF_GRADIENTS = re.compile(r"(?:.*/)?gradients(?:_\d+)?/")
 _GRADIENT_OF = re.compile(r"(?:.*/)?gradients(?:_\d+)?/(.+?)_grad/.*")
 _APPLIES = re.compile(r"(Resource)?(Sparse)?Apply[A-Z]\w*")
 _SCATTERS = re.compile(r"(Resource)?Scatter(Add|Sub)")
@@ -47,7 +47,7 @@ def find_losses(graph: Graph, variables: Collection[str]) -> list[Tensor]:
         graph: the graph.
         variables: the nodes that hold the values of variables.
     """
-    gone = _training(graph)
+    gone = after_updates(graph)
     trained = {m[1] for m in map(_GRADIENT_OF.fullmatch, graph.nodes) if m is not None}
     smooth = _reached(graph, variables, gone, is_smooth=True)
     data = _reached(graph, {source.node for source in sources_of(graph)}, gone)
@@ -131,16 +131,6 @@ def _is_number(graph: Graph, node: Node) -> bool:
     )
 
 
-def _training(graph: Graph) -> set[str]:
-    """Return the gradients, the updates, and what is computed from either."""
-    first = {
-        name
-        for name, node in graph.nodes.items()
-        if is_effect(node.op) or _OF_GRADIENTS.match(name)
-    }
-    return _reached(graph, first, ())
-
-
 def _reached(
     graph: Graph,
     first: Iterable[str],
@@ -169,9 +159,15 @@ def _reached(
         for other in near:
             if other.name in found or other.name in gone or other.op in SHAPE_ONLY:
                 continue
-            dtype = graph.dtype(Tensor(other.name))
-            if is_smooth and dtype is not None and not dtype.is_float:
+            taken = (source for source in other.sources if source.node == name)
+            if is_smooth and not any(_is_smooth(graph, source) for source in taken):
                 continue
             found.add(other.name)
             waiting.append(other.name)
     return found
+
+
+def _is_smooth(graph: Graph, source: Tensor) -> bool:
+    """Tell whether a tensor holds floats, or a list of tensors, as far as the graph tells."""
+    dtype = graph.dtype(source)
+    return dtype is None or dtype.is_float or dtype is VARIANT

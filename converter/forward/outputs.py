@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from converter.dtype import VARIANT
+from converter.forward.loops import handed_through
 from converter.graph.node import Node, Tensor, texts
 from converter.graph.node import tensor as tensor_of
 from converter.graph.ops import (
@@ -70,6 +71,22 @@ def sources_of(graph: Graph) -> list[Tensor]:
     return found
 
 
+def after_updates(graph: Graph) -> set[str]:
+    """Return the gradients, the updates, and what is computed from either."""
+    first = [
+        node.name
+        for node in graph.nodes.values()
+        if is_effect(node.op) or (_GRADIENTS.search(node.name) and node.op not in _ACCUMULATORS)
+    ]
+    found, waiting = set(first), first
+    while waiting:
+        for user in graph.consumers.get(waiting.pop(), ()):
+            if user.name not in found:
+                found.add(user.name)
+                waiting.append(user.name)
+    return found
+
+
 def find_outputs(
     graph: Graph, variables: Collection[str], ignored: Collection[Tensor] = ()
 ) -> list[Output]:
@@ -109,7 +126,8 @@ class _Search:
         self, graph: Graph, variables: Collection[str], ignored: Collection[Tensor]
     ) -> None:
         self.graph = graph
-        self._after = self._after_updates()
+        self._after = after_updates(graph)
+        self._handed = handed_through(graph)
         self._labelled: set[str] = set()
         self._before = self._before_updates()
         left_out = set(ignored)
@@ -167,22 +185,6 @@ class _Search:
         place = {name: number for number, name in enumerate(self.graph.nodes)}
         ordered = sorted(found, key=lambda source: (place[source.node], source.port))
         return [Output(source, found[source]) for source in ordered]
-
-    def _after_updates(self) -> set[str]:
-        """Return the gradients, the updates, and what is computed from either."""
-        nodes = self.graph.nodes.values()
-        first = [
-            node.name
-            for node in nodes
-            if is_effect(node.op) or (_GRADIENTS.search(node.name) and node.op not in _ACCUMULATORS)
-        ]
-        found, waiting = set(first), first
-        while waiting:
-            for user in self.graph.consumers.get(waiting.pop(), ()):
-                if user.name not in found:
-                    found.add(user.name)
-                    waiting.append(user.name)
-        return found
 
     def _before_updates(self) -> set[str]:
         """Return what is computed for updates alone, with the updates and what follows them."""
@@ -255,14 +257,16 @@ class _Search:
                 yield node
 
     def _tensors(self, node: Node) -> list[Tensor]:
-        """Return the tensors of a node that are no scalars."""
+        """Return the tensors of a node that it computes, and that are no scalars."""
         noted = node.attributes.get("_output_shapes")
         count = len(noted.list.shape) if noted is not None else 1
         found = [Tensor(node.name, index) for index in range(count)]
         return [
             source
             for source in found
-            if self.graph.shape(source) != () and self.graph.dtype(source) is not VARIANT
+            if self.graph.shape(source) != ()
+            and self.graph.dtype(source) is not VARIANT
+            and source not in self._handed
         ]
 
     def _users(self, node: Node) -> list[Node]:
@@ -339,10 +343,14 @@ class _Search:
         )
 
     def _before_loss(self, source: Tensor, user: Node) -> Tensor:
-        """Return what a loss was given, before it takes its layout or logarithm."""
+        """Return what a loss was given, before a branch, and before its layout or logarithm."""
         first = source
         for _ in range(_MAX_STEPS):
             node = self.graph.nodes[source.node]
+            # What a branch gets is there in that alone.
+            if node.op in SWITCHES:
+                source = node.sources[0]
+                continue
             inside = _shares_scope(node, user)
             # The Python function of this loss flattens first, in old versions outside its scope.
             is_flat = source == first and node.op == "Reshape" and "CrossEntropy" in user.op

@@ -161,6 +161,8 @@ class Session(Closing):
                     f"{self._forward.graph.path}: TensorFlow cannot tell the gradients of "
                     f"{losses[0]}: {line_of(error)}"
                 ) from None
+        # Loops and branches that are functions give out more now than a session knows that ran.
+        self._reopen()
         return [_gradient(*pair) for pair in zip(names, found, strict=True) if pair[1] is not None]
 
     def held(self) -> dict[str, int]:
@@ -207,11 +209,15 @@ class Session(Closing):
         """Set back what the last run changed: states, and what random numbers come next."""
         draw_again = draw_again and bool(self._forward.random)
         if draw_again:
-            self._session.close()
-            self._session, self._calls, self._little = self._open(tensorflow())
-            self._initialize()
+            self._reopen()
         else:
             self._assign(self._pruned.changed)
+
+    def _reopen(self) -> None:
+        self._session.close()
+        self._session, self._calls, self._little = self._open(tensorflow())
+        self._initialize()
+        self._is_fresh = True
 
     def _open(self, tf: Any) -> tuple[Any, Calls, Calls]:
         """Return a session, its runs of the model, and its runs of little."""
