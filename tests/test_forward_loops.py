@@ -93,7 +93,8 @@ def turns(tf: Any, loss: str) -> Any:
     u = tf.get_variable("u", [5, 5])
 
     def body(i: Any, same: Any, h: Any) -> tuple[Any, Any, Any]:
-        return i + 1, same, tf.tanh(tf.matmul(h, u) + same)
+        passed = tf.identity(same) if loss == "loop" else same
+        return i + 1, passed, tf.tanh(tf.matmul(h, u) + same)
 
     _, same, last = tf.while_loop(lambda i, *_: i < 3, body, [0, memory, tf.zeros_like(memory)])
     if loss == "named":
@@ -118,6 +119,17 @@ def test_a_recurrent_network(tf: Any, tmp_path: Path, flow: str, is_trained: boo
     # Only what the loop computes: not the kernel, the lengths and the zeros that it takes.
     state = "rnn/while/Exit_3" if flow == "frames" else "rnn/while/Identity_4"
     assert found(tmp_path) == ([state, "logits"], ["loss"])
+
+
+def test_a_loss_that_only_lists_lead_to(tf: Any, tmp_path: Path, flow: str) -> None:
+    def build() -> Any:
+        x = tf.placeholder(tf.float32, [None, STEPS, 4], "x")
+        y = tf.placeholder(tf.float32, [None, STEPS, 6], "y")
+        hidden, _ = tf.nn.dynamic_rnn(Cell(tf), x, dtype=tf.float32)
+        return tf.reduce_mean(tf.square(hidden - y), name="loss")
+
+    saved(tf, tmp_path, build)
+    assert found(tmp_path)[1] == ["loss"]
 
 
 @pytest.mark.parametrize("loss", ["plain", "loop", "branch"])

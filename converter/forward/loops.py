@@ -15,7 +15,7 @@ _MAX_STEPS = 16
 def handed_through(graph: Graph) -> set[Tensor]:
     """Return what leaves a loop as it came in: what the loop takes from outside.
 
-    A loop that is a function gives that out too, through an Identity of its own for each output.
+    A loop that is a function gives that out too, and has an Identity for each of its outputs.
     """
     found: set[Tensor] = set()
     functions = {encoded(name): body for name, body in graph.functions.items()}
@@ -28,8 +28,7 @@ def handed_through(graph: Graph) -> set[Tensor]:
             given = {Tensor(node.name, port) for port in unchanged.get(name, ())}
             found |= given
             for user in graph.consumers.get(node.name, ()):
-                is_own = user.op in IDENTITIES and user.name.startswith(f"{node.name}/")
-                if is_own and user.sources[0] in given:
+                if user.op in IDENTITIES and user.sources[0] in given:
                     found.add(Tensor(user.name))
         elif node.op in EXITS and _comes_around(graph, node):
             found.add(Tensor(node.name))
