@@ -292,7 +292,7 @@ def measuring(table: Table, place: Path, rounds: int) -> None:
     """How long a model takes that is measured, beside only running it."""
     place.mkdir(parents=True)
     for name, _, _, ratio in ratios(rounds, place):
-        table.row(f"measured / only run: {name}", ratio, 1.0, "1.5")
+        table.row(f"measured / Session.run: {name}", ratio, 1.0, "1.5")
     shutil.rmtree(place)
 
 
