@@ -484,7 +484,7 @@ def test_empty_sequences_are_told(
     # What is not run at all has no other data, but another part of the graph.
     strategy = ActivationScale(data=(tmp_path / "x.npz",), method=method, fetch=("transpose",))
     result = convert(source, tmp_path / "out2.safetensors", [strategy])
-    assert "nothing of it was run; it stays (--activation-scale-fetch" in " ".join(result.found)
+    assert "nothing of it was run, or some of its units more " in " ".join(result.found)
     assert told not in " ".join(result.found)
 
 
@@ -660,3 +660,58 @@ def test_gates_of_which_some_are_in_another_layer(tmp_path: Path) -> None:
     why = "only some of its units are in second/while/add and second/while/add_1"
     with pytest.raises(PlanError, match=f"^second/kernel .* scaled: {why}; choose others"):
         make_plan(open_checkpoint(path), [strategy])
+
+
+@pytest.mark.slow
+def test_a_layer_of_which_some_units_are_made_more_often_than_others(tmp_path: Path) -> None:
+    tf = pytest.importorskip("tensorflow").compat.v1
+
+    def build() -> None:
+        x = tf.placeholder(tf.float32, [None, 5, 3], "x")
+        kernel = tf.get_variable("kernel", [3, 8])
+        first, second = kernel[:, :4], kernel[:, 4:]
+        often = sum(tf.nn.relu(tf.matmul(x[:, step], first)) for step in (0, 1))
+        once = tf.nn.relu(tf.matmul(x[:, 2], second))
+        tf.matmul(tf.concat([often, once], 1), tf.get_variable("head", [8, 2]), name="out")
+
+    batch: dict[str, Any] = {"x": np.random.default_rng(0).random((40, 5, 3), "f4")}
+    (tmp_path / "in").mkdir()
+    saved(tf, tmp_path / "in", build, feeds=batch, fetches=["out"])
+    np.savez(tmp_path / "x.npz", **batch)
+    strategy = ActivationScale(data=(tmp_path / "x.npz",))
+    result = convert(tmp_path / "in", tmp_path / "out", [strategy], to="tf")
+    told = "kernel: nothing of it was run, or some of its units more often than others; it stays"
+    assert told in result.found[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("per", ["variable", "unit"])
+def test_heads_whose_bias_is_added_in_two_axes(
+    tmp_path: Path, per: Literal["variable", "unit"]
+) -> None:
+    keras = pytest.importorskip("keras")
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    given = keras.Input((8, 12), name="x")
+    out = keras.layers.MultiHeadAttention(3, 4, name="heads")(given, given)
+    model = keras.Model(given, keras.layers.Dense(2, name="head")(out))
+    for weight in model.weights:
+        weight.assign(rng.normal(size=weight.shape))
+    model.export(str(tmp_path / "in"), verbose=False)
+    x = rng.normal(size=(70, 8, 12)).astype("f4")
+    np.savez(tmp_path / "x.npz", x=x)
+    found = measure(open_checkpoint(tmp_path / "in"), [{"x": x}])
+    strategy = ActivationScale(data=(tmp_path / "x.npz",), per=per)
+    result = convert(tmp_path / "in", tmp_path / "out.safetensors", [strategy])
+    old, new = open_checkpoint(tmp_path / "in"), open_checkpoint(result.output)
+    for name in ("query", "key", "value"):
+        kernel, bias = f"heads/{name}/kernel", f"heads/{name}/bias"
+        made, scaled = (
+            np.abs(np.einsum("bti,ihd->bthd", x, of[kernel].read()) + of[bias].read())
+            for of in (old, new)
+        )
+        for variable in (kernel, bias):
+            mean_abs = found[variable, "produced"].mean_abs
+            assert mean_abs == pytest.approx(made.mean((0, 1)).ravel(), rel=1e-5)
+        units = scaled.mean((0, 1))
+        assert (units if per == "unit" else units.mean()) == pytest.approx(1, rel=0.01)

@@ -227,6 +227,44 @@ def test_states_in_functions_begin_again_in_each_batch(tmp_path: Path) -> None:
     check(found["w", "consumed"], np.concatenate([2 * ROWS] * 3))
 
 
+def test_generators_draw_the_same_in_each_batch(tmp_path: Path) -> None:
+    tf = pytest.importorskip("tensorflow")
+    module = tf.Module()
+    module.w = tf.Variable(np.ones((3, 2), "f4"), name="w")
+    module.drawn = tf.random.Generator.from_seed(1)
+
+    def noisy(x: Any) -> Any:
+        return {"y": tf.matmul(x * module.drawn.uniform([]), module.w)}
+
+    spec = tf.TensorSpec((None, 3), tf.float32, "x")
+    module.serve = tf.function(noisy, input_signature=[spec])
+    tf.saved_model.save(module, str(tmp_path))
+    once, often = (measure(open_checkpoint(tmp_path), [ROWS] * n)["w", "consumed"] for n in (1, 3))
+    assert np.allclose(once.mean, often.mean)
+
+
+def test_one_of_several_branches_is_run(tmp_path: Path) -> None:
+    tf = pytest.importorskip("tensorflow")
+    module = tf.Module()
+    module.held = [tf.Variable(np.ones((3, 2), "f4"), name=name) for name in "ab"]
+
+    def branched(number: Any, x: Any) -> Any:
+        def branch(w: Any) -> Any:
+            return tf.function(lambda: tf.nn.relu(tf.matmul(tf.gather(x, [0, 1]), w)))
+
+        return {"y": tf.switch_case(number, [branch(w) for w in module.held])}
+
+    specs = [tf.TensorSpec((), tf.int32, "number"), tf.TensorSpec((None, 3), tf.float32, "x")]
+    module.serve = tf.function(branched, input_signature=specs)
+    tf.saved_model.save(module, str(tmp_path))
+    checkpoint = open_checkpoint(tmp_path)
+    found = measure(checkpoint, [{"number": np.array(1, "i4"), "x": ROWS}])
+    check(found["b", "produced"], np.maximum(ROWS[:2] @ np.ones((3, 2)), 0))
+    assert ("a", "produced") not in found
+    with pytest.raises(RunError, match=r": it does not run: indices\[1\] = 1 is not in"):
+        measure(checkpoint, [{"number": np.array(1, "i4"), "x": ROWS[:1]}])
+
+
 def test_layers_that_are_random_in_training_alone(keras: Any) -> None:
     layers = keras.layers
     images = RNG.standard_normal((4, 6, 6, 3)).astype("f4")
@@ -299,6 +337,16 @@ def test_a_model_of_a_class_of_its_own(keras: Any) -> None:
         check(found[kernel, "consumed"], taken)
 
 
+def test_layers_in_a_row_that_were_never_called(keras: Any) -> None:
+    import tensorflow as tf
+
+    model = keras.Sequential([keras.layers.Dense(UNITS, name="hidden"), keras.layers.Dense(2)])
+    with pytest.raises(UsageError, match="it does not know its inputs yet; call it once"):
+        open_keras(model)
+    found = measure(open_keras(model, [tf.TensorSpec((None, 3))]), [ROWS])
+    check(found[named(model.layers[0].kernel), "consumed"], ROWS)
+
+
 def test_activations_of_half_precision(keras: Any) -> None:
     layers = keras.layers
     keras.mixed_precision.set_global_policy("mixed_float16")
@@ -343,6 +391,24 @@ def test_tables_of_an_export_are_filled(keras: Any, tmp_path: Path) -> None:
     words = np.array([["a", "b", "z"], ["b", "b", "a"]], object)
     (moments,) = measure(open_checkpoint(tmp_path / "model"), [words]).values()
     check(moments, value(table.embeddings)[[[1, 2, 0], [2, 2, 1]]])
+
+
+def test_a_table_that_only_a_saver_fills_is_told(tmp_path: Path) -> None:
+    tf = pytest.importorskip("tensorflow")
+    module = tf.Module()
+    module.w = tf.Variable(np.ones((3, 2), "f4"), name="w")
+    module.table = tf.lookup.experimental.MutableHashTable(tf.int64, tf.float32, -1.0)
+    key = tf.constant([1], tf.int64)
+    module.table.insert(key, tf.constant([5.0]))
+
+    def looked_up(x: Any) -> Any:
+        return {"y": tf.matmul(x * module.table.lookup(key)[0], module.w)}
+
+    spec = tf.TensorSpec((None, 3), tf.float32, "x")
+    module.serve = tf.function(looked_up, input_signature=[spec])
+    tf.saved_model.save(module, str(tmp_path))
+    found = measure(open_checkpoint(tmp_path), [ROWS])
+    assert "MutableHashTable is a lookup table that nothing fills, and is empty" in found.notes
 
 
 def test_texts_are_cut_into_words(keras: Any) -> None:

@@ -107,6 +107,19 @@ def indexed(m: Cell, number: int, new: str, old: str) -> str:
     return m.keep(column(), new, old, m.op("Sub", m.one, column()))
 
 
+def rest_indexed(m: Cell, number: int, new: str, old: str) -> str:
+    """As `m[:, None]` and `(1 - m)[:, None]`."""
+    lives = m.op("Greater", m.lengths(), m.constant(number), name=f"Greater_{number}")
+    bits = m.op("Cast", lives, SrcT="bool", DstT="float32")
+    none = m.constant([0, 0])
+    ends = [none, none, m.constant([1, 1])]
+    both = [
+        m.op("StridedSlice", each, *ends, begin_mask=1, end_mask=1, new_axis_mask=2)
+        for each in (bits, m.op("Sub", m.one, bits))
+    ]
+    return m.keep(both[0], new, old, both[1])
+
+
 def put_out(m: Cell, number: int, new: str, old: str) -> str:
     """What is put out is zero where the state is kept."""
     bits = m.bits(number)
@@ -119,15 +132,41 @@ def opposite(m: Cell, number: int, new: str, old: str) -> str:
     return m.keep(m.bits(number), new, old, m.bits(number, "LessEqual"))
 
 
+def anew(m: Cell, number: int, new: str, old: str) -> str:
+    """Lengths are computed for each comparison."""
+    compared = [
+        m.op(op, m.op("Add", m.lengths(), m.constant(1)), m.constant(number))
+        for op in ("Greater", "LessEqual")
+    ]
+    both = [m.op("Cast", each, SrcT="bool", DstT="float32") for each in compared]
+    return m.keep(m.column(both[0]), new, old, m.column(both[1]))
+
+
 def negated(m: Cell, number: int, new: str, old: str) -> str:
     lives = m.op("Greater", m.lengths(), m.constant(number), name=f"Greater_{number}")
     both = [m.op("Cast", b, SrcT="bool") for b in (lives, m.op("LogicalNot", lives))]
     return m.keep(m.column(both[0]), new, old, m.column(both[1]))
 
 
+def of_integers(m: Cell, number: int, new: str, old: str) -> str:
+    lives = m.op("Greater", m.lengths(), m.constant(number), name=f"Greater_{number}")
+    both = [
+        m.op("Cast", m.op("Cast", b, SrcT="bool", DstT="int32"), SrcT="int32", DstT="float32")
+        for b in (lives, m.op("LogicalNot", lives))
+    ]
+    return m.keep(m.column(both[0]), new, old, m.column(both[1]))
+
+
 def spread(m: Cell, number: int, new: str, old: str) -> str:
     bits = m.bits(number)
     return m.keep(m.op("Mul", bits, m.constant([[1.0] * N])), new, old)
+
+
+def attended(m: Cell, number: int, new: str, old: str) -> str:
+    """What is new is compared with other tensors of its own row."""
+    scores = m.op("Einsum", m.input(-1, 4, N, name=f"keys_{number}"), new, equation="bkn,bn->bk")
+    most = m.op("Max", scores, m.constant(1), keep_dims=True)
+    return m.keep(m.bits(number), m.op("Add", new, most), old)
 
 
 def ended_fed(m: Cell, number: int, new: str, old: str) -> str:
@@ -148,10 +187,14 @@ FOUND = {
     "step_off": step_off,
     "tiled": tiled,
     "indexed": indexed,
+    "rest_indexed": rest_indexed,
     "put_out": put_out,
     "opposite": opposite,
+    "anew": anew,
     "negated": negated,
+    "of_integers": of_integers,
     "spread": spread,
+    "attended": attended,
     "ended_fed": ended_fed,
     "sized": sized,
     "fed": lambda m, number, new, old: m.keep(m.fed(number), new, old),
@@ -162,7 +205,7 @@ FOUND = {
 def test_a_factor_that_all_units_share_is_a_mask(form: str) -> None:
     found = Cell(FOUND[form]).masks()
     names = {"fed": "fed_{}", "ended_fed": "fed_{}", "ended": "LessEqual_{}"}
-    if form not in ("indexed", "sized"):
+    if form not in ("indexed", "sized", "anew"):
         name = names.get(form, "Greater_{}")
         assert [source(mask) for mask in found] == [name.format(n) for n in range(STEPS)]
     assert all(mask is not None and mask.step is None and mask.keeps for mask in found)
@@ -272,9 +315,38 @@ def averaged(m: Cell, number: int, new: str, old: str) -> str:
     return m.keep(m.bits(number), m.op("Sub", new, mean), old)
 
 
+def alike(m: Cell, number: int, new: str, old: str) -> str:
+    """Each row takes how like others are to it."""
+    likeness = m.op("MatMul", new, new, transpose_b=True)
+    most = m.op("Max", likeness, m.constant(1), keep_dims=True)
+    return m.keep(m.bits(number), m.op("Sub", new, most), old)
+
+
+def turned(m: Cell, number: int, new: str, old: str) -> str:
+    """Rows are in another order than their masks."""
+    ends = [m.constant([0]), m.constant([0]), m.constant([-1])]
+    other = m.op("StridedSlice", new, *ends, begin_mask=1, end_mask=1)
+    return m.keep(m.bits(number), m.op("Sub", new, other), old)
+
+
+def added_up(m: Cell, number: int, new: str, old: str) -> str:
+    sums = m.op("UnsortedSegmentSum", new, m.lengths(), m.constant(3), shape=(-1, N))
+    return m.keep(m.bits(number), m.op("Sub", new, sums), old)
+
+
+def alike_by_einsum(m: Cell, number: int, new: str, old: str) -> str:
+    likeness = m.op("Einsum", new, new, equation="ab,cb->ac", N=2)
+    most = m.op("Max", likeness, m.constant(1), keep_dims=True)
+    return m.keep(m.bits(number), m.op("Sub", new, most), old)
+
+
 @pytest.mark.parametrize(
     "update",
     [
+        turned,
+        added_up,
+        alike_by_einsum,
+        alike,
         averaged,
         learned,
         of_the_state,

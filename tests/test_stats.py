@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -341,6 +342,18 @@ def test_files_that_do_not_go_together(tmp_path: Path, tf: Any) -> None:
 
 
 @pytest.mark.slow
+def test_an_array_without_a_name_goes_with_those_of_that_name(tmp_path: Path, tf: Any) -> None:
+    x = np.arange(54, dtype="f4").reshape(9, 6)
+    np.save(tmp_path / "a.npy", x)
+    saved(tmp_path / "b.npz", x=x)
+    out = tmp_path / "out.safetensors"
+    some = case("tf221_savedmodel_module").path
+    outcome = run("stats", some, "--data", tmp_path, "-o", out)
+    assert outcome.exit_code == 0, outcome.output
+    assert min(moments.count for moments in read_measured(out).values()) == 18
+
+
+@pytest.mark.slow
 def test_inputs_that_are_missing(tmp_path: Path, tf: Any) -> None:
     some = case("tf012_v2_gru_seqlen").path
     arrays = np.load(case("tf012_v2_gru_seqlen").directory / "io.npz")
@@ -436,3 +449,27 @@ def test_without_a_graph(tmp_path: Path, tf: Any) -> None:
 def test_usage(arguments: list[Any], code: int, said: str) -> None:
     pytest.importorskip("tensorflow")
     assert said in told(run("stats", *arguments), code)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "wanted"),
+    [(["stats", CHARLM, "--data", "x.npz"], "1"), (["prove", CHARLM, CHARLM], "0")],
+)
+def test_which_kernels_tensorflow_chooses(tmp_path: Path, command: list[Any], wanted: str) -> None:
+    pytest.importorskip("tensorflow")
+    saved(tmp_path / "x.npz", x=IDS)
+    code = (
+        "import os, sys; from converter.cli import cli; cli(sys.argv[1:], standalone_mode=False);"
+        "print('kernels', os.environ['TF_ENABLE_ONEDNN_OPTS'])"
+    )
+    outcome = subprocess.run(
+        [sys.executable, "-c", code, *map(str, command)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={k: v for k, v in os.environ.items() if not k.startswith("TF_")},
+        check=True,
+    )
+    assert outcome.stdout.splitlines()[-1] == f"kernels {wanted}"
+    assert outcome.stderr == ""

@@ -280,19 +280,20 @@ class Opened:
 
     def _check(self, model: Asked, where: str) -> None:
         """Refuse what the model does not take, by the headers alone."""
-        first: dict[str, Path] = {}
+        first: set[str] = set()
         for file, rows in zip(self._files, self._rows, strict=True):
             tensors = self._tensors(model, file, rows)
+            names = {name or self._only for name in file.headers}
             if not first:
                 given = {**dict.fromkeys(tensors), **model.fed}
                 model.check_complete(model.forward(given), given, str(file.path))
-                first = dict.fromkeys(file.headers, file.path)
-            if odd := sorted(first.keys() ^ file.headers.keys()):
+                first = names
+            if odd := sorted(first ^ names):
                 lacking, having = file.path, self._files[0].path
-                if odd[0] in file.headers:
+                if odd[0] in names:
                     lacking, having = having, lacking
                 raise UsageError(
-                    f"{lacking}: it has no {odd[0] or self._only}, and {having} has; all files "
+                    f"{lacking}: it has no {odd[0]}, and {having} has; all files "
                     "must have the same arrays"
                 )
         if not self.total:

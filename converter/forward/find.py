@@ -157,13 +157,14 @@ class _Finder:
         initial = initial_values(self.graph, absent) if absent else {}
         self._note(inputs, bypassed, random, needed)
         self._note_absent(absent, initial)
+        fills = self._fills(needed)
         return Forward(
             self.graph,
             tuple(outputs),
             tuple(inputs),
             variables,
             initial,
-            tuple(self._fills(needed)),
+            fills,
             tuple(bypassed),
             tuple(random),
             tuple(self._notes),
@@ -278,13 +279,17 @@ class _Finder:
             name for name, node in self.graph.nodes.items() if node.op in RANDOM and name in drawing
         ]
 
-    def _fills(self, needed: set[str]) -> Iterator[str]:
-        """Yield the operations that fill the tables among the needed nodes."""
+    def _fills(self, needed: set[str]) -> tuple[str, ...]:
+        """Return the operations that fill the tables among the needed nodes."""
         tables = {name for name in needed if TABLES.fullmatch(self.graph.nodes[name].op)}
+        found: dict[str, set[str]] = {}
         for node in self.graph.nodes.values() if tables else ():
-            of = {self.graph.origin(source).node for source in node.sources}
-            if self._is_filling(node) and of & tables:
-                yield node.name
+            of = tables & {self.graph.origin(source).node for source in node.sources}
+            if of and self._is_filling(node):
+                found[node.name] = of
+        for name in sorted(tables.difference(*found.values())):
+            self._notes.append(f"{name} is a lookup table that nothing fills, and is empty")
+        return tuple(found)
 
     def _is_filling(self, node: Node) -> bool:
         """Whether a node fills tables, or calls what does; not so with what a saver restores."""

@@ -12,7 +12,7 @@ from converter.formats.messages import message
 from converter.forward.find import Forward
 from converter.graph.functions import inline
 from converter.graph.node import Tensor, encoded, text_of
-from converter.graph.ops import INLINED, PASSING, PLACEHOLDERS, RANDOM, is_effect
+from converter.graph.ops import GENERATORS, INLINED, PASSING, PLACEHOLDERS, RANDOM, is_effect
 from converter.graph.written import Graph
 
 # Hints that are wrong once a part of the graph is gone: shapes, colocation, the TPU's cluster.
@@ -77,12 +77,12 @@ def prune(forward: Forward, fed: Mapping[Tensor, DType]) -> Pruned:
 def _changed(definition: Any, fills: Collection[str], subject: str) -> frozenset[str]:
     """Return the nodes that what changes a state takes, in functions too; of a variable its own."""
     listed = (definition.node, *(function.node_def for function in definition.library.function))
-    if not any(is_effect(text_of(node.op)) for nodes in listed for node in nodes):
+    if not any(_changes(text_of(node.op)) for nodes in listed for node in nodes):
         return frozenset()
     nodes = {node.name: node for node in inline(definition, subject)}
     found: set[str] = set()
     for node in nodes.values():
-        if not is_effect(node.op) or node.name in fills:
+        if not _changes(node.op) or node.name in fills:
             continue
         seen: set[str] = set()
         waiting = [source.node for source in node.sources]
@@ -94,6 +94,10 @@ def _changed(definition: Any, fills: Collection[str], subject: str) -> frozenset
                 waiting += [source.node for source in taken]
         found |= seen
     return frozenset(found)
+
+
+def _changes(op: str) -> bool:
+    return op in GENERATORS or is_effect(op)
 
 
 def _placeholders(graph: Graph, fed: Mapping[Tensor, DType]) -> dict[Tensor, str]:
@@ -151,7 +155,9 @@ def _functions(graph: Graph, nodes: Any) -> list[Any]:
     waiting = [*nodes] if library else []
     while waiting:
         node = waiting.pop()
-        called = [node.op, *(entry.value.func.name for entry in node.attr)]
+        values = [entry.value for entry in node.attr]
+        called = [node.op, *(value.func.name for value in values)]
+        called += [function.name for value in values for function in value.list.func]
         for name in called:
             if name in library and name not in found:
                 found[name] = library[name]

@@ -63,6 +63,12 @@ RANDOM = NOISE | ops("""
     """)
 """What depends on chance, whatever else it takes."""
 
+GENERATORS = ops("""
+    RngReadAndSkip RngSkip StatefulUniform StatefulUniformInt StatefulUniformFullInt
+    StatefulStandardNormal StatefulStandardNormalV2 StatefulTruncatedNormal StatefulRandomBinomial
+    """)
+"""What counts in a variable how many numbers were drawn, as `tf.random.Generator` does."""
+
 # -- calls, branches and loops -----------------------------------------------------------------
 
 CALLS = ops("PartitionedCall StatefulPartitionedCall")

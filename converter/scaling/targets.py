@@ -302,7 +302,10 @@ def _told(outcome: Outcome, wanted: Wanted) -> str:
     if np.isnan(outcome.before).all() and outcome.is_empty:
         return "all sequences of the data are empty; it stays (give data with longer ones)"
     if np.isnan(outcome.before).all():
-        return "nothing of it was run; it stays (--activation-scale-fetch chooses what is run)"
+        return (
+            "nothing of it was run, or some of its units more often than others; it stays "
+            "(--activation-scale-fetch chooses what is run)"
+        )
     dead = int(np.count_nonzero(outcome.dead))
     if dead == outcome.dead.size:
         return f"{word} is {_range(outcome.before)}, below the floor {wanted.floor:g}; it stays"

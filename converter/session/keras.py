@@ -48,7 +48,8 @@ def write_keras(model: Any, inputs: Inputs, directory: Path) -> Written:
             variables, or cannot be traced.
     """
     tf = tensorflow()
-    if not callable(model) or not hasattr(model, "variables"):
+    # Of a model of tf_keras that has none yet it is an error to ask for them.
+    if not callable(model) or "variables" not in dir(model):
         raise UsageError(
             f"open_keras: a {type(model).__name__} is no Keras model; give the model itself "
             "(tf.keras.models.load_model)"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from converter.graph.node import Node, Output
@@ -14,17 +13,17 @@ from converter.graph.ops import (
     CONTRACTIONS,
     LOOKUPS,
     MATMULS,
-    SHAPE_ONLY,
     SLICES,
     SPLITS,
     SWITCHES,
     ops,
 )
-from converter.graph.ordered import OrderedGraph
 from converter.structure.axes.axis import Use
 from converter.structure.layers.cuts import takes_blocks, whole_axes
+from converter.structure.layers.parted import parted_from
 from converter.structure.layers.steps import (
     Step,
+    holds,
     normalisation_from,
     place_of,
     same_axis,
@@ -32,6 +31,7 @@ from converter.structure.layers.steps import (
     takers,
 )
 from converter.structure.layers.trials import without_trials
+from converter.structure.layers.unread import without_unread
 from converter.structure.tensors.analysis import Analysis, Axes, Role
 from converter.structure.tensors.atoms import Atom, size_of
 
@@ -40,7 +40,6 @@ DEPTHWISE = ops("DepthwiseConv2dNative")
 CONVOLUTIONS = ops("Conv1D Conv2D Conv3D") | DEPTHWISE | TRANSPOSED
 TABLES = LOOKUPS | ops("GatherNd")
 _KERNELS = CONTRACTIONS | CONVOLUTIONS | CELLS | TABLES | ops("Sum")
-_HANDS_OUT = ops("_Join _Loop")
 _EXTREMES = ("Maximum", "Minimum")
 _MAX_STEPS = 64
 _MAX_DEPTH = 16
@@ -130,39 +129,6 @@ class Chain:
             yield from step.nodes
 
 
-def turned(graph: OrderedGraph, node: Node) -> Node | None:
-    """Return what hands out the variable of a loop that a node takes in; None for other nodes.
-
-    Loops that are functions have no edge from the end of a turn to the next.
-    """
-    call, turn, number = node.name.rpartition("/_turn_")
-    return graph.by_name.get(f"{call}/_loop_{number}") if turn else None
-
-
-def without_unread(analysis: Analysis) -> Analysis:
-    """Return an analysis that leaves out what functions compute, and do not return.
-
-    In a graph it could be an output; in a function nobody can look at it, and it is not run. What
-    a function hands out for gradients alone is none either.
-    """
-    telling = analysis.flow.telling
-    inside = {node for node in telling if node.origin is not None or node.op in _HANDS_OUT}
-    waiting = [node for node in telling if node not in inside]
-    for node in waiting:
-        again = turned(analysis.graph, node)
-        sources = [o.node for o in node.inputs] if node.op not in SHAPE_ONLY else []
-        for source in sources if again is None else (*sources, again):
-            if source in inside:
-                inside.discard(source)
-                waiting.append(source)
-    if not inside:
-        return analysis
-    flow = copy(analysis.flow)
-    flow.telling = telling - inside
-    roles = {node: found for node, found in analysis.roles.items() if node not in inside}
-    return replace(analysis, flow=flow, roles=roles)
-
-
 class Chains:
     """Finds the chains of a graph, each node of which is in one chain at most.
 
@@ -233,11 +199,16 @@ class Chains:
 
     def _follow(self, chain: Chain, units: UnitAxis) -> None:
         at, axis = units.output, units.axis
+        held: Sequence[Atom] = ()
         for _ in range(_MAX_STEPS):
             step = step_from(self._analysis, at, axis)
             if step is None:
                 step = self._summed(chain, at, axis)
+            if step is None and not held and (parted := parted_from(self._analysis, at, axis)):
+                step, held = parted
             if step is None or self._taken.keys() & set(step.nodes):
+                break
+            if held and not holds(self._analysis, step.after, held):
                 break
             last = chain.steps[-1] if chain.steps else None
             if last is not None and last.what == "activate" and not _is_clip(last, step):

@@ -34,7 +34,14 @@ _KEEPS = ops("""
 # Says of each length that it is not above a step: in which order it takes both.
 _ENDED = {"LessEqual": 1, "GreaterEqual": -1}
 # What mixes rows, or gives them out in another order.
-_MIXES = LOOKUPS | REVERSES | ops("GatherNd RandomShuffle Roll Cumsum")
+_MIXES = (
+    LOOKUPS
+    | REVERSES
+    | ops("""
+    GatherNd RandomShuffle Roll Cumsum Cumprod SegmentSum SegmentMean SegmentMax SegmentMin
+    UnsortedSegmentSum UnsortedSegmentMax UnsortedSegmentMin UnsortedSegmentProd
+    """)
+)
 _MAX_NODES = 4096
 _MAX_OF_CELL = 512
 _MAX_PASSED = 16
@@ -110,7 +117,7 @@ class Masks:
                     if len(found) > 1:
                         return None
                     continue
-                is_mixed = is_mixed or _mixes(node, output)
+                is_mixed = is_mixed or self._mixes(node, output)
                 # In their order, so that of masks that are the same it is always one.
                 given = [taken for taken in self._given(node) if taken not in seen]
                 seen.update(given)
@@ -120,6 +127,19 @@ class Masks:
         if is_product and (is_mixed or not self._are_by_row(seen)):
             return None
         return next(iter(found.values()))
+
+    def _mixes(self, node: Node, output: Output) -> bool:
+        """Whether a node makes rows of others than the same ones of a tensor."""
+        if node.op == "MatMul":
+            return output in node.inputs[1:] or bool(node.integer("transpose_a"))
+        if node.op == "Einsum":
+            taken, _, made = node.text("equation").partition("->")
+            pairs = zip(node.inputs, taken.split(","), strict=False)
+            return any(term[:1] != made[:1] for given, term in pairs if given == output)
+        if node.op == "StridedSlice" and node.inputs[0] == output:
+            strides = self._analysis.tensor(node.inputs[-1]).values
+            return not strides or strides[0] != 1
+        return node.op in _MIXES
 
     def _said(self, mask: Mask) -> Hashable:
         """Return what a mask is told by: old cells compare the lengths anew for each tensor."""
@@ -192,13 +212,6 @@ class Masks:
                 break
             condition = condition.node.inputs[0]
         return found
-
-
-def _mixes(node: Node, output: Output) -> bool:
-    """Whether a node makes rows of others than the same ones of a tensor."""
-    if node.op == "MatMul":
-        return node.inputs[0] != output or bool(node.integer("transpose_a"))
-    return node.op in _MIXES
 
 
 def _origin(output: Output) -> Output:

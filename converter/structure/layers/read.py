@@ -18,7 +18,6 @@ from converter.structure.layers.chains import (
     Chains,
     Part,
     UnitAxis,
-    turned,
 )
 from converter.structure.layers.layer import (
     Activation,
@@ -31,6 +30,7 @@ from converter.structure.layers.layer import (
 )
 from converter.structure.layers.masks import in_loops
 from converter.structure.layers.steps import Step
+from converter.structure.layers.unread import turned
 from converter.structure.structure import Structure
 from converter.structure.tensors.analysis import Analysis
 from converter.structure.tensors.atoms import size_of

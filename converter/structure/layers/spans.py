@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from converter.graph.node import Node, Output
 from converter.structure.layers.chains import CONVOLUTIONS, TABLES, Chain, Part
-from converter.structure.layers.steps import same_axis, step_from
+from converter.structure.layers.steps import holds, same_axis, step_from
 from converter.structure.tensors.analysis import Analysis
 from converter.structure.tensors.atoms import Atom, leaves
 
@@ -68,10 +68,10 @@ def span_of(
         return None
     atoms, size = list(axes.values()), math.prod(shape[axis] for axis in axes)
     if part.use == "consume":
-        given = [o for o in node.inputs if analysis.is_data(o) and _holds(analysis, o, atoms)]
+        given = [o for o in node.inputs if analysis.is_data(o) and holds(analysis, o, atoms)]
         return Span(given[0], size) if len(given) == 1 else None
     output = Output(node, 0)
-    if not _holds(analysis, output, atoms):
+    if not holds(analysis, output, atoms):
         return None
     return Span(_finished(analysis, output, atoms), size)
 
@@ -98,21 +98,12 @@ def _is_produced(atoms: Iterable[Atom], produced: Collection[Atom]) -> bool:
     return all(leaf in produced for atom in atoms for leaf in leaves(atom))
 
 
-def _holds(analysis: Analysis, output: Output, atoms: Sequence[Atom]) -> bool:
-    axes = analysis.tensor(output).axes
-    return (
-        axes is not None
-        and len(axes) >= len(atoms)
-        and all(map(same_axis, axes[-len(atoms) :], atoms))
-    )
-
-
 def _finished(analysis: Analysis, output: Output, atoms: Sequence[Atom]) -> Output:
     """Go on behind what keeps these axes: biases, constants, one activation function."""
     found, is_activated = output, False
     for _ in range(_MAX_STEPS):
         step = step_from(analysis, output, -1)
-        if step is None or is_activated or not _holds(analysis, step.after, atoms):
+        if step is None or is_activated or not holds(analysis, step.after, atoms):
             break
         output = step.after
         is_activated = step.what == "activate"

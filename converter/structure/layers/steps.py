@@ -130,6 +130,16 @@ def step_from(analysis: Analysis, before: Output, axis: int) -> Step | None:
     return _told(analysis, *found, before, axis)
 
 
+def holds(analysis: Analysis, output: Output, atoms: Sequence[Atom]) -> bool:
+    """Tell whether the last axes of a tensor are these."""
+    axes = analysis.tensor(output).axes
+    return (
+        axes is not None
+        and len(axes) >= len(atoms)
+        and all(map(same_axis, axes[-len(atoms) :], atoms))
+    )
+
+
 def normalisation_from(
     analysis: Analysis, before: Output, axis: int, begin: Sequence[Node]
 ) -> Step | None:
