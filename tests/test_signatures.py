@@ -232,3 +232,14 @@ def test_an_export_without_signatures_says_so(tf: Any, tmp_path: Path) -> None:
         ["inspect", model, "--graph"],
     ):
         assert told(run(*command), 2) == says
+
+
+def test_zeros_that_a_causal_convolution_pads_with_are_consumed(tf: Any, tmp_path: Path) -> None:
+    keras = pytest.importorskip("keras")
+    inputs = keras.Input((6, 2), name="x")
+    layer = keras.layers.Conv1D(3, 3, padding="causal", name="c")
+    keras.Model(inputs, layer(inputs)).export(str(tmp_path), verbose=False)
+    given = np.random.default_rng(0).standard_normal((4, 6, 2)).astype("f4")
+    found = measure(open_checkpoint(tmp_path), [{"x": given}])
+    (consumed,) = (moments for (_, side), moments in found.items() if side == "consumed")
+    check(consumed, np.pad(given, ((0, 0), (2, 0), (0, 0))))
