@@ -47,5 +47,5 @@ class Measuring(Strategy):
         from converter.activations.data import Data
 
         where = ", ".join(map(str, self.data))
-        question = Question(self.feed, self.fetch, self.signature, where)
+        question = Question(self.feed, self.fetch, self.signature, where, f"--{self.name}-")
         return Data(self.data, self.batch_size, self.whole_files, question)

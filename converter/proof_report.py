@@ -100,7 +100,7 @@ def input_entries(forward: Forward, feeds: Feeds) -> Iterator[dict[str, Any]]:
         elif found.value is not None and found.tensor not in feeds.given:
             source = "decided"
         yield {
-            "name": str(found.tensor),
+            "name": found.name,
             "dtype": found.dtype.name if found.dtype else str(value.dtype),
             "shape": list(value.shape),
             "source": source,

@@ -160,10 +160,10 @@ def first_run(side: Side, question: Question) -> Reference:
         try:
             wanted = [*names, *map(str, losses)]
             both = find_forward(side.graph, side.keys, fetches=wanted, fed=fed, can_run=runs)
-            missing = [i.tensor for i in both.inputs if i.kind in _DATA and i.tensor not in given]
+            missing = [i.name for i in both.inputs if i.kind in _DATA and i.tensor not in given]
             if missing:
                 unsaid = (
-                    f"that of drawn data says nothing; give {', '.join(map(str, missing[:4]))} "
+                    f"that of drawn data says nothing; give {', '.join(missing[:4])} "
                     "(--inputs or --feed)"
                 )
             else:
@@ -332,7 +332,7 @@ def given_by(graph: Graph, keys: Collection[str], question: Question) -> dict[Te
     def inputs() -> list[str]:
         names = list(map(str, fed))
         forward = find_forward(graph, keys, fetches=question.fetches, fed=names, values=fed)
-        return [str(found.tensor) for found in forward.open_inputs(fed)]
+        return [found.name for found in forward.open_inputs(fed)]
 
     arrays = read_inputs(question.inputs, inputs)
     return given_values(graph, arrays, str(question.inputs)) | fed
@@ -364,7 +364,7 @@ def start(
                 outputs = session.run(feeds.values, _noise(forward))
             except RunError as error:
                 # What was tried first suits best, and so does what is said of it.
-                failed = failed or _explained(error, feeds)
+                failed = failed or _explained(error, forward, feeds)
                 continue
             if not feeds.drawn or _say_something(outputs):
                 return session, feeds, outputs
@@ -386,8 +386,8 @@ def _say_something(outputs: Mapping[Tensor, Array]) -> bool:
     return any((np.abs(np.nan_to_num(wide(o))) > 0).any() for o in floats) or not floats
 
 
-def _explained(error: RunError, feeds: Feeds) -> RunError:
-    drawn = ", ".join(str(source) for source in feeds.drawn)
+def _explained(error: RunError, forward: Forward, feeds: Feeds) -> RunError:
+    drawn = ", ".join(found.name for found in forward.inputs if found.tensor in feeds.drawn)
     if not drawn:
         return error
     return type(error)(
@@ -402,7 +402,7 @@ def _same(forward: Forward, feeds: Feeds, tensors: Tensors | None) -> dict[Tenso
     if tensors is not None:
         values = {s: tensors.fed(s.node, s.port, v) for s, v in values.items()}
     missing = [
-        found.tensor
+        found.name
         for found in forward.inputs
         if found.tensor not in values and found.value is None and found.kind != "default"
     ]

@@ -6,12 +6,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from converter.activations.signature import signature_of, signatures
 from converter.checkpoint import Checkpoint
 from converter.errors import InputError, UsageError
 from converter.forward.feeds import given_tensor, given_values, parse_feeds
 from converter.forward.find import Forward, find_forward
 from converter.forward.inputs import Input
+from converter.forward.signature import signature_of, signatures
 from converter.graph.node import Tensor
 from converter.graph.written import read_graph
 from converter.patterns import texts
@@ -29,12 +29,14 @@ class Question:
         fetches: up to where the graph is run; none for what looks like its outputs.
         signature: of an exported model, whose inputs and outputs are meant; None for none.
         where: the subject of errors about the data.
+        flags: what the names of the options begin with that say all this, for errors.
     """
 
     feeds: tuple[str, ...] = ()
     fetches: tuple[str, ...] = ()
     signature: str | None = None
     where: str = "the data"
+    flags: str = "--"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "feeds", texts(self.feeds, "feeds"))
@@ -72,20 +74,21 @@ class Asked:
             )
         self.graph = graph
         self._keys = set(checkpoint)
-        self._where = question.where
-        signed = signature_of(graph, question.signature)
+        self._where, self._flags = question.where, question.flags
+        flag = f"{question.flags}signature"
+        self._signature = signed = signature_of(graph, question.signature, flag)
         self.called: Mapping[str, str] = {} if signed is None else signed.inputs
         listed = ", ".join(signatures(graph)) if signed is None else ""
-        self.hint = f", or choose a signature (--signature): {listed}" if listed else ""
-        self._fetches = question.fetches or (() if signed is None else signed.outputs)
-        feeds = parse_feeds(question.feeds)
-        self.fed = given_values(graph, feeds, "--feed", self.called)
+        self.hint = f", or choose a signature ({flag}): {listed}" if listed else ""
+        self._fetches = question.fetches
+        flag = f"{question.flags}feed"
+        self.fed = given_values(graph, parse_feeds(question.feeds, flag), flag, self.called)
 
     @cached_property
     def inputs(self) -> Mapping[str, Input]:
         """The inputs that nothing decides, by the names that data have for them."""
         found = self.forward(self.fed).open_inputs(self.fed)
-        return {self._name(one.tensor): one for one in found}
+        return {one.name: one for one in found}
 
     def given(self, batch: Mapping[str, Array]) -> dict[Tensor, Array]:
         """Return what the tensors are fed that a batch or the question gives a value for.
@@ -128,6 +131,8 @@ class Asked:
             fed=list(map(str, given)),
             values={tensor: value for tensor, value in given.items() if value is not None},
             can_run=self._can_run,
+            signature=self._signature,
+            flags=self._flags,
         )
 
     def check_complete(self, forward: Forward, given: Collection[Tensor], where: str) -> None:
@@ -141,17 +146,14 @@ class Asked:
         Raises:
             UsageError: an input is neither given nor decided.
         """
-        missing = [self._name(one.tensor) for one in forward.open_inputs(given)]
+        missing = [one.name for one in forward.open_inputs(given)]
         if missing:
             more = f" (and {len(missing) - _FEW} more)" if len(missing) > _FEW else ""
             raise UsageError(
                 f"{where}: it has no values for {', '.join(missing[:_FEW])}{more}, which the model "
-                f"needs; add them to the data, or feed them (--feed NAME=VALUE){self.hint}"
+                f"needs; add them to the data, or feed them ({self._flags}feed NAME=VALUE)"
+                f"{self.hint}"
             )
-
-    def _name(self, tensor: Tensor) -> str:
-        named = (name for name, source in self.called.items() if source == str(tensor))
-        return next(named, str(tensor))
 
 
 def asked(checkpoint: Checkpoint, question: Question) -> Asked:

@@ -59,7 +59,7 @@ class Data:
             UsageError: a path is missing or no such file; TensorFlow is not installed; the model
                 takes no such values, or needs others; the rows cannot be cut into batches.
         """
-        files = open_data(self.paths)
+        files = open_data(self.paths, self.question.flags)
         return Opened(self, files, asked(checkpoint, self.question), progress or _silent)
 
 
@@ -74,10 +74,12 @@ class DataFile:
     Attributes:
         path: the file.
         headers: of its arrays by name; the name is empty in an `.npy` file.
+        flags: what the names of the options begin with that say how it is cut, for errors.
     """
 
     path: Path
     headers: Mapping[str, Header]
+    flags: str = "--"
 
     def rows(self, fixed: Mapping[str, int]) -> int | None:
         """Return how many rows it is cut into; None where it is one batch.
@@ -102,7 +104,7 @@ class DataFile:
             raise UsageError(
                 f"{self.path}: its arrays have not the same number of rows ({listed}), so it "
                 "cannot be cut into batches; correct them, or say that each file is one batch "
-                "(--whole-files)"
+                f"({self.flags}whole-files)"
             )
         return next(iter(free.values()), 1)
 
@@ -129,7 +131,8 @@ class DataFile:
         if largest > _MAX_BATCH_BYTES:
             is_any_cut = any(is_cut.values())
             many = f"a batch of {count(min(size, total), 'row')}" if is_any_cut else "it"
-            less = "take less at once (--batch-size N)" if is_any_cut else "put less into a file"
+            less = f"take less at once ({self.flags}batch-size N)"
+            less = less if is_any_cut else "put less into a file"
             raise UsageError(f"{self.path}: {many} takes {largest / 1e9:.1f} GB; {less}")
         with contextlib.ExitStack() as stack:
             takes = {n: stack.enter_context(h.opened()) for n, h in self.headers.items()}
@@ -166,10 +169,14 @@ def read_inputs(path: Path, names: Callable[[], Sequence[str]]) -> dict[str, Arr
     return {name or only: value for name, value in batch.items()}
 
 
-def open_data(paths: Iterable[Path]) -> list[DataFile]:
+def open_data(paths: Iterable[Path], flags: str = "--") -> list[DataFile]:
     """Return the files of data that paths name, directories in the order of their names.
 
     Only headers are read.
+
+    Args:
+        paths: files or directories.
+        flags: what the names of the options begin with that say how they are cut, for errors.
 
     Raises:
         UsageError: a path is missing or no such file, or a directory has none.
@@ -188,10 +195,10 @@ def open_data(paths: Iterable[Path]) -> list[DataFile]:
             raise UsageError(f"{path}: data are .npz or .npy files; save them with np.savez")
         else:
             found.append(path)
-    return [_open(path) for path in found]
+    return [_open(path, flags) for path in found]
 
 
-def _open(path: Path) -> DataFile:
+def _open(path: Path, flags: str) -> DataFile:
     # Nobody may ever write into a pipe.
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: it is no regular file; data are .npz or .npy files")
@@ -210,7 +217,7 @@ def _open(path: Path) -> DataFile:
             )
     if "" in headers and not headers[""].shape:
         raise InputError(f"{path}: it is no readable .npy file (it holds a single number, no rows)")
-    return DataFile(path, headers)
+    return DataFile(path, headers, flags)
 
 
 class Opened:

@@ -147,7 +147,7 @@ class Run(Closing):
 
         self._model = asked(checkpoint, question)
         self._graph = self._model.graph
-        self._where = question.where
+        self._where, self._flags = question.where, question.flags
         self._names = frozenset(first)
         given = self._model.given(first)
         self.forward: Forward = self._model.forward(given)
@@ -224,7 +224,7 @@ class Run(Closing):
         except RunError as error:
             raise RunError(
                 f"{error}; it was fed {self._where}: look at these, or run less of the graph "
-                "(--fetch NAME)"
+                f"({self._flags}fetch NAME)"
             ) from None
         return [
             _taken(s.probe, found[s.tensor], None if s.mask is None else found[s.mask])

@@ -11,7 +11,7 @@ from converter.cli.output import json_text, print_table
 from converter.cli.text import say
 from converter.counted import count
 from converter.errors import InputError
-from converter.forward.feeds import parse_feeds
+from converter.forward.feeds import given_tensor, parse_feeds
 from converter.forward.find import Forward, find_forward
 from converter.forward.inputs import Input
 from converter.forward.outputs import Output
@@ -33,9 +33,10 @@ def show_graph(
             f"{checkpoint.path}: it has no graph: no .meta lies beside it; give that of another "
             "checkpoint (--graph-from)"
         )
-    given = parse_feeds(feeds)
-    values = {graph.expect(name): value for name, value in given.items()}
-    forward = find_forward(graph, set(checkpoint), fetches=fetches, fed=given, values=values)
+    given = parse_feeds(feeds).items()
+    values = {given_tensor(graph, name, "--feed"): value for name, value in given}
+    fed = list(map(str, values))
+    forward = find_forward(graph, set(checkpoint), fetches=fetches, fed=fed, values=values)
     if as_json:
         click.echo(json_text(_as_json(forward)))
         return
@@ -69,7 +70,7 @@ def _sizes(shape: Sequence[int] | None) -> str:
 def _input_row(found: Input) -> tuple[str, ...]:
     why = found.why if found.value is None else f"fed {found.value}: {found.why}"
     dtype = found.dtype.name if found.dtype else "?"
-    return str(found.tensor), dtype, _sizes(found.shape), found.kind, why
+    return found.name, dtype, _sizes(found.shape), found.kind, why
 
 
 def _output_row(forward: Forward, found: Output) -> tuple[str, ...]:
@@ -86,7 +87,7 @@ def _as_json(forward: Forward) -> dict[str, object]:
         "tensorflow": graph.definition.tensorflow or None,
         "inputs": [
             {
-                "name": str(found.tensor),
+                "name": found.name,
                 "dtype": found.dtype.name if found.dtype else None,
                 "shape": None if found.shape is None else list(found.shape),
                 "kind": found.kind,

@@ -46,7 +46,7 @@ _COLUMNS = 6
     "--test", is_flag=True, help="With --widths: permute each on the running graph (TensorFlow)."
 )
 @question_options(
-    inputs="With --test: inputs by placeholder name, an .npz, or an .npy. [default: drawn]",
+    inputs="With --test: inputs by name, an .npz, or an .npy. [default: drawn]",
     feed="With --graph or --test: feed a tensor: a number, true, false, or a list.",
     fetch="With --graph or --test: this tensor, rather than what looks like outputs.",
     tolerance="With --test: the difference that passes, as a part of the scale. [default: 1e-05]",

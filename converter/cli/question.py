@@ -13,7 +13,7 @@ from converter.errors import UsageError
 if TYPE_CHECKING:
     from converter.running import Question
 
-_INPUTS = "Inputs by placeholder name, an .npz; or a single one, .npy. [default: drawn]"
+_INPUTS = "Inputs by name, an .npz; or a single one, .npy. [default: drawn]"
 _FEED = "Feed a tensor: a number, true, false, or a list."
 _FETCH = "Compare this tensor, rather than what looks like outputs."
 _TOLERANCE = "The difference that passes, as a part of the scale. [default: 1e-05]"

@@ -58,8 +58,8 @@ def command(
     """Run a model on data, and show the statistics of its activations.
 
     For each variable they are measured where its layer is finished (produced), and in what it takes
-    (consumed), for each unit. Arrays are named as placeholders, and their first axis is the batch.
-    This needs TensorFlow: pip install 'ckpt-converter[tensorflow]'.
+    (consumed), for each unit. Arrays are named as placeholders, or as a signature names its inputs;
+    their first axis is the batch. This needs TensorFlow: pip install 'ckpt-converter[tensorflow]'.
 
     \b
     convert stats model.ckpt-100 --data x.npz

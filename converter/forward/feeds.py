@@ -16,6 +16,7 @@ from converter.dtype import BY_NUMPY, STRING, DType
 from converter.errors import UsageError, did_you_mean
 from converter.forward.find import Forward
 from converter.forward.inputs import Input
+from converter.forward.signature import called_inputs, check_signed
 from converter.graph.node import Node, Tensor, text_of
 from converter.graph.ops import CALLS, RESTORES, SAVES
 from converter.graph.written import Graph
@@ -45,39 +46,43 @@ class Feeds:
     drawn: tuple[Tensor, ...]
 
 
-def parse_feed(text: str) -> tuple[str, Array]:
+def parse_feed(text: str, flag: str = "--feed") -> tuple[str, Array]:
     """Return the name and the value of `NAME=VALUE`; VALUE is a number, true, false, or a list.
+
+    Args:
+        text: what a user gives.
+        flag: the option that gives it, for errors.
 
     Raises:
         UsageError: it is none of these.
     """
     name, equals, value = text.partition("=")
     if not name or not equals:
-        raise UsageError(f"--feed must be NAME=VALUE, got {reprlib.repr(text)}")
+        raise UsageError(f"{flag} must be NAME=VALUE, got {reprlib.repr(text)}")
     lowered = value.strip().lower()
     try:
         parsed = json.loads(lowered if lowered in ("true", "false") else value)
         array = np.asarray(parsed)
     except (ValueError, RecursionError):
         raise UsageError(
-            f"--feed {name}: the value must be a number, true, false, or a list of such, "
+            f"{flag} {name}: the value must be a number, true, false, or a list of such, "
             f"got {reprlib.repr(value)}"
         ) from None
     if array.dtype.kind not in "biuf":
-        raise UsageError(f"--feed {name}: the value must be numbers, got {reprlib.repr(value)}")
+        raise UsageError(f"{flag} {name}: the value must be numbers, got {reprlib.repr(value)}")
     return name.removesuffix(":0"), array
 
 
-def parse_feeds(texts: Iterable[str]) -> dict[str, Array]:
-    """Return the values of several `NAME=VALUE`, by name.
+def parse_feeds(texts: Iterable[str], flag: str = "--feed") -> dict[str, Array]:
+    """Return the values of several `NAME=VALUE`, by name. Arguments are those of `parse_feed`.
 
     Raises:
         UsageError: one is none of what `parse_feed` takes, or a name is given twice.
     """
     found: dict[str, Array] = {}
-    for name, value in map(parse_feed, texts):
+    for name, value in (parse_feed(text, flag) for text in texts):
         if name in found:
-            raise UsageError(f"--feed {name}: it is given twice; leave one")
+            raise UsageError(f"{flag} {name}: it is given twice; leave one")
         found[name] = value
     return found
 
@@ -91,12 +96,14 @@ def given_values(
         graph: the graph.
         given: values by the names of tensors.
         where: the subject of errors: a file, or `--feed`.
-        called: tensors by names that they are given under instead, those of a signature.
+        called: tensors by names that they are given under instead, those of a signature; None for
+            the signature that nobody needs to choose.
 
     Raises:
         UsageError: a tensor does not exist, is given twice, or has another dtype or shape.
     """
     values: dict[Tensor, Array] = {}
+    called = called_inputs(graph) if called is None else called
     for name, value in given.items():
         source = given_tensor(graph, name, where, called)
         if source in values:
@@ -114,10 +121,11 @@ def given_tensor(
     Raises:
         UsageError: there is none.
     """
-    called = called or {}
+    called = called_inputs(graph) if called is None else called
     try:
         return graph.expect(called.get(name, name))
     except UsageError:
+        check_signed(graph)
         names = list(called) or _inputs(graph)
         listed = f"; its inputs are {', '.join(names[:_MAX_LISTED])}" if names else ""
         near = did_you_mean(name, names) or listed
@@ -272,14 +280,14 @@ def _draw(
 def _shape(found: Input, first: int, size: int, graph: Graph) -> tuple[int, ...]:
     if found.dtype is STRING:
         raise UsageError(
-            f"{found.tensor}: it takes strings, and none can be drawn; give some (--inputs x.npz)"
+            f"{found.name}: it takes strings, and none can be drawn; give some (--inputs x.npz)"
         )
     if found.dtype is None or found.dtype.numpy is None:
-        raise UsageError(f"{found.tensor}: its dtype is not known; give values (--inputs x.npz)")
+        raise UsageError(f"{found.name}: its dtype is not known; give values (--inputs x.npz)")
     wanted = found.shape if found.shape is not None else _needed_shape(found, graph)
     if wanted is None:
         raise UsageError(
-            f"{found.tensor}: the graph does not tell its shape; give values (--inputs x.npz)"
+            f"{found.name}: the graph does not tell its shape; give values (--inputs x.npz)"
         )
     # A batch of large pictures would be needlessly much.
     first = first if len(wanted) < 4 else min(first, _BATCH)
@@ -287,7 +295,7 @@ def _shape(found: Input, first: int, size: int, graph: Graph) -> tuple[int, ...]
     # Zeros do not make it small: numpy multiplies the other axes too.
     if math.prod(n or 1 for n in shape) > _MAX_DRAWN:
         raise UsageError(
-            f"{found.tensor}: {_sizes(shape)} is too much to be drawn; give values (--inputs x.npz)"
+            f"{found.name}: {_sizes(shape)} is too much to be drawn; give values (--inputs x.npz)"
         )
     return shape
 

@@ -12,9 +12,10 @@ from converter.errors import UsageError
 from converter.forward.dropout import Dropout, find_dropouts
 from converter.forward.inputs import UNTOLD, Input, describe_all, probability_root
 from converter.forward.outputs import Output, find_outputs, sources_of
+from converter.forward.signature import Signature, check_signed, signature_of
 from converter.forward.variables import Held, initial_values, variables_of
 from converter.graph.functions import called_nodes
-from converter.graph.node import Node, Tensor, encoded
+from converter.graph.node import Node, Tensor, encoded, tensor
 from converter.graph.ops import (
     BATCH_NORMS,
     CALLS,
@@ -83,6 +84,8 @@ def find_forward(
     fed: Collection[str] = (),
     values: Mapping[Tensor, Array] | None = None,
     can_run: Callable[[str], bool] | None = None,
+    signature: Signature | None = None,
+    flags: str = "--",
 ) -> Forward:
     """Find what of a graph is the model, for inference.
 
@@ -93,6 +96,8 @@ def find_forward(
         fed: the tensors that somebody gives values for.
         values: what is known of those values; the notes are about the branches that they take.
         can_run: tells of an op whether it can be run; None for all of them.
+        signature: of an exported model; None for the one that nobody needs to choose.
+        flags: what the names of the options begin with that say what is run.
 
     Raises:
         UsageError: a tensor does not exist or cannot be fetched; no output is found.
@@ -100,7 +105,8 @@ def find_forward(
     """
     tensors = [graph.expect(name) for name in fed]
     given = {tensor: (values or {}).get(tensor) for tensor in tensors}
-    return _Finder(graph, keys, given, can_run).find(fetches)
+    signature = signature or signature_of(graph)
+    return _Finder(graph, keys, given, can_run, signature, flags).find(fetches)
 
 
 class _Finder:
@@ -110,6 +116,8 @@ class _Finder:
         keys: Collection[str],
         fed: Mapping[Tensor, Array | None],
         can_run: Callable[[str], bool] | None,
+        signature: Signature | None,
+        flags: str,
     ) -> None:
         self.graph = graph
         self.keys = keys
@@ -117,7 +125,12 @@ class _Finder:
         self.fed = frozenset(fed)
         self.dropouts = list(find_dropouts(graph))
         self.sources = describe_all(graph, sources_of(graph), self.dropouts)
+        for name, source in signature.inputs.items() if signature is not None else ():
+            if (found := self.sources.get(tensor(source))) is not None:
+                self.sources[found.tensor] = replace(found, called=name)
         self._can_run = can_run
+        self._signature = signature
+        self._flags = flags
         self._functions = {encoded(name): body for name, body in graph.functions.items()}
         self._known: dict[str, Node | None] = {}
         untold = [found for found in self.sources.values() if found.why == UNTOLD]
@@ -126,9 +139,9 @@ class _Finder:
         decided = {s: i.value for s, i in self.sources.items() if i.kind == "flag"}
         unfed = {s: bool(v) for s, v in decided.items() if s not in fed}
         self._dead = _dead(graph, unfed)
-        flags = {s: bool(v) for s, v in fed.items() if v is not None and _is_flag(v)}
+        told = {s: bool(v) for s, v in fed.items() if v is not None and _is_flag(v)}
         # Other values can follow in other runs: what is run does not depend on these.
-        self._untaken = _dead(graph, unfed | flags) if flags else self._dead
+        self._untaken = _dead(graph, unfed | told) if told else self._dead
         self._notes: list[str] = []
 
     def find(self, fetches: Sequence[str]) -> Forward:
@@ -190,12 +203,12 @@ class _Finder:
                 self._check_fetch(name, output.tensor)
             return wanted
         ignored = [s for s, i in self.sources.items() if i.kind in _DECIDED]
-        found = find_outputs(self.graph, set(self.held), ignored)
+        check_signed(self.graph)
+        found = find_outputs(self.graph, set(self.held), ignored, self._signature)
         if len(found) > _MAX_OUTPUTS:
             found.sort(key=lambda output: output.why == "nothing follows")
-            self._notes.append(
-                f"of {len(found)} outputs {_MAX_OUTPUTS} are taken; --fetch chooses others"
-            )
+            of = f"of {len(found)} outputs {_MAX_OUTPUTS} are taken"
+            self._notes.append(f"{of}; {self._flags}fetch chooses others")
             found = found[:_MAX_OUTPUTS]
         usable = [output for output in found if self._can_compute(output)]
         if not usable:
@@ -207,7 +220,7 @@ class _Finder:
                     else "nothing in it looks like an output"
                 )
                 + "".join(f"; {note}" for note in self._notes[:1])
-                + "; say what to compute (--fetch NAME)"
+                + f"; say what to compute ({self._flags}fetch NAME)"
             )
         return usable
 
@@ -223,7 +236,9 @@ class _Finder:
             )
         unknown = self._unknown(source)
         if unknown is not None:
-            raise UsageError(f"{name}: {_cannot(unknown)}; feed what it computes (--feed)")
+            raise UsageError(
+                f"{name}: {_cannot(unknown)}; feed what it computes ({self._flags}feed)"
+            )
 
     def _can_compute(self, output: Output) -> bool:
         unknown = self._unknown(output.tensor)
@@ -298,14 +313,15 @@ class _Finder:
         random: Sequence[str],
         needed: set[str],
     ) -> None:
+        decides = f"{self._flags}feed decides"
         for found in inputs:
             if found.tensor in self.fed:
                 continue
             if found.why == UNTOLD:
-                self._notes.append(f"{found.tensor}: {found.why}, and fed False; --feed decides")
+                self._notes.append(f"{found.name}: {found.why}, and fed False; {decides}")
             elif found.kind in ("number", "size") and found.dtype is not STRING:
                 what = "becomes a size" if found.kind == "size" else "nothing tells what it is"
-                self._notes.append(f"{found.tensor}: a single number, {what}; --feed decides")
+                self._notes.append(f"{found.name}: a single number, {what}; {decides}")
         bypassed = [dropout for dropout in bypassed if dropout.random not in self._untaken]
         for dropout in bypassed[:3]:
             value = self.graph.constant(dropout.probability)

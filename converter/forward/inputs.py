@@ -79,6 +79,7 @@ class Input:
         low: the least value of ids.
         limit: what ids stay below; None where nothing limits them.
         why: what told it.
+        called: what the signature that is meant calls it; empty where none does.
     """
 
     tensor: Tensor
@@ -89,6 +90,12 @@ class Input:
     value: float | bool | None = None
     low: int = 0
     limit: int | None = None
+    called: str = ""
+
+    @property
+    def name(self) -> str:
+        """The name under which values are given for it."""
+        return self.called or str(self.tensor)
 
 
 def describe_all(

@@ -15,7 +15,8 @@ from functools import cached_property
 
 from converter.dtype import VARIANT
 from converter.forward.loops import handed_through
-from converter.graph.node import Node, Tensor, texts
+from converter.forward.signature import Signature, signatures
+from converter.graph.node import Node, Tensor
 from converter.graph.node import tensor as tensor_of
 from converter.graph.ops import (
     ADDS,
@@ -88,7 +89,10 @@ def after_updates(graph: Graph) -> set[str]:
 
 
 def find_outputs(
-    graph: Graph, variables: Collection[str], ignored: Collection[Tensor] = ()
+    graph: Graph,
+    variables: Collection[str],
+    ignored: Collection[Tensor] = (),
+    signature: Signature | None = None,
 ) -> list[Output]:
     """Return the outputs of a graph, in the order of its nodes.
 
@@ -96,27 +100,22 @@ def find_outputs(
         graph: the graph.
         variables: the nodes that hold the values of variables.
         ignored: sources that carry no data: training flags, probabilities.
+        signature: the signature of an exported model that is meant; None for all of them.
     """
-    signed = _signed(graph)
+    signed = _signed(signatures(graph).values() if signature is None else [signature])
     if signed:
         return signed
     search = _Search(graph, variables, ignored)
     return search.outputs() or search.last_uses()
 
 
-def _signed(graph: Graph) -> list[Output]:
-    """Return the outputs that the signatures of an exported model name."""
+def _signed(signatures: Iterable[Signature]) -> list[Output]:
+    """Return the outputs that signatures of an exported model name."""
     found: dict[Tensor, str] = {}
-    meta = graph.definition.meta
-    for entry in meta.signature_def if meta is not None else ():
-        for output in entry.value.outputs:
-            (name,) = texts([output.value.name])
-            source = tensor_of(name)
-            # What initialises an exported model has a signature too, of an operation.
-            if source.node in graph.nodes and ":" in name:
-                found.setdefault(source, f"signature {'/'.join(texts([entry.key, output.key]))}")
-    # One that only says that it is there gives no tensor.
-    return [Output(source, why) for source, why in found.items() if "__saved_model" not in why]
+    for signature in signatures:
+        for name, source in signature.outputs.items():
+            found.setdefault(tensor_of(source), f"signature {signature.name}/{name}")
+    return [Output(source, why) for source, why in found.items()]
 
 
 class _Search:

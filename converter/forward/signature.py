@@ -18,19 +18,28 @@ class Signature:
     """A signature of an exported model.
 
     Attributes:
+        name: of the signature.
         inputs: the tensor of each input, by its name.
-        outputs: the tensors of its outputs.
+        outputs: the tensor of each output, by its name.
     """
 
+    name: str
     inputs: Mapping[str, str]
-    outputs: tuple[str, ...]
+    outputs: Mapping[str, str]
 
 
-def signature_of(graph: Graph, name: str | None) -> Signature | None:
+def signature_of(
+    graph: Graph, name: str | None = None, flag: str = "--signature"
+) -> Signature | None:
     """Return a signature by its name.
 
     Where no name is given it is the only one, or the one to serve by default where all of them call
     one function with the same inputs, as in exports of Keras 3; else None.
+
+    Args:
+        graph: the graph.
+        name: of the signature; None for what nobody needs to choose.
+        flag: the option that gives the name, for errors.
 
     Raises:
         UsageError: the graph has no such signature.
@@ -41,17 +50,38 @@ def signature_of(graph: Graph, name: str | None) -> Signature | None:
         first = next(iter(found.values()), None)
         return found.get(_DEFAULT, first) if len(computed) == 1 else None
     if name not in found:
-        listed = f"; it has {', '.join(found)}" if found else "; leave it out (--signature)"
+        check_signed(graph)
+        listed = f"; it has {', '.join(found)}" if found else f"; leave it out ({flag})"
         near = did_you_mean(name, found) or listed
         raise UsageError(f"{graph.path}: it has no signature {name!r}{near}")
     return found[name]
+
+
+def called_inputs(graph: Graph) -> Mapping[str, str]:
+    """Return the tensors of inputs by the names of the signature that nobody needs to choose."""
+    signed = signature_of(graph)
+    return {} if signed is None else signed.inputs
+
+
+def check_signed(graph: Graph) -> None:
+    """Refuse an export of TensorFlow 2 without signatures: only these call its functions.
+
+    Raises:
+        UsageError: it is one.
+    """
+    meta = graph.definition.meta
+    if meta is not None and meta.object_graph_def and not signatures(graph):
+        raise UsageError(
+            f"{graph.path}: it was exported without signatures, so nothing in its graph runs the "
+            "model; export it again with one (tf.saved_model.save(..., signatures=...))"
+        )
 
 
 def _computed(graph: Graph, signature: Signature) -> Hashable:
     """Return what is the same of two signatures that compute the same, whatever they are called."""
     names = {source: name for name, source in signature.inputs.items()}
     found = []
-    for output in map(tensor, signature.outputs):
+    for output in map(tensor, dict.fromkeys(signature.outputs.values())):
         node = graph.nodes[output.node]
         body = graph.functions.get(_function(node))
         taken = tuple(names.get(str(source), str(source)) for source in node.sources)
@@ -86,12 +116,11 @@ def signatures(graph: Graph) -> dict[str, Signature]:
     meta = graph.definition.meta
     found = {}
     for entry in meta.signature_def if meta is not None else ():
-        outputs = list(_tensors(graph, entry.value.outputs).values())
+        outputs = _tensors(graph, entry.value.outputs)
         # What initialises an exported model has a signature too, of an operation.
         if outputs:
             (name,) = texts([entry.key])
-            inputs = _tensors(graph, entry.value.inputs)
-            found[name] = Signature(inputs, tuple(dict.fromkeys(outputs)))
+            found[name] = Signature(name, _tensors(graph, entry.value.inputs), outputs)
     return found
 
 
