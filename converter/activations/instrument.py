@@ -31,6 +31,7 @@ from converter.graph.ops import CONTROL_FLOW, ENTERS, PASSING, ops
 _MAX_DEPTH = 24
 _BRANCH = re.compile(r"_branch_(\d{1,5})/")
 _OWN = re.compile(r"_(turn|loop|join)_(\d{1,5})")
+_GIVEN = re.compile(r"_given_(\d{1,5})")
 # The output of an op that is named otherwise than most are.
 _OUTPUTS = {"MatMul": b"product", "Mul": b"z", "Less": b"z", "Cast": b"y"}
 _HANDING = PASSING | ops("Cast ToInt64")
@@ -432,13 +433,16 @@ def _located(root: _Scope, source: Tensor) -> _Place | None:
     """Return where a tensor is, whose name may begin with the calls that lead into functions.
 
     What a loop or a condition gives has a node of its own in the structure: `_loop_0`, `_join_0`;
-    and so has what a loop takes: `_turn_0`.
+    and so has what a loop takes: `_turn_0`. What a branch takes has a name: `_given_0`.
     """
     waiting = [(root, source.node, 0)]
     while waiting:
         scope, rest, depth = waiting.pop()
         if rest in scope.nodes:
             return _Place(scope, *scope.reference(rest, source.port))
+        if (given := _GIVEN.fullmatch(rest)) is not None:
+            argument = scope.argument(int(given[1]))
+            return None if argument is None else _Place(scope, *argument)
         cell, colon, what = rest.partition(":")
         if colon and cell in scope.nodes:
             try:

@@ -13,6 +13,7 @@ from converter.checkpoint import Checkpoint
 from converter.graph.node import Node, Output, Tensor
 from converter.graph.ops import CELLS
 from converter.structure.infer import structure_of
+from converter.structure.layers.branches import as_taken
 from converter.structure.layers.chains import (
     CONVOLUTIONS,
     TABLES,
@@ -193,7 +194,10 @@ class _Finder:
         span = span_of(self._analysis, chain, node, part, shape, self._produced)
         if span is not None:
             key: Key = part.variable, "consumed" if part.use == "consume" else "produced"
-            place = _Place(tensor_of(span.output), -1, span.size, rows, None)
+            source = tensor_of(span.output)
+            if part.use == "consume":
+                source = as_taken(self._analysis.graph, node, source)
+            place = _Place(source, -1, span.size, rows, None)
             self._found.setdefault(place, {})[key] = None
         elif node.op in CELLS:
             self._take_cell(chain, node, part, rows)
@@ -251,7 +255,11 @@ class _Finder:
         if self._axes.setdefault(key, part.axis) != part.axis:
             # A table that is tied to an output is a kernel the other way round there.
             return
-        place = _Place(tensor_of(units.output), units.axis, units.size, rows, cut)
+        # What normalises in both branches of a condition takes what is outside of them.
+        finished = chain.finished
+        at = node if side == "consumed" or finished is None else finished.output.node
+        source = as_taken(self._analysis.graph, at, tensor_of(units.output))
+        place = _Place(source, units.axis, units.size, rows, cut)
         self._found.setdefault(place, {})[key] = None
 
     def _length(self, chain: Chain, node: Node, part: Part) -> int:

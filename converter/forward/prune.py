@@ -79,7 +79,7 @@ def _changed(definition: Any, fills: Collection[str], subject: str) -> frozenset
     listed = (definition.node, *(function.node_def for function in definition.library.function))
     if not any(_changes(text_of(node.op)) for nodes in listed for node in nodes):
         return frozenset()
-    nodes = {node.name: node for node in inline(definition, subject)}
+    nodes = {node.name: node for node in inline(definition, subject).nodes}
     found: set[str] = set()
     for node in nodes.values():
         if not _changes(node.op) or node.name in fills:

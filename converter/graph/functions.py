@@ -3,13 +3,14 @@
 A call leaves a node of its own name behind, of one of three kinds that are no ops of TensorFlow:
 `_Join` gives out what either branch of a condition gives; `_Loop` takes one variable of a loop as
 it comes in, and as it is after a turn, and gives it out. `_Return` gives out each of its inputs; it
-is left out where something takes these, which then takes them from where they come.
+is left out where something takes these, which then takes them from where they come. What a
+condition and its branches take has no nodes of its own, and is noted beside these.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from converter.errors import InputError
 from converter.graph.node import Node, Tensor, encoded, read_node, tensor, text_of
@@ -42,7 +43,20 @@ _PORTS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def inline(definition: Any, subject: str) -> list[Node]:
+class Inlined(NamedTuple):
+    """The nodes of a graph without calls.
+
+    Attributes:
+        nodes: what is left.
+        conditions: by the name of each condition the tensor that decides it, and then those that
+            its branches are handed.
+    """
+
+    nodes: list[Node]
+    conditions: Mapping[str, tuple[Tensor, ...]]
+
+
+def inline(definition: Any, subject: str) -> Inlined:
     """Return the nodes of a GraphDef with all calls replaced.
 
     Raises:
@@ -51,6 +65,7 @@ def inline(definition: Any, subject: str) -> list[Node]:
     functions = {function.signature.name: function for function in definition.library.function}
     found: list[Node] = []
     names: set[str] = set()
+    conditions: dict[str, tuple[Tensor, ...]] = {}
     waiting = [(read_node(message), 0) for message in definition.node]
     waiting.reverse()
     while waiting:
@@ -64,13 +79,15 @@ def inline(definition: Any, subject: str) -> list[Node]:
             continue
         if depth == _MAX_DEPTH or len(found) + len(waiting) > _MAX_NODES:
             raise InputError(f"{subject}: its functions call each other without end; it is damaged")
+        if node.op in IFS | CASES:
+            conditions[node.name] = node.sources
         for new in _replaced(node, bodies):
             if new.op in INLINED:
                 found.append(new)
                 names.add(new.name)
             else:
                 waiting.append((new, depth + 1))
-    return _without_returns(found)
+    return _without_returns(found, conditions)
 
 
 def called_nodes(node: Node, functions: Mapping[bytes, Any]) -> Iterator[Node]:
@@ -91,11 +108,11 @@ def called_nodes(node: Node, functions: Mapping[bytes, Any]) -> Iterator[Node]:
                 yield waiting[-1]
 
 
-def _without_returns(nodes: list[Node]) -> list[Node]:
+def _without_returns(nodes: list[Node], conditions: Mapping[str, tuple[Tensor, ...]]) -> Inlined:
     """Take what calls return from where it comes, and leave out the calls that are taken from."""
     returns = {node.name: node.sources for node in nodes if node.op == "_Return"}
     if not returns:
-        return nodes
+        return Inlined(nodes, conditions)
     taken: set[str] = set()
 
     def source(given: Tensor) -> Tensor:
@@ -109,7 +126,8 @@ def _without_returns(nodes: list[Node]) -> list[Node]:
 
     for node in nodes:
         node.sources = tuple(map(source, node.sources))
-    return [node for node in nodes if node.name not in taken]
+    conditions = {name: tuple(map(source, sources)) for name, sources in conditions.items()}
+    return Inlined([node for node in nodes if node.name not in taken], conditions)
 
 
 def _bodies(node: Node, functions: Mapping[bytes, Any]) -> list[Any]:
@@ -135,7 +153,7 @@ def _replaced(call: Node, bodies: list[Any]) -> Iterator[Node]:
         arguments = [Tensor(f"{call.name}/_turn_{i}") for i in range(len(call.sources))]
         for argument, source in zip(arguments, call.sources, strict=True):
             yield Node(argument.node, "Identity", (source,), {})
-        returned = yield from _body(call, bodies[0], "", arguments)
+        returned = yield from _body(bodies[0], f"{call.name}/", arguments)
         joined = []
         for i, (before, after) in enumerate(zip(arguments, returned, strict=False)):
             joined.append(Tensor(f"{call.name}/_loop_{i}"))
@@ -143,21 +161,21 @@ def _replaced(call: Node, bodies: list[Any]) -> Iterator[Node]:
     elif call.op in IFS | CASES:
         results = []
         for number, body in enumerate(bodies):
-            results.append((yield from _body(call, body, f"_branch_{number}/", call.sources[1:])))
+            scope = f"{call.name}/_branch_{number}/"
+            results.append((yield from _body(body, scope, call.sources[1:])))
         joined = []
         for i, sources in enumerate(zip(*results, strict=False)):
             joined.append(Tensor(f"{call.name}/_join_{i}"))
             yield Node(joined[-1].node, "_Join", sources, {})
     else:
-        joined = yield from _body(call, bodies[0], "", call.sources)
+        joined = yield from _body(bodies[0], f"{call.name}/", call.sources)
     yield Node(call.name, "_Return", tuple(joined), call.attributes)
 
 
 def _body(
-    call: Node, body: Any, inner: str, arguments: Iterable[Tensor]
+    body: Any, scope: str, arguments: Iterable[Tensor]
 ) -> Generator[Node, None, list[Tensor]]:
     """Yield the nodes of a function's body; return what the function returns."""
-    scope = f"{call.name}/{inner}"
     given = {text_of(a.name): v for a, v in zip(body.signature.input_arg, arguments, strict=False)}
     ops = {text_of(node.name): text_of(node.op) for node in body.node_def}
 

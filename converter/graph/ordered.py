@@ -35,6 +35,8 @@ class OrderedGraph:
         nodes: in the order of the data.
         by_name: the nodes by name.
         consumers: the nodes that take an output of each node.
+        conditions: by the name of each condition that is a call what decides it, and then what its
+            branches are handed.
 
     Raises:
         InputError: the graph is damaged.
@@ -44,7 +46,7 @@ class OrderedGraph:
         self.definition = definition
         self.path = definition.path
         self._strings: dict[Node, list[str]] = {}
-        nodes = inline(definition.graph, str(self.path))
+        nodes, self.conditions = inline(definition.graph, str(self.path))
         self.by_name = {node.name: node for node in nodes}
         for node in nodes:
             node.inputs = tuple(self._inputs(node))

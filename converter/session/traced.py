@@ -92,7 +92,7 @@ def _variable(tf: Any, name: str, variable: Any) -> Any:
 def _looked_up(definition: Any) -> dict[str, tuple[int, int]]:
     """Return the dtypes of the keys and values of tables, which their handles do not say."""
     graph = parse("GraphDef", definition.SerializeToString(), "what was traced")
-    nodes = {node.name: node for node in inline(graph, "what was traced")}
+    nodes = {node.name: node for node in inline(graph, "what was traced").nodes}
     found = {}
     for node in nodes.values():
         if node.op != "LookupTableFindV2" or not node.sources:

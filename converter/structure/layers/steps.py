@@ -27,6 +27,7 @@ from converter.graph.ops import (
     SWITCHES,
     ops,
 )
+from converter.structure.layers.branches import decided_by, entered
 from converter.structure.tensors.analysis import Analysis, Axes
 from converter.structure.tensors.atoms import Atom, find, terms
 from converter.structure.tensors.flow import Kind
@@ -37,7 +38,8 @@ are added or multiplied, one number for each unit; `constant`: numbers are; `cen
 taken off; `drop`: a dropout."""
 
 # What a dilated convolution in parts ends with, and what hands on a function with its gradient.
-_MOVES = LAYOUT | SWITCHES | MERGES | ops("_Join BatchToSpaceND IdentityN")
+_JOINING = MERGES | {"_Join"}
+_MOVES = LAYOUT | SWITCHES | _JOINING | ops("BatchToSpaceND IdentityN")
 _SUMS = ADDS | BIAS_ADDS | ops("Sub AddN")
 _PRODUCTS = DIVISIONS | {"Mul"}
 _ROOTS = ops("Sqrt Rsqrt Pow")
@@ -126,8 +128,12 @@ def step_from(analysis: Analysis, before: Output, axis: int) -> Step | None:
     begin = takers(analysis, before)
     found = next(_until_one(analysis, before, begin, is_all=True), None)
     if found is None:
-        return _alike(analysis, before, axis)
-    return _told(analysis, *found, before, axis)
+        step = _alike(analysis, before, axis)
+    else:
+        step = _told(analysis, *found, before, axis)
+    if step is None or _is_in_branch(analysis, before.node, step.after.node):
+        return None
+    return step
 
 
 def holds(analysis: Analysis, output: Output, atoms: Sequence[Atom]) -> bool:
@@ -229,9 +235,19 @@ def _can_be_inside(
         return False
     for output in node.inputs:
         is_own = output == before or (output.node in inside and output.node is not before.node)
-        if not is_own and analysis.is_data(output):
+        # Behind another branch there is something else, be it a constant.
+        if not is_own and (node.op in _JOINING or analysis.is_data(output)):
             return False
-    return True
+    if node.op != "_Join":
+        return True
+    # A Merge comes of Switches, which take what decides them.
+    decided = decided_by(analysis.graph, node.name.rpartition("/")[0])
+    return decided is None or not analysis.is_data(decided)
+
+
+def _is_in_branch(analysis: Analysis, before: Node, after: Node) -> bool:
+    """Whether a node is not computed wherever one before it is, as data decide about it."""
+    return any(analysis.is_data(decided) for decided in entered(analysis.graph, before, after))
 
 
 def _told(

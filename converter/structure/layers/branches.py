@@ -1,0 +1,55 @@
+"""Tensors as a branch of a condition has them, which are there only where it is taken.
+
+A branch that is a function has its own names for what it is handed. No node of the structure has
+them, as what takes it is taken to take what is outside.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from converter.graph.node import Node, Output, Tensor
+from converter.graph.ordered import OrderedGraph
+
+_BRANCH = re.compile(r"/_branch_\d{1,5}/")
+
+
+def as_taken(graph: OrderedGraph, node: Node, source: Tensor) -> Tensor:
+    """Return a tensor as a node has it: `cond/_branch_0/_given_1` of what its branch is handed.
+
+    Args:
+        graph: of both.
+        node: it takes the tensor.
+        source: the tensor, which may be made where the node is, or outside of some branches.
+    """
+    for call, branch in _branches(node):
+        if source.node.startswith(branch):
+            break
+        handed = graph.conditions.get(call, ())[1:]
+        if source in handed:
+            return Tensor(f"{branch}_given_{handed.index(source)}")
+    return source
+
+
+def decided_by(graph: OrderedGraph, name: str) -> Output | None:
+    """Return what decides which branch of a condition is taken; None where that is no call."""
+    found = graph.conditions.get(name)
+    node = graph.by_name.get(found[0].node) if found else None
+    return None if node is None or not found else Output(node, found[0].port)
+
+
+def entered(graph: OrderedGraph, before: Node, after: Node) -> Iterator[Output]:
+    """Yield what decides about the branches that a node is in, and another one is not."""
+    for call, branch in _branches(after):
+        if before.name.startswith(branch):
+            break
+        decided = decided_by(graph, call)
+        if decided is not None:
+            yield decided
+
+
+def _branches(node: Node) -> Iterator[tuple[str, str]]:
+    """Yield the conditions that a node is under, and the branches, inner ones first."""
+    for found in reversed(list(_BRANCH.finditer(node.name))):
+        yield node.name[: found.start()], node.name[: found.end()]
