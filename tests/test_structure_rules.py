@@ -5,10 +5,13 @@ from __future__ import annotations
 from cProfile import Profile
 from typing import Any
 
+import numpy as np
 import pytest
-from structure_maker import Model, N
+from structure_maker import Model, N, told
 
+from converter.graph.node import Output
 from converter.names import Role
+from converter.structure.tensors.flow import Kind
 from converter.structure.tensors.rules import RULES
 
 
@@ -648,3 +651,26 @@ def test_slots_that_only_the_ops_tell_follow_their_variable() -> None:
     assert found.follows["velocity_of_a"] == Role("slot", "a/w", "momentum", "Momentum")
     assert found.axes["velocity_of_a"] == found.axes["a/w"]
     assert found.uses["velocity_of_a"] == found.uses["a/w"]
+
+
+def test_a_gain_of_the_zeros_that_a_state_begins_with() -> None:
+    m = Model()
+    x = m.dense(m.input(N, N), "a")
+    w = m.variable("w", N)
+    states = {
+        "made": m.constant(np.zeros((N, N), "f4")),
+        "filled": m.op("Fill", m.op("Shape", x), m.constant(np.float32(0))),
+        "like": m.op("Reshape", m.op("ZerosLike", x), m.op("Shape", x)),
+    }
+    for name, state in states.items():
+        x = m.op("Add", x, m.op("Mul", w, state, name=name))
+    # A penalty that is switched off is no state, nor is what is multiplied with other numbers.
+    m.op("Mul", m.constant(np.float32(0)), m.op("L2Loss", w, shape=()), name="penalty", shape=())
+    m.op("Mul", m.constant(np.ones((N, N), "f4")), w, name="ones")
+    m.dense(x, "out")
+    found = m.structure()
+    graph = found.graph.findings.analysis
+    kinds = {name: graph.kind(Output(graph.graph.by_name[name], 0)) for name in (*states, "ones")}
+    assert kinds == {**dict.fromkeys(states, Kind.DATA), "ones": Kind.WEIGHT}
+    assert graph.kind(Output(graph.graph.by_name["penalty"], 0)) is Kind.WEIGHT
+    assert told(found, "w") == "a | gain"

@@ -24,8 +24,6 @@ def as_taken(graph: OrderedGraph, node: Node, source: Tensor) -> Tensor:
         source: the tensor, which may be made where the node is, or outside of some branches.
     """
     for call, branch in _branches(node):
-        if source.node.startswith(branch):
-            break
         handed = graph.conditions.get(call, ())[1:]
         if source in handed:
             return Tensor(f"{branch}_given_{handed.index(source)}")

@@ -30,9 +30,12 @@ from converter.graph.ops import (
     RESHAPES,
     RESTORED,
     RESTORES,
+    SAME,
     SAVES,
     SELECTS,
     SHAPE_ONLY,
+    SLICES,
+    SPLITS,
     SWITCHES,
     UPDATES,
     VARIABLES,
@@ -245,10 +248,29 @@ class Flow:
                 (node, Kind.DATA)
                 for node, kind in kinds.items()
                 if kind is Kind.WEIGHT
-                and node.op in _CONTRACTIONS
-                and not _all_weights(node, kinds)
+                and (
+                    (node.op in _CONTRACTIONS and not _all_weights(node, kinds))
+                    or (node.op == "Mul" and any(self._is_first_state(s) for s, _ in node.inputs))
+                )
             ]
         return kinds
+
+    def _is_first_state(self, node: Node) -> bool:
+        """Whether a node gives what a state begins with: a tensor of zeros.
+
+        A number that is zero is none: a penalty may be multiplied with it.
+        """
+        for _ in range(_MAX_PASSED):
+            if node.op not in _KEEPS_ZEROS or not node.inputs:
+                break
+            node = node.inputs[1 if node.op == "Split" else 0].node
+        if node.op == "ZerosLike":
+            return not self._is_scalar(node)
+        is_filled = node.op == "Fill" and len(node.inputs) > 1
+        held = self._graph.constant(node.inputs[1].node if is_filled else node)
+        if held is None or not held.values or any(held.values):
+            return False
+        return not self._is_scalar(node) if is_filled else bool(held.shape)
 
     def _spread(self, waiting: list[tuple[Node, Kind]], kinds: dict[Node, Kind]) -> None:
         while waiting:
@@ -338,6 +360,8 @@ class Flow:
 
 
 _CONTRACTIONS = CONTRACTIONS | ops("Conv2D Conv3D Conv2DBackpropInput")
+_KEEPS_ZEROS = SAME | RESHAPES | SLICES | SPLITS | SWITCHES | ops("Transpose Cast Tile")
+_MAX_PASSED = 16
 
 
 def _all_weights(node: Node, kinds: Mapping[Node, Kind]) -> bool:

@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Sequence
 
-from converter.graph.node import Node
+from converter.graph.node import Node, Output
 from converter.graph.ops import DIVISIONS, LOOP, PASSING, ops
 from converter.structure.axes.axis import Touch, Use
 from converter.structure.tensors.analysis import (
@@ -171,7 +171,8 @@ def multiplication(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor
     x, y = inputs
     axes = an.broadcast((x, y), node)
     kinds = [an.kind(output) for output in node.inputs]
-    if Kind.DATA in kinds:
+    # So is what a variable makes of the zeros that a state begins with.
+    if an.is_data(Output(node, 0)):
         _multiply_data(an, node, inputs, kinds, axes or ())
     else:
         _mark_constants(an, node, inputs, kinds)
