@@ -198,6 +198,11 @@ def in_a_branch_alone(m: Any, x: Any) -> Any:
     return of_h + tf.cond(is_above(x), normed, lambda: y)
 
 
+def with_a_bias(m: Any, x: Any) -> Any:
+    h = x @ m.w
+    return tf.cond(is_above(x), lambda: h + m.shift, lambda: h) @ m.u
+
+
 def rows_in_a_branch_alone(x: Array) -> Rows:
     y, above = x @ V, bool(x.sum() > 0)
     normed = relu((y - MEAN) / np.sqrt(VARIANCE + 1e-3) + SHIFT)
@@ -256,6 +261,13 @@ CASES: Mapping[str, Case] = {
             ("w", "consumed"): when(x.sum() > 0, x),
             ("w", "produced"): when(x.sum() > 0, x @ W),
             ("u", "consumed"): [relu(x @ W) if x.sum() > 0 else 0 * x],
+        },
+    ),
+    "a bias in one branch": Case(
+        with_a_bias,
+        lambda x: {
+            ("w", "produced"): [x @ W],
+            ("shift", "produced"): when(x.sum() > 0, x @ W + SHIFT),
         },
     ),
     "in a branch alone": Case(in_a_branch_alone, rows_in_a_branch_alone),
