@@ -21,6 +21,7 @@ from converter_plugins.scale import Scale
 from converter_plugins.truncate import Truncate
 from measured_cases import case
 from nets import MODELS, N, Net, hidden
+from test_measure_cells import LENGTHS, STEPS, BlockCell
 from test_session import dense
 from test_session import made as saved
 
@@ -649,6 +650,35 @@ def test_gates_that_are_no_one_tensor_of_the_graph(
     else:
         found = after.mean_abs if per == "unit" else after.mean_abs.mean()
     assert np.abs(found / 0.7 - 1).max() <= 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("per", ["variable", "unit"])
+def test_a_cell_that_is_one_op_with_two_kernels(
+    tmp_path: Path, per: Literal["variable", "unit"]
+) -> None:
+    tf = pytest.importorskip("tensorflow").compat.v1
+
+    def build() -> None:
+        x = tf.placeholder(tf.float32, [7, 6, 4], "x")
+        said = tf.placeholder(tf.int32, [6], "lengths")
+        steps, _ = tf.nn.dynamic_rnn(
+            BlockCell(tf, "GRUBlockCell"), x, said, dtype=tf.float32, time_major=True
+        )
+        tf.identity(steps, "out")
+
+    batch = {"x": STEPS, "lengths": LENGTHS}
+    (tmp_path / "in").mkdir()
+    saved(tf, tmp_path / "in", build, feeds=batch, fetches=["out"])
+    np.savez(tmp_path / "x.npz", **batch)  # type: ignore[arg-type]
+    strategy = ActivationScale(data=(tmp_path / "x.npz",), per=per, target=0.5, whole_files=True)
+    result = convert(tmp_path / "in", tmp_path / "out", [strategy], to="tf")
+    after = measure(open_checkpoint(result.output), [batch])
+    produced = {name: of.mean_abs for (name, side), of in after.items() if side == "produced"}
+    assert [name[-6:] for name in sorted(produced)] == ["date/b", "date/w", "ates/b", "ates/w"]
+    for mean_abs in produced.values():
+        found = mean_abs if per == "unit" else mean_abs.mean()
+        assert np.abs(found / 0.5 - 1).max() <= 0.01
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -130,15 +130,15 @@ def choose(
         depths.append(max((depths[s] + (s in meant) for s in before), default=0))
         if index not in meant:
             continue
-        name = names_of(layer)[0]
-        reason, scaled = _scaled(checkpoint, structure, layer, taken)
-        own = tuple(_own(structure, layer, probes))
-        reason = reason or _unfinished(structure, layer, own, Found(probes, unmeasured))
-        if reason is not None:
-            left.append(Left(name, reason))
-            continue
-        taken |= set(scaled)
-        chosen.append(Chosen(name, layer, depths[index], scaled, own))
+        for part, own in _parts(structure, layer, tuple(_own(structure, layer, probes))):
+            name = names_of(part)[0]
+            reason, scaled = _scaled(checkpoint, structure, part, taken)
+            reason = reason or _unfinished(structure, part, own, Found(probes, unmeasured))
+            if reason is not None:
+                left.append(Left(name, reason))
+                continue
+            taken |= set(scaled)
+            chosen.append(Chosen(name, part, depths[index], scaled, own))
     if left and (only or not chosen):
         more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
         raise PlanError(
@@ -153,14 +153,46 @@ def choose(
 def _own(structure: Structure, layer: Layer, probes: Iterable[Probe]) -> Iterator[Probe]:
     """Yield the probes of the tensors in which a layer is finished."""
     finished = {place.finished.tensor for place in layer.places if place.finished is not None}
-    by_name = structure.graph.findings.analysis.graph.by_name
     for probe in probes:
         # What a cell that is one op makes is no place that the graph has a tensor for.
-        cell = by_name.get(cell_of(probe.tensor).node)
-        is_of_cell = cell is not None and cell.op in CELLS
         is_made = any((kernel, "produced") in probe.for_ for kernel in layer.kernels)
-        if probe.tensor in finished or (is_of_cell and is_made):
+        if probe.tensor in finished or (is_made and _is_of_cell(structure, probe)):
             yield probe
+
+
+def _is_of_cell(structure: Structure, probe: Probe) -> bool:
+    """Whether what is measured is made by a cell that is one op."""
+    node = structure.graph.findings.analysis.graph.by_name.get(cell_of(probe.tensor).node)
+    return node is not None and node.op in CELLS
+
+
+def _parts(
+    structure: Structure, layer: Layer, own: tuple[Probe, ...]
+) -> Iterator[tuple[Layer, tuple[Probe, ...]]]:
+    """Yield the layers that a layer consists of, with their probes: it alone, but of a cell.
+
+    One that is an op may have several kernels that make tensors of their own: those of a GRU make
+    gates and its candidate.
+    """
+    made: dict[frozenset[str], list[Probe]] = {}
+    for probe in own:
+        if _is_of_cell(structure, probe):
+            names = frozenset(name for name, side in probe.for_ if side == "produced")
+            made.setdefault(names, []).append(probe)
+    kernels = [[kernel for kernel in layer.kernels if kernel in names] for names in made]
+    if len(made) < 2 or sorted(k for of in kernels for k in of) != sorted(layer.kernels):
+        yield layer, own
+        return
+    for (names, probes), own_kernels in zip(made.items(), kernels, strict=True):
+        axis = structure.axes[own_kernels[0]][-1]
+        part = replace(
+            layer,
+            kernels=tuple(own_kernels),
+            biases=tuple(name for name in layer.biases if name in names),
+            produced=axis,
+            widths=tuple(axis.widths()),
+        )
+        yield part, tuple(probes)
 
 
 def _unfinished(
