@@ -145,6 +145,14 @@ def otherwise_too(m: Model) -> None:
     m.op("Add", y, m.op("Tanh", kernel))
 
 
+def of_one_unit(m: Model) -> None:
+    m.op("BiasAdd", m.op("MatMul", m.input(N, N), m.variable("w", N, 1)), m.variable("b", 1))
+
+
+def one_number_for_all_units(m: Model) -> None:
+    m.op("Add", product(m, m.input(N, N), "w"), m.variable("b", 1))
+
+
 def normalised(m: Model) -> None:
     scale = m.op("Mul", m.variable("gamma", N), m.op("Rsqrt", m.variable("variance", N)))
     shift = m.op("Sub", m.variable("beta", N), m.op("Mul", m.variable("mean", N), scale))
@@ -179,6 +187,8 @@ def normalised_behind(m: Model) -> None:
         # The first takes it.
         (two_in_a_row, "b"),
         (otherwise_too, None),
+        (of_one_unit, "b"),
+        (one_number_for_all_units, None),
         (normalised, "mean"),
         (normalised_otherwise, None),
         (normalised_behind, None),

@@ -166,6 +166,21 @@ def test_means_of_constants_go_into_the_bias(tmp_path: Path) -> None:
     np.testing.assert_allclose(net.run(result), net.run(net.values), atol=1e-12)
 
 
+@pytest.mark.parametrize("repair", ["mean", "least-squares"])
+def test_a_head_of_one_unit_has_a_bias_too(repair: str, tmp_path: Path) -> None:
+    net = Net()
+    net.dense(net.op("Relu", net.dense(net.x(4), "h", 4, N)), "out", N, 1)
+    net.values["h/w"][:, [2, 5]] = 0
+    net.values["h/b"][[2, 5]] = 0.7, 0.3
+    path = saved(tmp_path, statistics(**{"out/w": units_of(net)}))
+    strategy = Select(resize={"h": 4}, by="std", statistics=path, repair=repair)  # type: ignore[arg-type]
+    checkpoint = net.checkpoint()
+    result = selected(strategy, checkpoint)
+    assert np.abs(result["out/b"] - net.values["out/b"]).max() > 0.01
+    np.testing.assert_allclose(net.run(result), net.run(net.values), atol=1e-8)
+    assert not any("no bias" in note for note in strategy.notes(checkpoint))
+
+
 def test_means_are_taken_off_that_of_a_batch_normalisation(tmp_path: Path) -> None:
     net = Net()
     h = net.op("Relu", net.dense(net.x(4), "h", 4, N))

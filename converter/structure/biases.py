@@ -44,6 +44,8 @@ _HANDS_ON = (
     | ops("_Return SpaceToBatchND BatchToSpaceND SpaceToBatch BatchToSpace")
 )
 _GIVES = _HANDS_ON | JOINS
+_ONE = Axis(((1,),))
+_MATRIX = 2
 _MAX_NODES = 1024
 _MEAN = 3
 _Added = tuple[str, int]
@@ -55,7 +57,8 @@ class Bias(NamedTuple):
 
     Attributes:
         name: of the variable.
-        axes: the axes of the kernel that it has; any other of its own has one entry.
+        axes: the axes of the kernel that it has; any other of its own has one entry. None of a
+            kernel that makes one unit.
         sign: -1 where it is taken off: the mean of a batch normalisation; else 1.
     """
 
@@ -80,7 +83,7 @@ def bias_of(structure: Structure, checkpoint: Checkpoint, name: str, axis: int) 
         return (
             other is not None
             and other in structure.axes
-            and _common(structure.axes[name], structure.axes[other], axis) is not None
+            and _common(structure, name, other, axis) is not None
         )
 
     found: set[_Added] | None = None
@@ -98,23 +101,37 @@ def bias_of(structure: Structure, checkpoint: Checkpoint, name: str, axis: int) 
     is_value = checkpoint.roles()[bias].kind in ("model", "batch_statistic")
     if not is_value or not checkpoint[bias].dtype.is_float:
         return None
-    axes = _common(structure.axes[name], structure.axes[bias], axis)
+    axes = _common(structure, name, bias, axis)
     return None if axes is None else Bias(bias, axes, sign)
 
 
-def _common(kernel: Sequence[Axis], bias: Sequence[Axis], consumed: int) -> tuple[int, ...] | None:
-    """Return which axes of a kernel its bias has; None where it has others, too."""
+def _common(structure: Structure, name: str, other: str, consumed: int) -> tuple[int, ...] | None:
+    """Return which axes of a kernel its bias has; None where it has others, too, or too few."""
+    kernel, bias = structure.axes[name], structure.axes[other]
     found: list[int] = []
     rest = [number for number in range(len(kernel)) if number != consumed]
     for axis in reversed(bias):
-        if axis == Axis(((1,),)):
+        if axis == _ONE:
             continue
         while rest and kernel[rest[-1]] != axis:
             rest.pop()
         if not rest:
             return None
         found.append(rest.pop())
-    return tuple(reversed(found)) or None
+    if found or _makes_one(structure, name, consumed):
+        return tuple(reversed(found))
+    return None
+
+
+def _makes_one(structure: Structure, name: str, consumed: int) -> bool:
+    """Tell whether a kernel makes a single unit: an axis of one entry, which is no width."""
+    kernel, uses = structure.axes[name], structure.uses.get(name, ())
+    is_one = [axis == _ONE for axis in kernel]
+    if consumed == len(kernel) - 1 or len(kernel) == _MATRIX:
+        return all(one or number == consumed for number, one in enumerate(is_one))
+    # Those before it are of what it consumes, too, or of the window of a convolution.
+    made = (use for number in range(consumed) for use in uses[number].values()) if uses else ()
+    return is_one[-1] and not any("produce" in use for use in made)
 
 
 def _beside(structure: Structure, checkpoint: Checkpoint, name: str) -> Iterator[str]:
