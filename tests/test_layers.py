@@ -190,6 +190,45 @@ def test_grouped_convolution() -> None:
     assert found == {"w consumed": "x[-1] of 8", "w produced": "conv[-1] of 6"}
 
 
+def sentences(m: Net, channels: int = 1, length: int = 9, rows: int = 3, places: int = 5) -> None:
+    """Look words up, and convolve them as an image with a filter as wide as an embedding."""
+    table = m.variable("table", 8, places)
+    rest = [
+        m.op("Gather", table, m.input(-1, length, name=f"x{k}", dtype="int32"))
+        for k in range(channels)
+    ]
+    x = m.op("Pack", *rest, axis=3) if channels > 1 else ""
+    x = x or m.op("ExpandDims", rest[0], m.constant(np.array(-1, "i4")), name="image")
+    kernel = m.variable("w", rows, places, channels, N)
+    y = m.op("Conv2D", x, kernel, padding="VALID", strides=[1, 1, 1, 1])
+    m.op("Relu", m.op("BiasAdd", y, m.variable("b", N)), name="out")
+
+
+# As long as it is wide, and covered whole in both directions.
+@pytest.mark.parametrize(("length", "rows"), [(9, 3), (9, 9), (5, 5)])
+def test_a_filter_as_wide_as_embeddings_consumes_them(length: int, rows: int) -> None:
+    m = Net()
+    sentences(m, length=length, rows=rows)
+    found = told(m.found())
+    assert found["w consumed"] == "image[-2] of 5"
+    assert found["w produced"] == found["b produced"] == "out[-1] of 4"
+    (_, layer) = m.layers()
+    assert layer.places[0].inputs == ((("image", 0), -2, 5),)
+
+
+def test_several_channels_of_embeddings_are_the_units() -> None:
+    m = Net()
+    sentences(m, channels=2)
+    assert told(m.found())["w consumed"].endswith("[-1] of 2")
+
+
+def test_an_image_that_is_covered_whole_has_channels() -> None:
+    m = Net()
+    kernel = m.variable("w", 5, 5, 1, N)
+    m.op("Conv2D", m.input(-1, 5, 5, 1), kernel, padding="VALID", strides=[1, 1, 1, 1])
+    assert told(m.found())["w consumed"] == "x[-1] of 1"
+
+
 def test_dilated_convolution_of_parts_of_space() -> None:
     m = Net()
     blocks, pads = m.constant(np.array([2, 2], "i4")), m.constant(np.zeros((2, 2), "i4"))

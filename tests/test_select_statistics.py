@@ -265,6 +265,64 @@ def test_every_tap_of_a_convolution_is_mended(tmp_path: Path) -> None:
     np.testing.assert_allclose(result["conv2/bias"], bias, rtol=1e-5, atol=1e-6)
 
 
+def sentences(channels: int = 1, *, rank: int = N) -> tuple[Checkpoint, dict[str, Array]]:
+    """Return a classifier of texts whose filters are as wide as its embeddings, and its values."""
+    m = Net()
+    m.values["table"] = m.rng.normal(size=(8, rank)) @ m.rng.normal(size=(rank, N))
+    table = m.variable("table", 8, N)
+    words = [
+        m.op("Gather", table, m.input(-1, 9, name=f"x{k}", dtype="int32")) for k in range(channels)
+    ]
+    image = m.op("Pack", *words, axis=3) if channels > 1 else None
+    image = image or m.op("ExpandDims", words[0], m.constant(-1))
+    kernel = m.variable("w", 3, N, channels, 5)
+    y = m.op("Conv2D", image, kernel, padding="VALID", strides=[1, 1, 1, 1])
+    m.op("Relu", m.op("BiasAdd", y, m.variable("b", 5)))
+    return m.checkpoint(), m.values
+
+
+def test_embeddings_that_filters_cover_whole_are_chosen_and_mended(tmp_path: Path) -> None:
+    checkpoint, values = sentences()
+    rows = values["table"]
+    path = saved(tmp_path, statistics(w=rows))
+    # All places of the filter, and all that it makes, are as one matrix to an entry of a row.
+    kernel = np.moveaxis(values["w"], 1, 0)
+    for by, choose in SCORES.items():
+        strategy = Select(
+            resize={"table": 4},
+            by=by,  # type: ignore[arg-type]
+            statistics=path,
+            repair="least-squares",
+            ridge=1e-12,
+        )
+        result = selected(strategy, checkpoint)
+        kept = choose(rows, kernel.reshape(N, -1), 4)
+        np.testing.assert_array_equal(result["table"], rows[:, kept])
+        expected, constant = mended(values["w"], 1, kept, rows)
+        np.testing.assert_allclose(result["w"], expected, atol=1e-6)
+        np.testing.assert_allclose(result["b"], values["b"] + constant, atol=1e-6)
+
+
+def test_components_of_embeddings_that_filters_cover_whole(tmp_path: Path) -> None:
+    checkpoint, values = sentences(rank=3)
+    path = saved(tmp_path, statistics(w=values["table"]))
+    strategy = Project(resize={"table": 4}, by="pca", statistics=path)
+    result = {v.name: v.read() for v in strategy.apply(checkpoint)}
+    np.testing.assert_allclose(
+        np.einsum("ve,tecn->vtcn", result["table"], result["w"]),
+        np.einsum("ve,tecn->vtcn", values["table"], values["w"]),
+        atol=1e-8,
+    )
+
+
+def test_statistics_of_channels_do_not_choose_embeddings(tmp_path: Path) -> None:
+    checkpoint, _ = sentences(2)
+    path = saved(tmp_path, statistics(w=np.ones((5, 2))))
+    strategy = Select(resize={"table": 4}, by="wanda", statistics=path)
+    with pytest.raises(PlanError, match=r"is \[2\] in .*: of another of its axes, and no more can"):
+        selected(strategy, checkpoint)
+
+
 def test_two_widths_on_one_axis_are_mended_together(tmp_path: Path) -> None:
     source = model_of("tf10_v2_multilstm_adagrad")
     first, second = (f"rnn/multi_rnn_cell/cell_{k}/basic_lstm_cell" for k in (0, 1))

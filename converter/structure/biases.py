@@ -5,7 +5,7 @@ Or which is taken off: the moving mean of a batch normalisation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from converter.graph.node import Node, Output

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _CONSUMED = "/consumed"
 _NEVER_NEGATIVE = frozenset(["mean_abs", "std"])
 _SLACK = 1e-6
+_MATRIX = 2
 
 
 def activations_of(checkpoint: Checkpoint, path: Path) -> Activations:
@@ -109,6 +110,12 @@ class Activations:
                 f"{self.path}: of several axes together, and this width is one of them; choose by "
                 "something else"
             )
+        if entry.shape != wanted and self._is_of_another(variable, entry.shape):
+            raise PlanError(
+                f"{variable}: the {statistic} of what it consumes is {list(entry.shape)} in "
+                f"{self.path}: of another of its axes, and no more can be measured; choose by "
+                "something else"
+            )
         if entry.shape != wanted:
             raise PlanError(
                 f"{variable}: the {statistic} of what it consumes is {list(entry.shape)} in "
@@ -156,6 +163,11 @@ class Activations:
         """Return the size of the first axes of a variable, if one of them is of a length."""
         shape = self.checkpoint[variable].shape if variable in self.checkpoint else ()
         return math.prod(shape[:-1]) if length in shape[:-1] else length
+
+    def _is_of_another(self, variable: str, shape: tuple[int, ...]) -> bool:
+        """Tell whether a statistic has the length of another axis that a variable contracts."""
+        sizes = self.checkpoint[variable].shape if variable in self.checkpoint else ()
+        return len(sizes) > _MATRIX and set(shape) <= set(sizes[:-1])
 
     def read(self, variable: str, statistic: str) -> Array:
         """Return a statistic of what a variable consumes, which was checked: float64.

@@ -33,7 +33,7 @@ from converter.structure.layers.steps import (
 from converter.structure.layers.trials import without_trials
 from converter.structure.layers.unread import without_unread
 from converter.structure.tensors.analysis import Analysis, Axes, Role
-from converter.structure.tensors.atoms import Atom, size_of
+from converter.structure.tensors.atoms import Atom, leaves, size_of
 
 TRANSPOSED = ops("Conv2DBackpropInput Conv3DBackpropInputV2")
 DEPTHWISE = ops("DepthwiseConv2dNative")
@@ -141,6 +141,13 @@ class Chains:
         self._analysis = without_trials(without_unread(analysis))
         self._gates = gates
         self._whole = whole_axes(analysis)
+        self._made = {
+            leaf
+            for roles in analysis.roles.values()
+            for role in roles
+            if role.use == "produce"
+            for leaf in leaves(role.atom)
+        }
         self._taken: dict[Node, Chain] = {}
 
     def find(self) -> list[Chain]:
@@ -171,7 +178,7 @@ class Chains:
             return Chain([node], [None], None, why=f"{node.op} holds all of the cell")
         if not produced and not consumed:
             return None
-        chain = Chain([node], [_taken_by(self._analysis, node, consumed)], None)
+        chain = Chain([node], [_taken_by(self._analysis, node, consumed, self._made)], None)
         atoms = _different(role.atom for role in produced)
         if len(atoms) == 1:
             chain.linear = _made_by(self._analysis, node, atoms[0])
@@ -411,21 +418,54 @@ def _data_of(analysis: Analysis, node: Node) -> Output | None:
     return found[0] if len(found) == 1 else None
 
 
-def _taken_by(analysis: Analysis, node: Node, roles: Sequence[Role]) -> UnitAxis | None:
-    """Return the tensor that a kernel contracts, if it contracts one axis of it."""
+def _taken_by(
+    analysis: Analysis, node: Node, roles: Sequence[Role], made: Collection[Atom]
+) -> UnitAxis | None:
+    """Return the tensor that a kernel contracts, if it contracts one axis of it.
+
+    Args:
+        analysis: of the graph.
+        node: that takes the kernel.
+        roles: what it consumes of that.
+        made: what the axes are made of that variables produce.
+    """
     data = _data_of(analysis, node)
     if data is None or node.op in TABLES or not roles:
         return None
     axes = analysis.tensor(data).axes
     if node.op in CONVOLUTIONS:
-        found = _channels(node, data, axes) if axes else None
-        return found and _before_dilation(analysis, found)
+        if not axes:
+            return None
+        channels = _channels(node, data, axes)
+        covered = _covered(data, axes, channels, roles, made)
+        return covered or _before_dilation(analysis, channels)
     atoms = _different(role.atom for role in roles if role.use == "consume")
     if len(atoms) != 1:
         return None
     (atom,) = atoms
     axis = place_of(atom, axes, _contracted(node, data))
     return None if axis is None else UnitAxis(data, axis, atom)
+
+
+def _covered(
+    data: Output, axes: Axes, channels: UnitAxis, roles: Sequence[Role], made: Collection[Atom]
+) -> UnitAxis | None:
+    """Return the axis of places that a convolution covers whole, if that is the units' one.
+
+    So where embeddings are an image with one channel: the filter is as wide as they are. Of two
+    axes that it covers whole those are the units that a variable makes.
+    """
+    if channels.size != 1:
+        return None
+    consumed = [role.atom for role in roles if role.use == "consume"]
+    found = [
+        UnitAxis(data, index - len(axes), atom)
+        for index, atom in enumerate(axes)
+        if size_of(atom) != 1 and any(same_axis(atom, other) for other in consumed)
+    ]
+    if len(found) > 1:
+        found = [units for units in found if any(leaf in made for leaf in leaves(units.atom))]
+    return found[0] if len(found) == 1 else None
 
 
 def _before_dilation(analysis: Analysis, units: UnitAxis) -> UnitAxis:
