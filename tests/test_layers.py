@@ -216,6 +216,17 @@ def test_a_filter_as_wide_as_embeddings_consumes_them(length: int, rows: int) ->
     assert layer.places[0].inputs == ((("image", 0), -2, 5),)
 
 
+def test_places_that_are_cut_apart_are_no_units() -> None:
+    m = Net()
+    words = m.op("Gather", m.variable("table", 8, N), m.input(-1, 5, dtype="int32"))
+    x = m.op("Add", words, m.variable("places", 5, N), name="sum")
+    # Cut between the units of one place, so that each place is by itself.
+    flat = m.op("Reshape", x, m.constant(np.array([-1, 5 * N], "i4")))
+    begin, size = (m.constant(np.array(values, "i4")) for values in ([0, 0], [-1, N + 2]))
+    m.op("Tanh", m.op("Slice", flat, begin, size))
+    assert told(m.found())["places produced"] == "sum[-1] of 4"
+
+
 def test_several_channels_of_embeddings_are_the_units() -> None:
     m = Net()
     sentences(m, channels=2)

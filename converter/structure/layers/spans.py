@@ -10,7 +10,7 @@ from converter.graph.node import Node, Output
 from converter.structure.layers.chains import CONVOLUTIONS, TABLES, Chain, Part
 from converter.structure.layers.steps import holds, same_axis, step_from
 from converter.structure.tensors.analysis import Analysis
-from converter.structure.tensors.atoms import Atom, leaves
+from converter.structure.tensors.atoms import Atom, find, leaves
 
 _MAX_STEPS = 64
 
@@ -38,7 +38,7 @@ def produced_by_kernels(chains: Iterable[Chain]) -> set[Atom]:
         for chain in chains
         for node, part in chain.parts
         if node in chain.kernels and part.use == "produce"
-        for leaf in leaves(part.atom)
+        for leaf in _made_of(part.atom)
     }
 
 
@@ -95,7 +95,12 @@ def _together(chain: Chain, node: Node, part: Part, shape: Sequence[int]) -> dic
 
 
 def _is_produced(atoms: Iterable[Atom], produced: Collection[Atom]) -> bool:
-    return all(leaf in produced for atom in atoms for leaf in leaves(atom))
+    return all(leaf in produced for atom in atoms for leaf in _made_of(atom))
+
+
+def _made_of(atom: Atom) -> Sequence[Atom]:
+    """Return what an axis is made of: itself, where that is nothing but single entries."""
+    return leaves(atom) or [find(atom)]
 
 
 def _finished(analysis: Analysis, output: Output, atoms: Sequence[Atom]) -> Output:
