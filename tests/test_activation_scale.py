@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -323,7 +323,42 @@ def test_a_kernel_that_is_in_two_layers_is_scaled_once(tmp_path: Path) -> None:
     factor = 1 / rows["table", "produced"].mean_abs.mean()
     assert values["table"] == pytest.approx(net.values["table"] * factor)
     notes = list(strategy.notes(checkpoint))
-    assert notes[1] == ("the layer of table stays: table is in another layer, too, which is scaled")
+    assert notes[1] == (
+        "the layer of table (which makes table/vocabulary) stays: table is in another layer, too, "
+        "which is scaled"
+    )
+    (line,) = (line for line in strategy.findings(checkpoint) if line.startswith("table"))
+    assert line.startswith("table (which makes table): mean |a| ")
+    with pytest.raises(
+        PlanError, match=r"^table \(which makes table/vocabulary\): its layer cannot"
+    ):
+        made(net.checkpoint(), replace(strategy, only=("table",)))
+
+
+def test_what_is_in_no_layer_is_named(tmp_path: Path) -> None:
+    net = Net()
+    x = net.op("Add", net.op("Tanh", net.x(N)), net.variable("places", 5, N))
+    net.dense(x, "out", N, 3)
+    file = statistics(tmp_path, {"out": net.rng.normal(size=(9, 3))})
+    strategy = ActivationScale(statistics=file, method="once")
+    checkpoint = net.checkpoint()
+    assert np.array_equal(made(checkpoint, strategy)["places"], net.values["places"])
+    why = "it is added to, or multiplied with, what is of no layer, and no kernel makes it"
+    assert f"places stays: {why}" in list(strategy.notes(checkpoint))
+    with pytest.raises(PlanError, match=f"^places: its layer cannot be scaled: {why}; choose"):
+        made(net.checkpoint(), replace(strategy, only=("places",)))
+
+
+def test_a_layer_of_one_unit_cannot_be_paired(tmp_path: Path) -> None:
+    net = Net()
+    h = net.op("Relu", net.dense(net.x(4), "h", 4, N))
+    net.dense(net.op("Relu", net.dense(h, "one", N, 1)), "out", 1, 3)
+    file = statistics(tmp_path, {"h": net.rng.normal(size=(9, N))})
+    strategy = ActivationScale(statistics=file, method="paired")
+    assert (
+        "the layer of one/w stays: it has one unit, and what takes an axis of one entry is not "
+        "followed"
+    ) in list(strategy.notes(net.checkpoint()))
 
 
 def test_what_the_graph_has_in_another_size_is_refused(tmp_path: Path) -> None:
@@ -432,7 +467,11 @@ def test_sequential_brings_every_layer_to_the_target(
             data=(tmp_path / "x.npz",), feed=feeds, target=target, per=per, only=("*LayerNorm*",)
         )
     result = convert(source, tmp_path / "out", [strategy], to="tf")
-    told = [line.split(": ")[1] for line in result.found if ": mean |a| " in line]
+    told = [
+        line.split(": ")[1].partition(" (which")[0]
+        for line in result.found
+        if ": mean |a| " in line
+    ]
     assert len(told) == len(set(told)) >= 3
     after = measure(open_checkpoint(result.output), [batch], question=Question(feeds))
     for variable in told:
@@ -463,6 +502,36 @@ def test_a_loop_that_takes_what_it_makes_and_a_target_out_of_reach(tmp_path: Pat
         ", times 1; no factor was found that brings it to 1 (the nearest was 0.9"
         in (lines[candidate])
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("per", "bias", "told"),
+    [
+        ("variable", [-1, -2], "mean |a| is 1.5, and 0{}, below the floor 1e-06; it stays"),
+        (
+            "unit",
+            [-1, 0],
+            "mean |a| 3 -> 0.5, times 1; 1 of 2 units is below the floor 1e-06{} and stays",
+        ),
+    ],
+)
+def test_what_dies_behind_layers_that_are_scaled_is_told(
+    per: Literal["variable", "unit"], bias: list[int], told: str, tmp_path: Path
+) -> None:
+    tf = pytest.importorskip("tensorflow").compat.v1
+    with tf.Graph().as_default(), tf.Session() as session:
+        x = tf.placeholder(tf.float32, [None, 2], "x")
+        h = tf.nn.relu(tf.matmul(x, tf.get_variable("h", initializer=np.eye(2, dtype="f4"))))
+        kernel = tf.get_variable("out/w", initializer=np.eye(2, dtype="f4"))
+        tf.nn.relu(tf.matmul(h, kernel) + tf.get_variable("b", initializer=np.array(bias, "f4")))
+        session.run(tf.global_variables_initializer())
+        tf.train.Saver().save(session, str(tmp_path / "model.ckpt"))
+    np.savez(tmp_path / "x.npz", x=np.full((4, 2), 3, "f4"))
+    strategy = ActivationScale(data=(tmp_path / "x.npz",), target=0.5, per=per)
+    result = convert(tmp_path / "model.ckpt", tmp_path / "out", [strategy], to="tf")
+    line = f"activation-scale: out/w: {told.format(' behind layers that were scaled')}"
+    assert result.found[-1] == line
 
 
 @pytest.mark.slow

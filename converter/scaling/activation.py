@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,6 +31,7 @@ from converter.variable import Array
 Of = Literal["mean-abs", "std"]
 Per = Literal["variable", "unit"]
 
+_APART = "it is added to, or multiplied with, what is of no layer, and no kernel makes it"
 _MAX_ROUNDS = 8
 _MAX_TURNS = 12
 
@@ -70,6 +72,7 @@ class Chosen(NamedTuple):
         depth: how many others it stands behind, at most.
         variables: those that are multiplied.
         probes: the tensors in which it is finished.
+        more: what tells it from another layer of this variable, behind its name.
     """
 
     name: str
@@ -77,6 +80,7 @@ class Chosen(NamedTuple):
     depth: int
     variables: tuple[str, ...]
     probes: tuple[Probe, ...]
+    more: str = ""
 
 
 class Left(NamedTuple):
@@ -85,10 +89,14 @@ class Left(NamedTuple):
     Attributes:
         name: its first variable.
         reason: half a sentence.
+        more: what tells it from another layer of this variable, behind its name.
+        is_layer: not so where a variable is in no layer.
     """
 
     name: str
     reason: str
+    more: str = ""
+    is_layer: bool = True
 
 
 def names_of(layer: Layer) -> tuple[str, ...]:
@@ -114,15 +122,21 @@ def choose(
         UsageError: a glob fits no variable of a layer.
     """
     known = layers(checkpoint)
+    left: list[Left] = []
     meant = {index for index, layer in enumerate(known) if not only and names_of(layer)}
     variables = {name: index for index, layer in enumerate(known) for name in names_of(layer)[::-1]}
-    for glob in only:
-        found = matching(glob, variables, "variables of layers")
-        meant |= {i for i, layer in enumerate(known) if set(found) & set(names_of(layer)[:1])}
-        meant |= {variables[name] for name in found}
     probes, unmeasured = find_probes(checkpoint, structure)
+    made = (name for probe in probes for name, side in probe.for_ if side == "produced")
+    apart = dict.fromkeys(name for name in made if name not in variables)
+    for glob in only:
+        found = matching(glob, [*variables, *apart], "variables of layers")
+        meant |= {i for i, layer in enumerate(known) if set(found) & set(names_of(layer)[:1])}
+        meant |= {variables[name] for name in found if name in variables}
+        left += [Left(name, _APART, is_layer=False) for name in found if name in apart]
+    if not only:
+        left = [Left(name, _APART, is_layer=False) for name in apart]
+    firsts = Counter(name for layer in known for name in names_of(layer)[:1])
     chosen: list[Chosen] = []
-    left: list[Left] = []
     depths: list[int] = []
     taken: set[str] = set()
     for index, layer in enumerate(known):
@@ -134,20 +148,27 @@ def choose(
             name = names_of(part)[0]
             reason, scaled = _scaled(checkpoint, structure, part, taken)
             reason = reason or _unfinished(structure, part, own, Found(probes, unmeasured))
+            more = _way(part) if firsts[name] > 1 else ""
             if reason is not None:
-                left.append(Left(name, reason))
+                left.append(Left(name, reason, more))
                 continue
             taken |= set(scaled)
-            chosen.append(Chosen(name, part, depths[index], scaled, own))
+            chosen.append(Chosen(name, part, depths[index], scaled, own, more))
     if left and (only or not chosen):
+        first = left[0].name + left[0].more
         more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
         raise PlanError(
-            f"{left[0].name}{more}: its layer cannot be scaled: {left[0].reason}; choose others "
+            f"{first}{more}: its layer cannot be scaled: {left[0].reason}; choose others "
             f"(--activation-scale-only GLOB), or multiply it by a number (--scale GLOB=NUMBER)"
         )
     if not chosen:
         raise PlanError(f"{checkpoint.path}: its graph tells no layers")
     return chosen, left
+
+
+def _way(layer: Layer) -> str:
+    """Tell the uses of a variable apart of which several layers are made, by what each makes."""
+    return f" (which makes {', '.join(layer.widths)})" if layer.widths else f" ({layer.kind})"
 
 
 def _own(structure: Structure, layer: Layer, probes: Iterable[Probe]) -> Iterator[Probe]:

@@ -43,6 +43,7 @@ from converter.variable import Array, Variable
 Method = Literal["once", "sequential", "paired"]
 
 _FEW = 3
+_BEHIND = " behind layers that were scaled"
 
 
 class Outcome(NamedTuple):
@@ -153,8 +154,9 @@ class Targeted:
         if self._method == "once":
             called = self._named.called
             yield from bending((called(one.name), one.layer.activation) for one in self._chosen)
-        for name, reason in self._left[:_FEW]:
-            yield f"the layer of {self._named.called(name)} stays: {reason}"
+        for name, reason, further, is_layer in self._left[:_FEW]:
+            of = "the layer of " if is_layer else ""
+            yield f"{of}{self._named.called(name)}{further} stays: {reason}"
         if len(self._left) > _FEW:
             more = len(self._left) - _FEW
             stay = f"{count(more, 'more layer')} {agree(more, 'stays', 'stay')}"
@@ -181,7 +183,8 @@ class Targeted:
             if self._widths:
                 # What others made is multiplied by the same.
                 outcome = outcome._replace(factors=self._in_units(index))
-            yield f"{self._named.called(outcome.name)}: {_told(outcome, self._wanted)}"
+            more = self._chosen[index].more
+            yield f"{self._named.called(outcome.name)}{more}: {_told(outcome, self._wanted)}"
 
     @cached_property
     def _found(self) -> _Found:
@@ -279,21 +282,29 @@ def _pairable(
     found: list[Chosen] = []
     left: list[Left] = []
     for one in chosen:
-        reason = "its units have no width that is known" if not one.layer.widths else None
+        reason = None if one.layer.widths else _without_width(one, structure)
         for width in one.layer.widths:
             why = refusal(structure, checkpoint, structure.widths[width])
             reason = reason or (why and f"{width}: {why}")
         if reason is None:
             found.append(one)
         else:
-            left.append(Left(one.name, reason))
+            left.append(Left(one.name, reason, one.more))
     if left and (wanted.only or not found):
         more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
         raise PlanError(
-            f"{left[0].name}{more}: nothing can undo a factor of what its layer gives: "
-            f"{left[0].reason}; choose others (--activation-scale-only GLOB), or another method"
+            f"{left[0].name}{left[0].more}{more}: nothing can undo a factor of what its layer "
+            f"gives: {left[0].reason}; choose others (--activation-scale-only GLOB), or another "
+            f"method"
         )
     return found, left
+
+
+def _without_width(one: Chosen, structure: Structure) -> str:
+    """Say why nothing is known of what takes the units of a layer."""
+    if one.layer.produced.size(structure.sizes) == 1:
+        return "it has one unit, and what takes an axis of one entry is not followed"
+    return "its units have no width that is known"
 
 
 def _told(outcome: Outcome, wanted: Wanted) -> str:
@@ -308,7 +319,10 @@ def _told(outcome: Outcome, wanted: Wanted) -> str:
         )
     dead = int(np.count_nonzero(outcome.dead))
     if dead == outcome.dead.size:
-        return f"{word} is {_range(outcome.before)}, below the floor {wanted.floor:g}; it stays"
+        fell = _fell(outcome, wanted.floor)
+        return (
+            f"{word} is {_range(outcome.before)}{fell}, below the floor {wanted.floor:g}; it stays"
+        )
     lives = ~outcome.dead
     told = f"{word} {_range(outcome.before[lives])}"
     if outcome.after is not None:
@@ -317,7 +331,8 @@ def _told(outcome: Outcome, wanted: Wanted) -> str:
     if dead:
         told += (
             f"; {dead} of {count(outcome.dead.size, 'unit')} {agree(dead, 'is', 'are')} below the "
-            f"floor {wanted.floor:g} and {agree(dead, 'stays', 'stay')}"
+            f"floor {wanted.floor:g}{_fell(outcome, wanted.floor) and _BEHIND} and "
+            f"{agree(dead, 'stays', 'stay')}"
         )
     if outcome.after is None:
         return told
@@ -329,8 +344,15 @@ def _told(outcome: Outcome, wanted: Wanted) -> str:
             told += f" (the nearest was {_range(outcome.nearest[is_off])}); left as it was"
             before, after = outcome.before[is_off], outcome.after[is_off]
             if not np.allclose(after, before, rtol=PROMISED, atol=0):
-                told += f", and gives {_range(after)} behind layers that were scaled"
+                told += f", and gives {_range(after)}{_BEHIND}"
     return told
+
+
+def _fell(outcome: Outcome, floor: float) -> str:
+    """Say what is dead now that was not before others were scaled."""
+    if outcome.after is None or not (outcome.before[outcome.dead] >= floor).any():
+        return ""
+    return f", and {_range(outcome.after[outcome.dead])}{_BEHIND}"
 
 
 def _range(values: Array) -> str:
