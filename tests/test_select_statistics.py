@@ -762,5 +762,15 @@ def test_what_makes_and_takes_units_at_once_has_no_statistics_of_them(tmp_path: 
     net = Net()
     tied(net)
     path = saved(tmp_path, statistics(h=words(net)))
-    with pytest.raises(PlanError, match=r"^h: .* says nothing of what consumes it; measure it"):
+    with pytest.raises(PlanError, match=r"^h: no variable consumes its units on an axis that does"):
         Select(resize={"h": 3}, by="std", statistics=path).apply(net.checkpoint())
+
+
+def test_what_nothing_consumes_cannot_be_measured(tmp_path: Path) -> None:
+    net = Net()
+    net.dense(net.op("Gather", net.variable("h", 7, N), net.ids()), "out", N, 3)
+    path = saved(tmp_path, statistics(**{"out/w": words(net)}))
+    project = Project(resize={"out": 2}, by="pca", statistics=path, lossy=True)
+    for strategy in (project, Select(resize={"out": 2}, by="std", statistics=path)):
+        with pytest.raises(PlanError, match=r"^out: no variable consumes .*; choose by something"):
+            strategy.apply(net.checkpoint())

@@ -232,6 +232,17 @@ def test_an_export_without_signatures_says_so(tf: Any, tmp_path: Path) -> None:
         ["inspect", model, "--graph"],
     ):
         assert told(run(*command), 2) == says
+    for plugin, options in {
+        "equalize": [],
+        "fold-batchnorm": [],
+        "activation-scale": [
+            *("--activation-scale-statistics", tmp_path / "none.safetensors"),
+            *("--activation-scale-method", "once"),
+        ],
+        "recalibrate-batchnorm": ["--recalibrate-batchnorm-data", data],
+    }.items():
+        output = told(run("ckpt", model, "--plugin", plugin, *options), 2)
+        assert output in (says, f"{plugin}: {says}")
 
 
 def test_zeros_that_a_causal_convolution_pads_with_are_consumed(tf: Any, tmp_path: Path) -> None:

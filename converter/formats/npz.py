@@ -30,6 +30,7 @@ _MAGIC = b"\x93NUMPY"
 _LENGTHS = {b"\x01\x00": 2, b"\x02\x00": 4, b"\x03\x00": 4}
 _MAX_HEADER = 1 << 16
 _MAX_AXES = 64  # Numpy has no more.
+_OBJECTS = re.compile(rb"\s*\{\s*'descr':\s*'\|O")
 # What numpy writes before an array of numbers or texts; Python 2 wrote sizes like `10L`.
 _HEADER = re.compile(
     rb"\s*\{\s*'descr':\s*'(?P<dtype>[<>|=](?:[fiu][1248]|b1|c8|c16|[SU]\d{1,6}))',"
@@ -200,7 +201,13 @@ def _read_header(file: IO[bytes], member: str = "") -> tuple[tuple[int, ...], np
     if magic != _MAGIC or length is None:
         raise ValueError(f"{name} is no array of numpy's")
     size = int.from_bytes(file.read(length), "little")
-    match = _HEADER.fullmatch(file.read(size)) if size <= _MAX_HEADER else None
+    header = file.read(size) if size <= _MAX_HEADER else b""
+    match = _HEADER.fullmatch(header)
+    if _OBJECTS.match(header):
+        raise ValueError(
+            f"{name} holds pickled objects, which are not read; save texts as "
+            "np.array(texts, dtype='S')"
+        )
     if match is None:
         raise ValueError(f"{name} is no array of numbers or texts")
     sizes = match["shape"].replace(b"L", b"").split(b",")

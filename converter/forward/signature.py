@@ -6,9 +6,10 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from converter.checkpoint import Checkpoint
 from converter.errors import UsageError, did_you_mean
 from converter.graph.node import Node, tensor, text_of, texts
-from converter.graph.written import Graph
+from converter.graph.written import Graph, read_graph
 
 _DEFAULT = "serving_default"
 
@@ -75,6 +76,18 @@ def check_signed(graph: Graph) -> None:
             f"{graph.path}: it was exported without signatures, so nothing in its graph runs the "
             "model; export it again with one (tf.saved_model.save(..., signatures=...))"
         )
+
+
+def check_run(checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint whose graph runs nothing, where nothing was found that it does.
+
+    Raises:
+        InputError: the graph is damaged.
+        UsageError: it is an export of TensorFlow 2 without signatures.
+    """
+    graph = read_graph(checkpoint)
+    if graph is not None:
+        check_signed(graph)
 
 
 def _computed(graph: Graph, signature: Signature) -> Hashable:

@@ -14,6 +14,7 @@ from converter.activations.probes import Probe, find_probes
 from converter.checkpoint import Checkpoint
 from converter.counted import agree, count
 from converter.errors import ConverterError, NothingToDoError, PlanError
+from converter.forward.signature import check_run
 from converter.patterns import matching
 from converter.rounding import round_to
 from converter.scaling.activation import Left
@@ -106,8 +107,8 @@ class Recalibrated:
             f"changes the outputs: {count(len(self._norms), 'batch normalisation')} will have the "
             f"moments of the data, which {agree(depths, 'is', 'are')} run {count(depths, 'time')}"
         )
-        for name, reason in self._left[:_FEW]:
-            yield f"{self._named.called(name)} stays: {reason}"
+        for one in self._left[:_FEW]:
+            yield f"{self._named.called(one.name)} stays: {one.reason}"
         if len(self._left) > _FEW:
             yield f"{len(self._left) - _FEW} more stay"
 
@@ -209,6 +210,7 @@ def _choose(checkpoint: Checkpoint, only: Sequence[str]) -> tuple[list[_Stored],
         if layer.normalisation is not None and layer.normalisation.over == "batch"
     ]
     if not norms:
+        check_run(checkpoint)
         raise NothingToDoError(f"{checkpoint.path}: it has no batch normalisation")
     names = {index: _names(layer) for index, layer in norms}
     meant = set(names)

@@ -84,10 +84,14 @@ class Activations:
         every = list(coupled.consumers())
         found = [c for c in every if self.knows(c.variable.name)]
         if not found:
-            what = f"what {every[0].variable.name} consumes" if every else "what consumes it"
+            if not every:
+                raise PlanError(
+                    f"{coupled.width}: no variable consumes its units on an axis that does not "
+                    f"make them, so no statistics tell of them; choose by something else"
+                )
             raise PlanError(
-                f"{coupled.width}: {self.path} says nothing of {what}; measure it (convert stats), "
-                f"or choose by something else"
+                f"{coupled.width}: {self.path} says nothing of what {every[0].variable.name} "
+                f"consumes; measure it (convert stats), or choose by something else"
             )
         for consumer in found:
             for statistic in statistics:

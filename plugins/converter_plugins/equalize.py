@@ -122,8 +122,11 @@ def _nothing(
     checkpoint: Checkpoint, structure: Structure, left: Sequence[tuple[str, str]]
 ) -> ConverterError:
     """Return the error of a checkpoint none of whose widths can be equalised."""
+    from converter.forward.signature import check_run
     from converter.structure.structure import without_graph
 
+    if not left:
+        check_run(checkpoint)
     name, reason = left[0] if left else (str(checkpoint.path), "it has no inner widths")
     more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
     if structure.findings is None:
