@@ -109,6 +109,8 @@ def _without_returns(nodes: list[Node]) -> list[Node]:
 
     for node in nodes:
         node.sources = tuple(map(source, node.sources))
+        if node.chooser is not None:
+            node.chooser = source(node.chooser)
     return [node for node in nodes if node.name not in taken]
 
 
@@ -117,7 +119,8 @@ def _bodies(node: Node, functions: Mapping[bytes, Any]) -> list[Any]:
     if node.op in CALLS:
         names = [node.attributes["f"].func.name] if "f" in node.attributes else []
     elif node.op in WHILES:
-        names = [node.attributes["body"].func.name] if "body" in node.attributes else []
+        keys = ("body", "cond")
+        names = [node.attributes[key].func.name for key in keys if key in node.attributes]
     elif node.op in IFS:
         keys = ("then_branch", "else_branch")
         names = [node.attributes[key].func.name for key in keys if key in node.attributes]
@@ -136,21 +139,33 @@ def _replaced(call: Node, bodies: list[Any]) -> Iterator[Node]:
         for argument, source in zip(arguments, call.sources, strict=True):
             yield Node(argument.node, "Identity", (source,), {})
         returned = yield from _body(call, bodies[0], "", arguments)
+        goes_on = yield from _chooser(call, bodies[1:], arguments)
         joined = []
         for i, (before, after) in enumerate(zip(arguments, returned, strict=False)):
             joined.append(Tensor(f"{call.name}/_loop_{i}"))
-            yield Node(joined[-1].node, "_Loop", (before, after), {})
+            yield Node(joined[-1].node, "_Loop", (before, after), {}, chooser=goes_on)
     elif call.op in IFS | CASES:
+        chooser = next(iter(call.sources), None)
         results = []
         for number, body in enumerate(bodies):
             results.append((yield from _body(call, body, f"_branch_{number}/", call.sources[1:])))
         joined = []
         for i, sources in enumerate(zip(*results, strict=False)):
             joined.append(Tensor(f"{call.name}/_join_{i}"))
-            yield Node(joined[-1].node, "_Join", sources, {})
+            yield Node(joined[-1].node, "_Join", sources, {}, chooser=chooser)
     else:
         joined = yield from _body(call, bodies[0], "", call.sources)
     yield Node(call.name, "_Return", tuple(joined), call.attributes)
+
+
+def _chooser(
+    call: Node, conditions: list[Any], arguments: Iterable[Tensor]
+) -> Generator[Node, None, Tensor | None]:
+    """Yield the nodes of a loop's condition; return what says whether it goes on."""
+    for condition in conditions:
+        returned = yield from _body(call, condition, "_condition/", arguments)
+        return next(iter(returned), None)
+    return None
 
 
 def _body(
@@ -174,6 +189,7 @@ def _body(
     for message in body.node_def:
         node = read_node(message)
         node.sources = tuple(map(resolve, node.sources))
+        node.controls = tuple(scope + name for name in node.controls)
         node.origin = (origin, node.name)
         node.name = scope + node.name
         yield node

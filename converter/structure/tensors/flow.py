@@ -127,7 +127,7 @@ class Flow:
             and not _is_loop_state(node)
             and not self._is_scalar(node)
             and not self._is_written(node)
-            and not any(c in self.telling for c in graph.consumers[node])
+            and not any(c in self.telling for c in self._graph.users(node))
         ]
 
     def _signed_outputs(self) -> set[str]:
@@ -148,7 +148,7 @@ class Flow:
         """
         if self._signed and node.name not in self._signed:
             return False
-        if self.kinds[node] is not Kind.DATA or self._graph.consumers[node]:
+        if self.kinds[node] is not Kind.DATA or self._graph.users(node):
             return False
         numbers = _reached(
             [node] if self._is_scalar(node) else [],
@@ -276,7 +276,7 @@ class Flow:
 
     def _is_sink(self, node: Node) -> bool:
         kind = self.kinds[node]
-        if kind < Kind.WEIGHT or any(c in self.forward for c in self._graph.consumers[node]):
+        if kind < Kind.WEIGHT or any(c in self.forward for c in self._graph.users(node)):
             return False
         if node.op in _STATES or node.op in NEXT_ITERATION:
             return False
@@ -322,6 +322,11 @@ class Flow:
     def _is_scalar(self, node: Node) -> bool:
         return self._graph.declared(node, 0) == ()
 
+    def _aside(self, node: Node) -> list[Node]:
+        """Return what tells what a node gives without being taken by it."""
+        found = (self._graph.choosers.get(node), self._graph.turned.get(node))
+        return [output.node for output in found if output is not None]
+
     def _ancestors(
         self, nodes: Iterable[Node], without: Mapping[Node, Node] | None = None
     ) -> set[Node]:
@@ -329,11 +334,14 @@ class Flow:
         left = without or {}
         return _reached(
             nodes,
-            lambda node: [
-                source
-                for source, _ in node.inputs
-                if source in self.forward and left.get(node) is not source
-            ],
+            lambda node: (
+                [
+                    source
+                    for source, _ in node.inputs
+                    if source in self.forward and left.get(node) is not source
+                ]
+                + [source for source in self._aside(node) if source in self.forward]
+            ),
         )
 
 
