@@ -81,6 +81,11 @@ def chosen_within(m: Maker, h: Any, n: Any, y: Any) -> Any:
     return tf.cond(flag, lambda: tf.tanh(y), lambda: y * 2)
 
 
+def called(m: Maker, h: Any, n: Any, y: Any) -> Any:
+    is_large = pytest.importorskip("tensorflow").function(lambda n: n > 7)
+    return m.tf.cond(is_large(n), lambda: m.tf.tanh(y), lambda: y * 2)
+
+
 def in_a_loop(m: Maker, h: Any, n: Any, y: Any) -> Any:
     tf = m.tf
 
@@ -124,6 +129,7 @@ DECIDED: dict[str, Build] = {
     ),
     "cond of numbers": chosen_numbers,
     "cond of conds": chosen_within,
+    "cond of a call": called,
     "cond in a loop": in_a_loop,
     "case": lambda m, h, n, y: m.tf.switch_case(n // 4, [lambda: y, lambda: y * 2, lambda: -y]),
     "select": lambda m, h, n, y: m.tf.where_v2(n > 7, m.tf.tanh(y), y * 2),

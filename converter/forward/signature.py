@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from converter.errors import UsageError, did_you_mean
 from converter.graph.node import Node, Tensor, tensor, text_of, texts
-from converter.graph.written import Graph
+from converter.graph.written import Graph, read_graph
+
+if TYPE_CHECKING:
+    from converter.checkpoint import Checkpoint
 
 _DEFAULT = "serving_default"
 
@@ -121,6 +124,17 @@ def check_signed(graph: Graph) -> None:
             f"{graph.path}: it was exported without signatures, so nothing in its graph runs the "
             "model; export it again with one (tf.saved_model.save(..., signatures=...))"
         )
+
+
+def check_callable(checkpoint: Checkpoint) -> None:
+    """Refuse what `check_signed` refuses, if the checkpoint has a graph.
+
+    Raises:
+        UsageError: it is an export without signatures.
+    """
+    graph = read_graph(checkpoint)
+    if graph is not None:
+        check_signed(graph)
 
 
 def _computed(graph: Graph, signature: Signature) -> Hashable:

@@ -37,11 +37,10 @@ _SIZED: Mapping[str, tuple[int, ...]] = {
     **dict.fromkeys(REPEATS | ops("OneHot SplitV SparseToDense"), (1,)),
     **dict.fromkeys(ops("UnsortedSegmentSum ScatterNd"), (2,)),
     **dict.fromkeys(SLICES, (1, 2)),
-    "Range": (0, 1, 2),
 }
 # Which inputs tell only in what shape entries are, or what shape those of a list have.
 _SHAPING: Mapping[str, tuple[int, ...]] = {
-    **dict.fromkeys(ops("ZerosLike OnesLike TensorListReserve EmptyTensorList"), (0,)),
+    **dict.fromkeys(ops("TensorListReserve EmptyTensorList"), (0,)),
     **dict.fromkeys(ops("Reshape TensorListFromTensor TensorListStack TensorListPopBack"), (1,)),
     **dict.fromkeys(ops("TensorListGetItem TensorListGather"), (2,)),
 }

@@ -127,7 +127,7 @@ class Flow:
             and not _is_loop_state(node)
             and not self._is_scalar(node)
             and not self._is_written(node)
-            and not any(c in self.telling for c in self._graph.users(node))
+            and not any(c in self.telling for c in graph.consumers[node])
         ]
 
     def _signed_outputs(self) -> set[str]:
@@ -148,7 +148,7 @@ class Flow:
         """
         if self._signed and node.name not in self._signed:
             return False
-        if self.kinds[node] is not Kind.DATA or self._graph.users(node):
+        if self.kinds[node] is not Kind.DATA or self._graph.consumers[node]:
             return False
         numbers = _reached(
             [node] if self._is_scalar(node) else [],
@@ -276,7 +276,7 @@ class Flow:
 
     def _is_sink(self, node: Node) -> bool:
         kind = self.kinds[node]
-        if kind < Kind.WEIGHT or any(c in self.forward for c in self._graph.users(node)):
+        if kind < Kind.WEIGHT or any(c in self.forward for c in self._graph.consumers[node]):
             return False
         if node.op in _STATES or node.op in NEXT_ITERATION:
             return False
