@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -278,19 +279,7 @@ def _submit(pool: ProcessPoolExecutor, job: Job, settings: Settings) -> Future[O
 
 def _prepare() -> None:
     keep_freed_memory()
-    _heed_parent()
-
-
-def _heed_parent() -> None:
-    """Clean up when the parent says so, and end when it is gone."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        # Said again, it ends the process at once: in the midst of leaving, this exit would be taken
-        # for the result of a job. What is left then is the parent's to clean.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        raise SystemExit(1)
-
-    signal.signal(signal.SIGTERM, stop)
+    sys.unraisablehook = _end_in_callback
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -306,11 +295,31 @@ def _end_with_parent() -> None:
 
 
 def _convert(job: Job, settings: Settings) -> Outcome:
+    """Convert one checkpoint; what is half done is cleaned up when the parent ends this process."""
     try:
-        return convert_job(job, settings)
+        # Between the jobs there is nothing to clean up, and the pool's own code would print a
+        # SystemExit, or take it for a result: there the signal ends the process by itself.
+        signal.signal(signal.SIGTERM, _stop)
+        try:
+            return convert_job(job, settings)
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
     except SystemExit:
         # The pool would take this for a result, and give this process the next job.
         os._exit(1)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    # Said again, it ends the process at once; what is left then is the parent's to clean.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    raise SystemExit(1)
+
+
+def _end_in_callback(unraisable: sys.UnraisableHookArgs) -> None:
+    # Python drops what is raised in a destructor, say, or as it takes away the lock of an import.
+    if isinstance(unraisable.exc_value, SystemExit):
+        os._exit(1)
+    sys.__unraisablehook__(unraisable)
 
 
 def convert_job(job: Job, settings: Settings) -> Outcome:

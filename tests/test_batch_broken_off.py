@@ -25,7 +25,9 @@ def root(tmp_path: Path) -> Path:
     return make_fleet(tmp_path / "in")
 
 
-def _start(root: Path, out: Path, seconds: float) -> subprocess.Popen[str]:
+def _start(
+    root: Path, out: Path, seconds: float, env: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
     plugin = root.parent / "times.py"
     plugin.write_text(TIMES)
     command = ["batch", root, "-o", out, "--jobs", 2, "--to", "tf"]
@@ -35,6 +37,7 @@ def _start(root: Path, out: Path, seconds: float) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env=env,
     )
 
 
@@ -134,6 +137,26 @@ def test_interrupted_from_a_terminal(seconds: float, root: Path, tmp_path: Path)
     assert not list(out.rglob(".*"))
 
 
+def test_interrupted_while_processes_prepare(root: Path, tmp_path: Path) -> None:
+    """Their first thread takes seconds to start here, as on a machine that is busy."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import threading, time\n"
+        "start = threading.Thread.start\n"
+        "def slow(self):\n"
+        "    start(self)\n"
+        "    if '_end_with_parent' in repr(self._target):\n"
+        "        open(__file__ + '.reached', 'w').close()\n"
+        "        time.sleep(600)\n"
+        "threading.Thread.start = slow\n"
+    )
+    process = _start(root, tmp_path / "out", 0, {**os.environ, "PYTHONPATH": str(tmp_path)})
+    _wait_until((tmp_path / "sitecustomize.py.reached").exists, "the processes")
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+
+
 def test_killed(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = _start(root, out, 0.02)
@@ -154,6 +177,35 @@ def test_a_killed_worker_takes_nothing_along(root: Path, tmp_path: Path) -> None
     _wait_until(lambda: _half_done(out), "half a result")
     os.kill(_workers(process.pid)[0], signal.SIGKILL)
     _check_result(root, out, process)
+
+
+def test_ended_in_a_destructor(root: Path, tmp_path: Path) -> None:
+    """Python drops what is raised there; the process ends all the same."""
+    plugin = tmp_path / "dropping.py"
+    plugin.write_text(
+        TIMES.replace("time.sleep(self.seconds)", "Ends()").replace(
+            "import time",
+            "import os, signal\n"
+            "class Ends:\n"
+            "    def __del__(self):\n"
+            "        os.kill(os.getpid(), signal.SIGTERM)\n"
+            "        return None\n",
+        )
+    )
+    command = [
+        "batch",
+        str(root / "a" / "lstm"),
+        "-o",
+        str(tmp_path / "out"),
+        "--plugin",
+        str(plugin),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "converter", *command], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 5, done.stderr
+    assert "its process died" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_job_that_always_dies(root: Path, tmp_path: Path) -> None:
