@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from converter.graph.node import Node, Output
-from converter.graph.ops import DIVISIONS, LOOP, PASSING, ops
+from converter.graph.ops import DIVISIONS, PASSING, ops
 from converter.structure.axes.axis import Touch, Use
 from converter.structure.tensors.analysis import (
     NO_ORIGIN,
@@ -370,13 +370,13 @@ def identity(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
 
 def _is_turned(an: Analysis, node: Node) -> bool:
     """Whether a node takes a variable into a loop that is another one after a turn."""
-    for consumer in an.graph.consumers[node]:
-        if consumer.op == LOOP and consumer.inputs[0].node is node:
-            after = consumer.inputs[1].node
-            while after.op == "Identity" and after is not node:
-                after = after.inputs[0].node
-            return after is not node
-    return False
+    turned = an.graph.turned.get(node)
+    if turned is None:
+        return False
+    after = turned.node
+    while after.op == "Identity" and after is not node:
+        after = after.inputs[0].node
+    return after is not node
 
 
 def quantised(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
