@@ -134,7 +134,7 @@ def _addend(an: Analysis, node: Node, tensor: Tensor) -> None:
     for axis, atom in enumerate(tensor.axes or ()):
         if tensor.origins is None or any(o.how == "norm" for o in tensor.origins[axis]):
             an.touch("weight", [atom], node)
-        for origin in tensor.origin(axis):
+        for origin in sorted(tensor.origin(axis)):
             use: Use = "produce" if len(large) > 1 and atom is large[-1] else "shift"
             if origin.how == "factor":
                 use = "mean"
@@ -197,7 +197,7 @@ def _multiply_data(
         elif kind is Kind.WEIGHT:
             an.touch("gain", tensor.axes or (), node)
             for axis, atom in enumerate(tensor.axes or ()):
-                for origin in tensor.origin(axis):
+                for origin in sorted(tensor.origin(axis)):
                     use: Use = "variance" if origin.how == "variance" else "gain"
                     if origin.how != "norm":
                         an.use([origin], atom, use, node)
