@@ -232,17 +232,14 @@ def test_an_export_without_signatures_says_so(tf: Any, tmp_path: Path) -> None:
         ["inspect", model, "--graph"],
     ):
         assert told(run(*command), 2) == says
-    for plugin, options in {
-        "equalize": [],
-        "fold-batchnorm": [],
-        "activation-scale": [
-            *("--activation-scale-statistics", tmp_path / "none.safetensors"),
-            *("--activation-scale-method", "once"),
-        ],
-        "recalibrate-batchnorm": ["--recalibrate-batchnorm-data", data],
-    }.items():
-        output = told(run("ckpt", model, "--plugin", plugin, *options), 2)
-        assert output in (says, f"{plugin}: {says}")
+    for plugin in ("activation-scale", "recalibrate-batchnorm"):
+        given = ["--plugin", plugin, f"--{plugin}-data", data, "--dry-run"]
+        assert told(run("ckpt", model, *given), 2) == f"{plugin}: {says}"
+    for variables in ((), "w"):
+        with pytest.raises(UsageError, match="exported without signatures"):
+            measure(open_checkpoint(model), [{"x": X}], variables=variables)
+    for plugin in ("equalize", "fold-batchnorm"):
+        assert told(run("ckpt", model, "--plugin", plugin), 2) == f"{plugin}: {says}"
 
 
 def test_zeros_that_a_causal_convolution_pads_with_are_consumed(tf: Any, tmp_path: Path) -> None:

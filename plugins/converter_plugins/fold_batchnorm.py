@@ -58,7 +58,7 @@ class FoldBatchnorm(Strategy):
             yield f"{len(left) - _FEW} more stay; --fold-batchnorm-only NAME tells why"
 
     def _chosen(self, checkpoint: Checkpoint) -> tuple[dict[str, Foldable], tuple[Left, ...]]:
-        from converter.forward.signature import check_run
+        from converter.forward.signature import check_callable
         from converter.patterns import matching
         from converter.scaling.normed import foldable
         from converter.structure.infer import structure_of
@@ -77,7 +77,7 @@ class FoldBatchnorm(Strategy):
             return {name: one for name, one in found.items() if name in wanted}, ()
         if not found:
             if not left:
-                check_run(checkpoint)
+                check_callable(checkpoint)
             what = "; ".join(f"{name}: {reason}" for name, reason in left[:_FEW])
             raise NothingToDoError(
                 f"{checkpoint.path}: no batch normalisation can be folded"
