@@ -206,3 +206,12 @@ def test_a_bias_stands_behind_every_product_and_nowhere_else(
     )
     found = bias_of(structure, checkpoint, "w", 0)
     assert (found and found.name) == wanted
+
+
+def test_names_tell_the_bias_of_one_unit() -> None:
+    shapes = {"out/kernel": (5, 1), "out/bias": (1,), "two/kernel": (5, 2), "two/scale": (1,)}
+    checkpoint = Checkpoint([Variable.from_array(n, np.zeros(s, "f4")) for n, s in shapes.items()])
+    structure = structure_of(checkpoint)
+    assert structure.findings is None
+    assert bias_of(structure, checkpoint, "out/kernel", 0) == ("out/bias", (), 1)
+    assert bias_of(structure, checkpoint, "two/kernel", 0) is None

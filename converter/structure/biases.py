@@ -24,6 +24,7 @@ from converter.graph.ops import (
     SPLITS,
     ops,
 )
+from converter.names.layers import BIAS_OF
 from converter.structure.axes.axis import Axis
 from converter.structure.called import called_now
 from converter.structure.tensors.flow import Kind
@@ -45,6 +46,7 @@ _HANDS_ON = (
 )
 _GIVES = _HANDS_ON | JOINS
 _ONE = Axis(((1,),))
+_BIASES = frozenset(name for names in BIAS_OF.values() for name in names)
 _MATRIX = 2
 _MAX_NODES = 1024
 _MEAN = 3
@@ -140,6 +142,9 @@ def _beside(structure: Structure, checkpoint: Checkpoint, name: str) -> Iterator
     for other, uses in structure.uses.items():
         above, _, leaf = other.removesuffix(_SUFFIX).rpartition("/")
         is_shift = any("shift" in used for axis in uses for used in axis.values())
+        if leaf in _BIASES and all(axis == _ONE for axis in structure.axes.get(other, ())):
+            # One unit is no width that anything could be said of.
+            is_shift = True
         if above != scope or other == name or not is_shift or leaf.lower().startswith("beta"):
             continue
         if other in checkpoint and checkpoint.roles()[other].kind == "model":
