@@ -176,13 +176,20 @@ def normed(kind: str, *, post: bool = False, tied: bool = False) -> Callable[[Ne
     return make
 
 
-def attention(power: float = -0.5, *, shared: bool = False) -> Callable[[Net], None]:
+def attention(
+    power: float = -0.5, *, shared: bool = False, keyed: bool = False
+) -> Callable[[Net], None]:
+    """Make an attention; its queries may be its keys, too, and may have others beside these."""
+
     def make(m: Net) -> None:
         x = m.x(4)
         query = m.dense(x, "h", 4, N)
         key = query if shared else m.dense(x, "k", 4, N)
         scores = m.op("MatMul", query, key, transpose_b=True)
         scaled = m.op("Mul", scores, m.constant(N**power))
+        if keyed:
+            others = m.op("MatMul", query, m.dense(x, "l", 4, N), transpose_b=True)
+            scaled = m.op("Add", scaled, m.op("Mul", others, m.constant(N**power)))
         weights = m.op("Softmax", scaled)
         m.dense(m.op("MatMul", weights, m.dense(x, "v", 4, 3)), "out", 3, 2)
 
@@ -255,6 +262,7 @@ MODELS: dict[str, Callable[[Net], None]] = {
     "batch norm": batch_norm,
     "embedding": embedding,
     "one projection": attention(shared=True),
+    "one projection and keys": attention(shared=True, keyed=True),
     "post norm": normed("fused", post=True),
     "norm": normed("fused"),
     "norm and tied": normed("fused", tied=True),

@@ -65,6 +65,8 @@ LINEAR = "only linear ops touch it, and the maps undo each other"
         ("attention", "duplicate", 10, SHARED),
         ("attention", "project", 9, LINEAR),
         ("attention by size", "live", 9, ZERO),
+        ("one projection", "pad", 9, ZERO),
+        ("one projection", "live", 9, ZERO),
         ("tied", "pad", 9, ZERO),
         ("summed", "pad", 9, "what consumes the new units is zero"),
     ],
@@ -91,7 +93,7 @@ def test_what_is_called_exact_is(model: str, strategy: str, size: int, why: str)
         ),
         ("summed", "duplicate", 9, "Sum Sum sees each of the copies"),
         (
-            "one projection",
+            "one projection and keys",
             "pad",
             9,
             f"Mul multiplies with {N**-0.5:g}, which is 6**-0.5 and moves with it, and "

@@ -210,6 +210,11 @@ def _notes(structure: Structure) -> Iterator[str]:
         for found in structure.opaque
     ]
     lines += [f"note    {conflict}" for conflict in structure.conflicts]
+    lines += [
+        f"note    {op} {node} makes parts of one length, so {' and '.join(map(str, parts))} stay "
+        "equally long"
+        for op, node, parts in structure.evens
+    ]
     for name, factors in structure.factors.items():
         lines += [
             f"note    {factor.node} multiplies with {factor.number:.6g}, which is the size of "
