@@ -120,6 +120,15 @@ def test_a_layout_can_be_given_back(tmp_path: Path) -> None:
     assert "--layout is about the widths; add --widths" in result.output
 
 
+@pytest.mark.parametrize(
+    "options", [("--graph", "--widths"), ("--graph", "--norms"), ("--norms", "--variable=x")]
+)
+def test_one_thing_is_shown_at_a_time(lstm: str, options: tuple[str, str]) -> None:
+    result = run(lstm, *options)
+    assert result.exit_code == 2
+    assert "show different things; ask for one at a time" in result.stderr
+
+
 def test_output_is_for_widths_only(lstm: str) -> None:
     result = run(lstm, "-o", "layout.toml")
     assert result.exit_code == 2

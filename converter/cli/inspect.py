@@ -118,6 +118,7 @@ def command(
     """
     if graph_from is not None and not (graph or widths):
         raise UsageError("--graph-from is about the graph; add --graph or --widths")
+    _check_one({"--variable": names, "--norms": norms, "--graph": graph, "--widths": widths})
     _check(given, graph=graph, widths=widths, test=test, output=output, layout=layout)
     if norms:
         _show_norms(path, verify=not no_verify_source, as_json=as_json)
@@ -157,6 +158,13 @@ def _show_checkpoint(
         _show(checkpoint, verbose=verbose)
 
 
+def _check_one(shown: dict[str, object]) -> None:
+    """Refuse several options of which each says what is shown."""
+    asked = [option for option, value in shown.items() if value]
+    if len(asked) > 1:
+        raise UsageError(f"{' and '.join(asked)} show different things; ask for one at a time")
+
+
 def _check(
     given: dict[str, Any],
     *,
@@ -175,7 +183,7 @@ def _check(
         raise UsageError("--test is about the widths; add --widths")
     if not test and (given["inputs"] is not None or given["tolerance"] is not None):
         raise UsageError("--inputs and --tolerance are about the test; add --widths --test")
-    if not (test or (graph and not widths)) and (given["feeds"] or given["fetches"]):
+    if not (test or graph) and (given["feeds"] or given["fetches"]):
         raise UsageError("--feed and --fetch are about the graph; add --graph, or --widths --test")
 
 
