@@ -5,7 +5,7 @@ TensorFlow is not imported here, but by `converter.session` when the graphs run.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -20,8 +20,9 @@ from converter.errors import PlanError, UsageError
 from converter.forward.feeds import Feeds, complete, given_values, parse_feeds
 from converter.forward.find import Forward, find_forward
 from converter.forward.losses import find_losses
+from converter.forward.signature import Counterparts, counterparts
 from converter.forward.variables import variables_of
-from converter.graph.node import Tensor
+from converter.graph.node import Tensor, tensor
 from converter.graph.written import Graph
 from converter.patterns import texts
 from converter.variable import Array, Variable
@@ -206,13 +207,21 @@ class Second(Closing):
         self._reference = reference
         names = [output.tensor for output in reference.forward.outputs]
         self.notes: list[str] = []
+        self._matched = Counterparts({}, {})
         if side.graph is not reference.side.graph:
-            missing = [name for name in names if name.node not in side.graph.nodes]
-            if missing and reference.question.fetches:
-                side.graph.expect(str(missing[0]))
-            self.notes += [f"{name} is not in the second graph" for name in missing]
-            names = [name for name in names if name not in missing]
-        if not set(names) - set(reference.losses):
+            self._matched = counterparts(reference.side.graph, side.graph)
+        self._names = [
+            (name, other)
+            for name in names
+            for other in self._matched.outputs.get(name, (name,))
+            if other.node in side.graph.nodes
+        ]
+        known = {name for name, _ in self._names}
+        missing = [name for name in names if name not in known]
+        if missing and reference.question.fetches:
+            side.graph.expect(str(missing[0]))
+        self.notes += [f"{name} is not in the second graph" for name in missing]
+        if not known - set(reference.losses):
             raise UsageError(
                 f"{side.graph.path}: it has none of the outputs of {reference.side.graph.path}; "
                 "name what both have (--fetch NAME), if they are one model"
@@ -220,9 +229,9 @@ class Second(Closing):
         self.forward = find_forward(
             side.graph,
             side.keys,
-            fetches=list(map(str, names)),
-            fed=reference.fed,
-            values=reference.feeds.values,
+            fetches=[str(other) for other in dict.fromkeys(other for _, other in self._names)],
+            fed=[str(s) for name in reference.fed for s in self._inputs(tensor(name))],
+            values={s: v for name, v in reference.feeds.values.items() for s in self._inputs(name)},
             can_run=can_run(),
         )
         fed = dtypes_of(self.forward, self._fed(tensors))
@@ -250,18 +259,21 @@ class Second(Closing):
         reference = self._reference
         found = self._session.run(self._fed(tensors))
         pairs, losses = [], {}
-        for output in self.forward.outputs:
-            name = output.tensor
+        for name, other in self._names:
             if name in reference.losses:
-                losses[name] = number_of(found[name])
+                losses[name] = number_of(found[other])
                 continue
-            pair = reference.outputs[name], found[name]
+            pair = reference.outputs[name], found[other]
             pairs.append(Pair(name, *(tensors.common(*name, *pair) if tensors else pair)))
         return Ran(tuple(pairs), losses)
 
+    def _inputs(self, name: Tensor) -> tuple[Tensor, ...]:
+        """Return what of the second graph a tensor of the first is, as an input."""
+        return self._matched.inputs.get(name, (name,))
+
     def _fed(self, tensors: Tensors | None) -> dict[Tensor, Array]:
         reference = self._reference
-        values = _same(self.forward, reference.feeds, tensors)
+        values = _same(self.forward, reference.feeds, tensors, self._inputs)
         if tensors is not None:
             # Of another size, other numbers would be drawn from the same seed.
             noise = [s for s in reference.noise if s.node in self.forward.graph.nodes]
@@ -396,11 +408,18 @@ def _explained(error: RunError, forward: Forward, feeds: Feeds) -> RunError:
     )
 
 
-def _same(forward: Forward, feeds: Feeds, tensors: Tensors | None) -> dict[Tensor, Array]:
+def _same(
+    forward: Forward,
+    feeds: Feeds,
+    tensors: Tensors | None,
+    inputs: Callable[[Tensor], Iterable[Tensor]],
+) -> dict[Tensor, Array]:
     """Return what the second graph is fed: the same, and what it alone has decided."""
-    values = {s: v for s, v in feeds.values.items() if s.node in forward.graph.nodes}
-    if tensors is not None:
-        values = {s: tensors.fed(s.node, s.port, v) for s, v in values.items()}
+    values = {}
+    for source, value in feeds.values.items():
+        for target in inputs(source):
+            if target.node in forward.graph.nodes:
+                values[target] = tensors.fed(*source, value) if tensors is not None else value
     missing = [
         found.name
         for found in forward.inputs

@@ -514,6 +514,31 @@ def test_what_stays_is_told_to_give_something_else_behind_what_was_scaled(tmp_pa
 
 
 @pytest.mark.slow
+def test_noise_is_the_same_whenever_the_model_is_run(tmp_path: Path) -> None:
+    """Else it would be taken for something that the factors made."""
+    tf = pytest.importorskip("tensorflow").compat.v1
+    x = np.random.default_rng(0).standard_normal((40, 6)).astype("f4")
+
+    def build() -> None:
+        h = dense(tf, tf.placeholder(tf.float32, [None, 6], "x"), 3, "a")
+        h = tf.nn.relu(dense(tf, h + tf.exp(h) * tf.random_normal(tf.shape(h)), 5, "b"))
+        tf.identity(dense(tf, h, 2, "c"), "out")
+
+    (tmp_path / "m").mkdir()
+    saved(tf, tmp_path / "m", build, feeds={"x": x}, fetches=["out"])
+    np.savez(tmp_path / "x.npz", x=x)
+    strategy = ActivationScale(data=(tmp_path / "x.npz",), target=2.0, batch_size=8)
+    result = convert(tmp_path / "m", tmp_path / "out", [strategy], to="tf")
+    batches = [{"x": x[first : first + 8]} for first in range(0, 40, 8)]
+    found = measure(open_checkpoint(result.output), batches)
+    again = measure(open_checkpoint(result.output), batches)
+    for variable in ("a/w", "b/w", "c/w"):
+        mean = found[variable, "produced"].mean_abs.mean()
+        assert mean == pytest.approx(2, rel=0.01)
+        assert mean == again[variable, "produced"].mean_abs.mean()
+
+
+@pytest.mark.slow
 def test_paired_on_a_running_model_under_other_names(tmp_path: Path) -> None:
     source, batch, feeds = case("tf115_v2_convbn_ema", tmp_path)
     data = (tmp_path / "x.npz",)

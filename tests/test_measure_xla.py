@@ -1,4 +1,4 @@
-"""What is compiled by XLA, which has no queues, is measured inside."""
+"""Functions are measured inside that TensorFlow runs otherwise: by XLA, or for a device."""
 
 from __future__ import annotations
 
@@ -87,3 +87,29 @@ def test_loops_and_calls_that_are_compiled_together(tf: Any, tmp_path: Path) -> 
     check(found["a", "produced"], np.concatenate(after * 2))
     check(found["b", "consumed"], np.concatenate(before * 2))
     check(found["c", "produced"], np.concatenate([np.maximum(h @ c, 0)] * 2))
+
+
+def test_functions_that_are_implemented_for_devices(tf: Any, tmp_path: Path) -> None:
+    """Those of recurrent layers of Keras 2; TensorFlow runs any that implements the same."""
+    module = tf.Module()
+    module.a = tf.Variable(RNG.standard_normal((6, 3)).astype("f4"), name="a")
+    one, other = (
+        tf.function(
+            lambda x, a: tf.tanh(tf.matmul(x, a)),
+            autograph=False,
+            experimental_attributes={"api_implements": "rnn", "api_preferred_device": device},
+        )
+        for device in ("CPU", "GPU")
+    )
+
+    def serve(x: Any) -> Any:
+        other.get_concrete_function(x, module.a.read_value()).add_to_graph()
+        return {"y": one(x, module.a)}
+
+    spec = tf.TensorSpec((None, 6), tf.float32, "x")
+    module.serve = tf.function(serve, input_signature=[spec])
+    tf.saved_model.save(module, str(tmp_path), signatures={"serve": module.serve})
+    rows = X.reshape(-1, 6)
+    found = measure(open_checkpoint(tmp_path), [{"x": rows}])
+    check(found["a", "consumed"], rows)
+    check(found["a", "produced"], np.tanh(rows @ module.a.numpy().astype("f8")))

@@ -191,6 +191,22 @@ def test_a_normalisation_takes_the_factors_in_its_gains() -> None:
     assert np.allclose(np.abs(values["h/w"]).max(axis=0) * scale, ranges(values)[1])
 
 
+def test_what_normalises_a_batch_keeps_outputs_in_training_by_its_gain() -> None:
+    def without_gain(m: Net) -> None:
+        x = m.dense(m.x(4), "h", 4, N)
+        m.values["variance"] = m.rng.uniform(0.5, 2, N)
+        scale = m.op("Rsqrt", m.op("Add", m.variable("variance", N), m.constant(1e-3)))
+        shift = m.op("Sub", m.variable("beta", N), m.op("Mul", m.variable("mean", N), scale))
+        m.dense(m.op("Relu", m.op("Add", m.op("Mul", x, scale), shift)), "out", N, 3)
+
+    kept, *_ = Equalize().notes(of("batch norm").checkpoint())
+    assert kept == "keeps the outputs; widths that are equalised: h"
+    net = of(without_gain)
+    kept, *_ = Equalize().notes(net.checkpoint())
+    assert kept == "keeps the outputs in inference; widths that are equalised: h"
+    assert error(net, made(net, Equalize())) < EXACT
+
+
 def test_what_is_folded_already_is_equalised_in_its_kernel() -> None:
     net = of("batch norm")
     start = net.values

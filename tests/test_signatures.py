@@ -232,6 +232,12 @@ def test_an_export_without_signatures_says_so(tf: Any, tmp_path: Path) -> None:
         ["inspect", model, "--graph"],
     ):
         assert told(run(*command), 2) == says
+    for plugin in ("activation-scale", "recalibrate-batchnorm"):
+        given = ["--plugin", plugin, f"--{plugin}-data", data, "--dry-run"]
+        assert told(run("ckpt", model, *given), 2) == f"{plugin}: {says}"
+    for variables in ((), "w"):
+        with pytest.raises(UsageError, match="exported without signatures"):
+            measure(open_checkpoint(model), [{"x": X}], variables=variables)
 
 
 def test_zeros_that_a_causal_convolution_pads_with_are_consumed(tf: Any, tmp_path: Path) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from cProfile import Profile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,6 +44,38 @@ def test_transposed_matrices_produce_by_rows() -> None:
     h = m.op("MatMul", m.input(N, N), m.variable("a", N, N), transpose_b=True)
     m.op("MatMul", m.variable("b", N, N), h, transpose_a=True, transpose_b=True)
     assert m.axes() == {"a": "a, x | produce, consume", "b": "a, b | consume, produce"}
+
+
+_SUMMED = """
+from structure_maker import Model, N
+m = Model()
+def pair(*shape):
+    number = len(m.definition.node)
+    return m.op("Add", m.variable(f"a{number}", *shape), m.variable(f"b{number}", *shape))
+x = m.input(5, N)
+h = m.op("Mul", m.op("MatMul", x, pair(N, N)), pair(N))
+m.op("MatMul", m.op("Relu", h), pair(N, N))
+m.dense(m.op("Tanh", m.op("Mul", m.input(5, N, name="y"), pair(5, N))), "c")
+m.dense(m.op("Relu", m.op("Add", m.input(5, N, name="z"), pair(5, N))), "d")
+print(m.widths(), m.axes())
+"""
+
+
+def test_names_are_the_same_in_every_run() -> None:
+    """Sets of texts have another order in each."""
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", _SUMMED],
+            cwd=Path(__file__).parent,
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seed in range(4)
+    }
+    assert len(found) == 1
+    assert found.pop().count("scaling") == 2
 
 
 def test_residual_stream_is_one_width() -> None:

@@ -21,7 +21,7 @@ from converter.activations.nodes import (
     handed_over,
     leads_to,
     outputs_of,
-    run_uncompiled,
+    run_as_written,
 )
 from converter.errors import InputError
 from converter.formats.messages import message, parse
@@ -172,7 +172,7 @@ class _Scope:
                 functions[number].name = copy.signature.name
             else:
                 node.op = copy.signature.name
-            run_uncompiled(node)
+            run_as_written(node)
             scope = _Scope(copy.node_def, copy, self._library, self._op_definition, (self, name))
             self._inner[name, number] = scope
         return self._inner[name, number]

@@ -26,6 +26,7 @@ from converter.activations.sums import NotFiniteError
 from converter.checkpoint import Checkpoint
 from converter.counted import agree
 from converter.errors import ConverterError, InputError, UsageError
+from converter.forward.signature import check_callable
 from converter.patterns import matching, texts
 from converter.structure.layers.cuts import Cut
 from converter.variable import Array
@@ -78,9 +79,11 @@ def measure(
         unmeasured = _unmeasured(found, variables)
         names = {name for probe in probes for name, _ in probe.for_}
         if unmeasured and not any(_fits(name, variables) for name in names):
+            check_callable(checkpoint)
             raise UsageError(f"{checkpoint.path}: {unmeasured[0]}")
     probes = _wanted(probes, variables)
     if not probes:
+        check_callable(checkpoint)
         raise UsageError(
             f"{checkpoint.path}: its graph does not tell where activations of its variables are"
         )

@@ -14,6 +14,8 @@ from converter.graph.ops import CALLS
 
 # The first thing that these take says which branch is taken.
 _BRANCHING = re.compile(rb"^(?:Stateless)?(?:If|Case)$")
+# What lets TensorFlow run something else than a function itself.
+_ELSEWHERE = (b"_XlaMustCompile", b"api_implements", b"api_preferred_device")
 
 
 def outputs_of(node: Any, definition: Any) -> Iterator[tuple[str, int, int, int]]:
@@ -77,13 +79,17 @@ def copied(library: Any, name: bytes) -> Any:
     copy = library.function.add()
     copy.CopyFrom(functions[name])
     copy.signature.name = free_name(name, functions)
-    run_uncompiled(copy)
+    run_as_written(copy)
     return copy
 
 
-def run_uncompiled(message: Any) -> None:
-    """Let a function, or the node that calls it, not be compiled by XLA, which has no queues."""
-    for entry in [entry for entry in message.attr if entry.key == b"_XlaMustCompile"]:
+def run_as_written(message: Any) -> None:
+    """Let a function, or the node that calls it, be run itself.
+
+    XLA, which would compile it, has no queues; and of functions that implement the same, as those
+    that recurrent layers of Keras 2 have for each device, TensorFlow runs any.
+    """
+    for entry in [entry for entry in message.attr if entry.key in _ELSEWHERE]:
         message.attr.remove(entry)
 
 

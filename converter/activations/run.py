@@ -194,6 +194,10 @@ class Run(Closing):
             if where.key in variables and node in known:
                 self._session.assign(node, where.read(variables[where.key]))
 
+    def draw_again(self) -> None:
+        """Let the next batch draw the random numbers that the first one drew; queues are empty."""
+        self._session.draw_again()
+
     def fetches(self, probes: Iterable[Probe]) -> Fetches:
         """Return what is fetched for some of the probes."""
         chosen = {id(probe) for probe in probes}

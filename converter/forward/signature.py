@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from converter.errors import UsageError, did_you_mean
-from converter.graph.node import Node, tensor, text_of, texts
-from converter.graph.written import Graph
+from converter.graph.node import Node, Tensor, tensor, text_of, texts
+from converter.graph.written import Graph, read_graph
+
+if TYPE_CHECKING:
+    from converter.checkpoint import Checkpoint
 
 _DEFAULT = "serving_default"
 
@@ -57,6 +60,52 @@ def signature_of(
     return found[name]
 
 
+class Counterparts(NamedTuple):
+    """What the signatures of two exports call the same, whatever the tensors are called.
+
+    Attributes:
+        inputs: those of the second for each tensor that the first calls an input; none where the
+            second has no such input.
+        outputs: the same of outputs.
+    """
+
+    inputs: Mapping[Tensor, tuple[Tensor, ...]]
+    outputs: Mapping[Tensor, tuple[Tensor, ...]]
+
+
+def counterparts(first: Graph, second: Graph) -> Counterparts:
+    """Match what two graphs take and give by signatures: nothing where one of them has none.
+
+    Names of tensors say nothing of exports: they number the calls and sort the outputs. Where each
+    signature has but one more input or output, that is the same one, as Keras numbers layers anew.
+    """
+    ones, others = signatures(first), signatures(second)
+    pairs = [(ones[name], others[name]) for name in ones if name in others]
+    one, other = signature_of(first), signature_of(second)
+    if one is not None and other is not None:
+        pairs = [(one, other)]
+    return Counterparts(
+        _matched((a.inputs, b.inputs) for a, b in pairs),
+        _matched((a.outputs, b.outputs) for a, b in pairs),
+    )
+
+
+def _matched(
+    pairs: Iterable[tuple[Mapping[str, str], Mapping[str, str]]],
+) -> dict[Tensor, tuple[Tensor, ...]]:
+    found: dict[Tensor, dict[Tensor, None]] = {}
+    for ones, others in pairs:
+        left = [name for name in ones if name not in others]
+        right = [name for name in others if name not in ones]
+        same = dict(zip(left, right, strict=True)) if len(left) == len(right) == 1 else {}
+        for name, source in ones.items():
+            targets = found.setdefault(tensor(source), {})
+            target = others.get(same.get(name, name))
+            if target is not None:
+                targets[tensor(target)] = None
+    return {source: tuple(targets) for source, targets in found.items()}
+
+
 def called_inputs(graph: Graph) -> Mapping[str, str]:
     """Return the tensors of inputs by the names of the signature that nobody needs to choose."""
     signed = signature_of(graph)
@@ -75,6 +124,17 @@ def check_signed(graph: Graph) -> None:
             f"{graph.path}: it was exported without signatures, so nothing in its graph runs the "
             "model; export it again with one (tf.saved_model.save(..., signatures=...))"
         )
+
+
+def check_callable(checkpoint: Checkpoint) -> None:
+    """Refuse what `check_signed` refuses, if the checkpoint has a graph.
+
+    Raises:
+        UsageError: it is an export without signatures.
+    """
+    graph = read_graph(checkpoint)
+    if graph is not None:
+        check_signed(graph)
 
 
 def _computed(graph: Graph, signature: Signature) -> Hashable:

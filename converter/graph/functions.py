@@ -126,6 +126,8 @@ def _without_returns(nodes: list[Node], conditions: Mapping[str, tuple[Tensor, .
 
     for node in nodes:
         node.sources = tuple(map(source, node.sources))
+        if node.chooser is not None:
+            node.chooser = source(node.chooser)
     conditions = {name: tuple(map(source, sources)) for name, sources in conditions.items()}
     return Inlined([node for node in nodes if node.name not in taken], conditions)
 
@@ -135,7 +137,8 @@ def _bodies(node: Node, functions: Mapping[bytes, Any]) -> list[Any]:
     if node.op in CALLS:
         names = [node.attributes["f"].func.name] if "f" in node.attributes else []
     elif node.op in WHILES:
-        names = [node.attributes["body"].func.name] if "body" in node.attributes else []
+        keys = ("body", "cond")
+        names = [node.attributes[key].func.name for key in keys if key in node.attributes]
     elif node.op in IFS:
         keys = ("then_branch", "else_branch")
         names = [node.attributes[key].func.name for key in keys if key in node.attributes]
@@ -154,11 +157,13 @@ def _replaced(call: Node, bodies: list[Any]) -> Iterator[Node]:
         for argument, source in zip(arguments, call.sources, strict=True):
             yield Node(argument.node, "Identity", (source,), {})
         returned = yield from _body(bodies[0], f"{call.name}/", arguments)
+        goes_on = yield from _chooser(call, bodies[1:], arguments)
         joined = []
         for i, (before, after) in enumerate(zip(arguments, returned, strict=False)):
             joined.append(Tensor(f"{call.name}/_loop_{i}"))
-            yield Node(joined[-1].node, "_Loop", (before, after), {})
+            yield Node(joined[-1].node, "_Loop", (before, after), {}, chooser=goes_on)
     elif call.op in IFS | CASES:
+        chooser = next(iter(call.sources), None)
         results = []
         for number, body in enumerate(bodies):
             scope = f"{call.name}/_branch_{number}/"
@@ -166,10 +171,20 @@ def _replaced(call: Node, bodies: list[Any]) -> Iterator[Node]:
         joined = []
         for i, sources in enumerate(zip(*results, strict=False)):
             joined.append(Tensor(f"{call.name}/_join_{i}"))
-            yield Node(joined[-1].node, "_Join", sources, {})
+            yield Node(joined[-1].node, "_Join", sources, {}, chooser=chooser)
     else:
         joined = yield from _body(bodies[0], f"{call.name}/", call.sources)
     yield Node(call.name, "_Return", tuple(joined), call.attributes)
+
+
+def _chooser(
+    call: Node, conditions: list[Any], arguments: Iterable[Tensor]
+) -> Generator[Node, None, Tensor | None]:
+    """Yield the nodes of a loop's condition; return what says whether it goes on."""
+    for condition in conditions:
+        returned = yield from _body(condition, f"{call.name}/_condition/", arguments)
+        return next(iter(returned), None)
+    return None
 
 
 def _body(
@@ -192,6 +207,7 @@ def _body(
     for message in body.node_def:
         node = read_node(message)
         node.sources = tuple(map(resolve, node.sources))
+        node.controls = tuple(scope + name for name in node.controls)
         node.origin = (origin, node.name)
         node.name = scope + node.name
         yield node

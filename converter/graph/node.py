@@ -47,13 +47,25 @@ class Node:
         op: the kind of operation.
         sources: the tensors that it takes, by name.
         controls: the nodes that run before it, by name.
+        chooser: the tensor that decides which branch of a condition it gives out, or how often a
+            loop is gone round; None where it takes all that decides what it gives.
         attributes: the AttrValues by name.
         origin: the function that it was written in, and its name there; None for the graph.
         inputs: what `sources` name, in an ordered graph; there and nowhere else.
         order: its place in an ordered graph.
     """
 
-    __slots__ = ("attributes", "controls", "inputs", "name", "op", "order", "origin", "sources")
+    __slots__ = (
+        "attributes",
+        "chooser",
+        "controls",
+        "inputs",
+        "name",
+        "op",
+        "order",
+        "origin",
+        "sources",
+    )
 
     def __init__(
         self,
@@ -63,11 +75,13 @@ class Node:
         attributes: Mapping[str, Any],
         origin: tuple[str, str] | None = None,
         controls: tuple[str, ...] = (),
+        chooser: Tensor | None = None,
     ) -> None:
         self.name = name
         self.op = op
         self.sources = sources
         self.controls = controls
+        self.chooser = chooser
         self.attributes = attributes
         self.origin = origin
         self.inputs: tuple[Output, ...] = ()

@@ -14,7 +14,16 @@ from converter.graph.constants import Constant, read_constant, read_strings
 from converter.graph.definition import Definition, read_definition
 from converter.graph.functions import inline
 from converter.graph.node import Node, Output, Shape
-from converter.graph.ops import ENTERS, EXITS, IDENTITIES, MERGES, NEXT_ITERATION, SWITCHES, ops
+from converter.graph.ops import (
+    ENTERS,
+    EXITS,
+    IDENTITIES,
+    LOOP,
+    MERGES,
+    NEXT_ITERATION,
+    SWITCHES,
+    ops,
+)
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
@@ -37,6 +46,9 @@ class OrderedGraph:
         consumers: the nodes that take an output of each node.
         conditions: by the name of each condition that is a call what decides it, and then what its
             branches are handed.
+        choosers: the tensor that decides what a node gives without being taken by it.
+        turned: what the variable of a loop that was a function is after a turn, by the node that
+            takes it into the loop.
 
     Raises:
         InputError: the graph is damaged.
@@ -57,6 +69,13 @@ class OrderedGraph:
         for node in self.nodes:
             for source in dict.fromkeys(output.node for output in node.inputs):
                 self.consumers[source].append(node)
+        self.choosers = dict(self._choosers())
+        self._decides: dict[Node, list[Node]] = {}
+        for node, chooser in self.choosers.items():
+            self._decides.setdefault(chooser.node, []).append(node)
+        # A damaged graph may hold a loop of another arity.
+        loops = (n.inputs for n in self.nodes if n.op == LOOP and len(n.inputs) == 2)
+        self.turned = {before.node: after for before, after in loops}
 
     def __repr__(self) -> str:
         return f"<OrderedGraph {self.path}: {len(self.nodes)} nodes>"
@@ -70,6 +89,29 @@ class OrderedGraph:
                     "it is damaged"
                 )
             yield Output(source, port)
+
+    def _choosers(self) -> Iterator[tuple[Node, Output]]:
+        """Yield the nodes that are chosen by what they do not take, with what chooses them.
+
+        What has no inputs in a branch of TensorFlow 1 runs after the switch of its condition.
+        """
+        for node in self.nodes:
+            if node.chooser is not None and node.chooser.node in self.by_name:
+                yield node, Output(self.by_name[node.chooser.node], node.chooser.port)
+                continue
+            for name in node.controls:
+                pivot = self.by_name.get(name)
+                for _ in range(_MAX_PASSED):
+                    if pivot is None or pivot.op not in IDENTITIES or not pivot.inputs:
+                        break
+                    pivot = pivot.inputs[0].node
+                if pivot is not None and pivot.op in SWITCHES and len(pivot.inputs) == 2:
+                    yield node, pivot.inputs[1]
+                    break
+
+    def users(self, node: Node) -> list[Node]:
+        """Return the nodes that take an output of a node, and those that it decides."""
+        return [*self.consumers[node], *self._decides.get(node, ())]
 
     def declared(self, node: Node, port: int) -> Shape | None:
         """Return the shape that the graph notes for an output; None where it notes no rank."""

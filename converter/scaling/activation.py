@@ -17,6 +17,7 @@ from converter.activations.parts import are_whole
 from converter.activations.probes import Found, Probe, find_probes
 from converter.checkpoint import Checkpoint
 from converter.errors import PlanError, UsageError
+from converter.forward.signature import check_callable
 from converter.graph.ops import CELLS
 from converter.patterns import matching
 from converter.scaling.multiply import Factor, times
@@ -146,6 +147,7 @@ def choose(
             f"(--activation-scale-only GLOB), or multiply it by a number (--scale GLOB=NUMBER)"
         )
     if not chosen:
+        check_callable(checkpoint)
         raise PlanError(f"{checkpoint.path}: its graph tells no layers")
     return chosen, left
 

@@ -16,6 +16,7 @@ from converter.checkpoint import Checkpoint
 from converter.resize.maps import places_of
 from converter.scaling.multiply import Factor
 from converter.scaling.widths import OnAxis, axes_with, factor_on, power
+from converter.structure.layers import layers
 from converter.structure.structure import Structure
 from converter.variable import BLOCK_BYTES, Array, regions
 
@@ -87,6 +88,24 @@ class Equalised:
             for width, places in self._on.items()
             if any(on.variable == kernel and "produce" in on.uses for on in places)
         ]
+
+    @property
+    def kept(self) -> str:
+        """What stays: outputs in inference alone where stored moments of batches take factors.
+
+        Trained on, such a normalisation divides its batch by the deviation that the factors made.
+        """
+        roles = self._checkpoint.roles()
+        means = {name for name, role in roles.items() if role.kind == "batch_statistic"}
+        if self._structure.findings is not None:
+            norms = (layer.normalisation for layer in layers(self._checkpoint))
+            means |= {norm.mean for norm in norms if norm is not None and norm.mean is not None}
+        is_inference = any(
+            on.variable in means and power(on.uses) and (width, on.variable) not in self._before
+            for width, places in self._on.items()
+            for on in places
+        )
+        return "keeps the outputs in inference" if is_inference else "keeps the outputs"
 
     def factors(self) -> dict[str, list[Factor]]:
         """Return the factors of each variable that has any."""

@@ -14,6 +14,7 @@ from converter.activations.probes import Probe, find_probes
 from converter.checkpoint import Checkpoint
 from converter.counted import agree, count
 from converter.errors import ConverterError, NothingToDoError, PlanError
+from converter.forward.signature import check_callable
 from converter.patterns import matching
 from converter.rounding import round_to
 from converter.scaling.activation import Left
@@ -209,6 +210,7 @@ def _choose(checkpoint: Checkpoint, only: Sequence[str]) -> tuple[list[_Stored],
         if layer.normalisation is not None and layer.normalisation.over == "batch"
     ]
     if not norms:
+        check_callable(checkpoint)
         raise NothingToDoError(f"{checkpoint.path}: it has no batch normalisation")
     names = {index: _names(layer) for index, layer in norms}
     meant = set(names)

@@ -141,6 +141,8 @@ class Running(Closing):
             ConverterError: an activation is NaN or infinite.
         """
         pools = [_pools(probes) for probes in groups]
+        # Noise that is another one would be taken for what a layer gives.
+        self._run.draw_again()
         gather(
             self._run, [pool for parts in pools for pool in parts.values()], self._data.batches()
         )

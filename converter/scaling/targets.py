@@ -113,17 +113,16 @@ class Targeted:
             # What is known already is told, and refused, with the plan.
             self._moments(self._source)
 
+    @cached_property
+    def _paired(self) -> Equalised:
+        kernels = normed(self._checkpoint, self._structure)
+        widths = list(self._widths)
+        return _Paired(self._checkpoint, self._structure, widths, kernels, lambda: self._of_width)
+
     def variables(self) -> Iterator[Variable]:
         """Give all variables, under the names that they have now."""
         if self._method == "paired":
-            kernels = normed(self._checkpoint, self._structure)
-            factors = _Paired(
-                self._checkpoint,
-                self._structure,
-                list(self._widths),
-                kernels,
-                lambda: self._of_width,
-            ).factors()
+            factors = self._paired.factors()
         else:
             factors = factors_of(
                 self._checkpoint,
@@ -142,15 +141,18 @@ class Targeted:
 
     def notes(self) -> Iterator[str]:
         """Say what will be done."""
-        what = {
-            "once": "changes the outputs: each layer is divided by what it gives now, and takes "
-            "what those before it give then, so that the factors compound",
-            "sequential": "changes the outputs: each layer is measured with those before it scaled",
-            "paired": f"keeps the outputs: what takes {', '.join(self._widths)} is divided by "
-            "what they are multiplied by",
-        }
-        yield what[self._method]
-        if self._method == "once":
+        if self._method == "paired":
+            yield (
+                f"{self._paired.kept}: what takes {', '.join(self._widths)} is divided by what "
+                "they are multiplied by"
+            )
+        elif self._method == "sequential":
+            yield "changes the outputs: each layer is measured with those before it scaled"
+        else:
+            yield (
+                "changes the outputs: each layer is divided by what it gives now, and takes what "
+                "those before it give then, so that the factors compound"
+            )
             called = self._named.called
             yield from bending((called(one.name), one.layer.activation) for one in self._chosen)
         for name, reason in self._left[:_FEW]:

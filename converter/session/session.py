@@ -144,6 +144,11 @@ class Session(Closing):
         found = self._called(lambda: self._calls.run(taken, values))
         return dict(zip(outputs, map(np.asarray, found), strict=True))
 
+    def draw_again(self) -> None:
+        """Let the next run draw the random numbers that the first one drew."""
+        if self._forward.random and not self._is_fresh:
+            self._reopen()
+
     def gradients(self, losses: Sequence[Tensor]) -> list[Gradient]:
         """Add the gradients of losses, by all variables, to the graph, for `run` to give.
 
@@ -207,10 +212,9 @@ class Session(Closing):
 
     def _start_again(self, *, draw_again: bool) -> None:
         """Set back what the last run changed: states, and what random numbers come next."""
-        draw_again = draw_again and bool(self._forward.random)
         if draw_again:
-            self._reopen()
-        else:
+            self.draw_again()
+        if not self._is_fresh:
             self._assign(self._pruned.changed)
 
     def _reopen(self) -> None:

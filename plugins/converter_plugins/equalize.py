@@ -21,6 +21,7 @@ from converter.counted import agree, count
 
 if TYPE_CHECKING:
     from converter import Checkpoint, ConverterError, Variable
+    from converter.scaling.equal import Equalised
     from converter.structure.structure import Structure
 
 _FEW = 3
@@ -59,27 +60,34 @@ class Equalize(Strategy):
             raise UsageError(f"limit must be a number above 1, got {self.limit}")
 
     def apply(self, checkpoint: Checkpoint) -> Iterable[Variable]:
-        from converter.scaling.equal import Equalised
         from converter.scaling.multiply import multiply
-        from converter.scaling.normed import normed
 
         structure = self._structure(checkpoint)
         chosen, _ = self._chosen(checkpoint, structure)
-        kernels = normed(checkpoint, structure)
-        equalised = Equalised(checkpoint, structure, chosen, kernels, self.limit)
-        return multiply(checkpoint, equalised.factors(), is_kept=True, follows=structure.follows)
+        factors = self._equalised(checkpoint, structure, chosen).factors()
+        return multiply(checkpoint, factors, is_kept=True, follows=structure.follows)
 
     def notes(self, checkpoint: Checkpoint) -> Iterable[str]:
         structure = self._structure(checkpoint)
         chosen, left = self._chosen(checkpoint, structure)
         few = ", ".join(chosen[:_FEW]) + (f" and {len(chosen) - _FEW} more" * (len(chosen) > _FEW))
-        yield f"keeps the outputs; widths that are equalised: {few}"
+        kept = self._equalised(checkpoint, structure, chosen).kept
+        yield f"{kept}; widths that are equalised: {few}"
         for name, reason in left[:_FEW]:
             yield f"{name} stays: {reason}"
         if len(left) > _FEW:
             more = count(len(left) - _FEW, "more width")
             stay = agree(len(left) - _FEW, "stays", "stay")
             yield f"{more} {stay}; --equalize-widths NAME tells why"
+
+    def _equalised(
+        self, checkpoint: Checkpoint, structure: Structure, chosen: Sequence[str]
+    ) -> Equalised:
+        from converter.scaling.equal import Equalised
+        from converter.scaling.normed import normed
+
+        kernels = normed(checkpoint, structure)
+        return Equalised(checkpoint, structure, chosen, kernels, self.limit)
 
     def _structure(self, checkpoint: Checkpoint) -> Structure:
         from converter.structure.infer import structure_of

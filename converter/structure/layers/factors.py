@@ -223,8 +223,7 @@ class Factors:
 
     def is_turned(self, node: Node) -> bool:
         """Whether a node is what each turn of a loop takes from the one before."""
-        consumers = self._analysis.graph.consumers[node]
-        return any(c.op == LOOP and c.inputs[0].node is node for c in consumers)
+        return node in self._analysis.graph.turned
 
     def _scaled(self, node: Node) -> Output | None:
         """Return what a node multiplies with a number that is not zero."""

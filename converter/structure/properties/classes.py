@@ -174,7 +174,7 @@ def _comes_to(analysis: Analysis, node: Node, goals: Collection[Node]) -> bool:
     """Whether what is made of a node gets to one of some others."""
     seen, waiting = {node}, [node]
     while waiting:
-        for consumer in analysis.graph.consumers[waiting.pop()]:
+        for consumer in analysis.graph.users(waiting.pop()):
             if consumer in analysis.flow.telling and consumer not in seen:
                 if consumer in goals:
                     return True

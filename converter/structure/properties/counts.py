@@ -7,7 +7,7 @@ as often as not. Others are the shapes of operands, which only tell where a grad
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from converter.graph.node import Node, Output
 from converter.graph.ops import (
@@ -15,24 +15,35 @@ from converter.graph.ops import (
     DIVISIONS,
     ENTERS,
     IDENTITIES,
-    JOINS,
     MOVES,
+    NOISE,
     RECIPROCALS,
     REPEATS,
     RESHAPES,
-    SELECTS,
-    SWITCHES,
+    SLICES,
     ops,
 )
-from converter.structure.properties.newcomers import PRODUCTS, reduced
-from converter.structure.properties.ranges import is_entrywise
+from converter.structure.properties.newcomers import reduced
 from converter.structure.tensors.analysis import Analysis, whole
-from converter.structure.tensors.atoms import ONE, Atom, find, product, size_of
+from converter.structure.tensors.atoms import ONE, Atom, find, leaves, product, size_of
 from converter.structure.tensors.flow import Kind
 
 _MAX_STEPS = 32
-_MAX_SEEN = 256
-_DECIDES = SWITCHES | SELECTS | JOINS | ops("Pack")
+_MAX_ROUNDS = 16
+_NONE: frozenset[Atom] = frozenset()
+# Which inputs say how long axes are: they tell nothing where these are followed as such.
+_SIZED: Mapping[str, tuple[int, ...]] = {
+    **dict.fromkeys(NOISE | ops("Fill Conv2DBackpropInput Conv3DBackpropInputV2"), (0,)),
+    **dict.fromkeys(REPEATS | ops("OneHot SplitV SparseToDense"), (1,)),
+    **dict.fromkeys(ops("UnsortedSegmentSum ScatterNd"), (2,)),
+    **dict.fromkeys(SLICES, (1, 2)),
+}
+# Which inputs tell only in what shape entries are, or what shape those of a list have.
+_SHAPING: Mapping[str, tuple[int, ...]] = {
+    **dict.fromkeys(ops("TensorListReserve EmptyTensorList"), (0,)),
+    **dict.fromkeys(ops("Reshape TensorListFromTensor TensorListStack TensorListPopBack"), (1,)),
+    **dict.fromkeys(ops("TensorListGetItem TensorListGather"), (2,)),
+}
 _SUMS = ADDS | ops("Sub")
 _SHIFTS = _SUMS | MOVES | ops("Neg")
 _COMPUTES = (
@@ -65,46 +76,81 @@ def mark_averages(analysis: Analysis) -> None:
 
 
 def mark_lengths(analysis: Analysis) -> None:
-    """Mark what is computed with as a number: the length of an axis, whatever made it one."""
+    """Mark what is computed with as a number: the length of an axis, whatever made it one.
+
+    A number that only says how long an axis is to be is none of these where that axis is followed
+    as the one of which it is the length. One that decides a branch, or the turns of a loop, is.
+    """
+    kinds, lengths = analysis.flow.kinds, _lengths(analysis)
+    for node in analysis.graph.nodes:
+        if node in analysis.flow.telling and kinds[node] is not Kind.CONSTANT:
+            analysis.touch("counted", dict.fromkeys(_taken(analysis, node, lengths)), node)
+
+
+def _lengths(analysis: Analysis) -> Mapping[Output, frozenset[Atom]]:
+    """Return the leaves on whose lengths the values of each constant tensor depend."""
     flow = analysis.flow
-    for node in flow.telling:
-        if flow.kinds[node] is not Kind.DATA or not _computes(node):
-            continue
-        for output in node.inputs:
-            if flow.kinds[output.node] is Kind.CONSTANT and output.node.op != "Const":
-                analysis.touch("counted", _lengths(analysis, output), node)
-
-
-def _computes(node: Node) -> bool:
-    """Whether a node computes with the numbers that it takes, or decides by them."""
-    return is_entrywise(node.op) or node.op in PRODUCTS or node.op in _DECIDES
-
-
-def _lengths(analysis: Analysis, output: Output) -> list[Atom]:
-    """Return the axes on whose lengths the values of a constant tensor depend."""
-    found: list[Atom] = []
-    waiting, seen = [output], {output}
-    while waiting and len(seen) < _MAX_SEEN:
-        current = waiting.pop()
-        tensor, node = analysis.tensor(current), current.node
-        lengths = [cell.atom for cell in tensor.cells or () if cell.atom is not None]
-        if lengths:
-            found += lengths
-            continue
-        inputs = node.inputs
-        if node.op in ("Sum", "Prod", "Mean") and inputs:
-            summed = analysis.tensor(inputs[0])
-            if summed.number != 0 and (node.op != "Mean" or summed.number is None):
-                found += [(summed.axes or ())[axis] for axis in reduced(analysis, node)]
-        if node.op in ("Fill", "BroadcastTo", "Reshape", "Tile"):
-            inputs = inputs[1:] if node.op == "Fill" else inputs[:1]
-        elif node.op in ("ZerosLike", "OnesLike", "Range"):
-            inputs = ()
-        for source in inputs:
-            if source not in seen and analysis.flow.kinds[source.node] is Kind.CONSTANT:
-                seen.add(source)
-                waiting.append(source)
+    nodes = [n for n in analysis.graph.nodes if n in flow.telling]
+    ports: dict[Node, dict[Output, None]] = {}
+    for node in nodes:
+        for _, output in _telling(analysis, node):
+            if flow.kinds[output.node] is Kind.CONSTANT:
+                ports.setdefault(output.node, {})[output] = None
+    found: dict[Output, frozenset[Atom]] = {}
+    for _ in range(_MAX_ROUNDS):
+        is_new = False
+        for node in nodes:
+            for output in ports.get(node, ()):
+                new = frozenset(_depends(analysis, output, found))
+                if new != found.get(output, _NONE):
+                    found[output] = new
+                    is_new = True
+        # What a turn of a loop gives is taken by the next one.
+        if not is_new:
+            break
     return found
+
+
+def _depends(
+    analysis: Analysis, output: Output, lengths: Mapping[Output, frozenset[Atom]]
+) -> Iterator[Atom]:
+    """Yield the leaves on whose lengths a constant tensor depends, as far as others are known."""
+    node, cells = output.node, analysis.tensor(output).cells or ()
+    for cell in cells:
+        if cell.atom is not None:
+            yield from leaves(cell.atom)
+    if cells and all(cell.atom is not None for cell in cells):
+        return
+    if node.op in ("Sum", "Prod", "Mean") and node.inputs:
+        summed = analysis.tensor(node.inputs[0])
+        if summed.number != 0 and (node.op != "Mean" or summed.number is None):
+            for axis in reduced(analysis, node):
+                yield from leaves((summed.axes or ())[axis])
+    yield from _taken(analysis, node, lengths)
+
+
+def _taken(
+    analysis: Analysis, node: Node, lengths: Mapping[Output, frozenset[Atom]]
+) -> Iterator[Atom]:
+    """Yield the leaves on whose lengths it depends what a node makes of what it takes."""
+    sized = _SIZED.get(node.op, ())
+    for place, output in _telling(analysis, node):
+        found = lengths.get(output, _NONE)
+        if found and place in sized:
+            axes = (a for tensor in analysis.tensors.get(node, ()) for a in tensor.axes or ())
+            found -= {leaf for atom in axes for leaf in leaves(atom)}
+        yield from found
+
+
+def _telling(analysis: Analysis, node: Node) -> Iterator[tuple[int, Output]]:
+    """Yield what tells what entries a node gives, by its place; -1 for what is no input."""
+    shaping = _SHAPING.get(node.op, ())
+    for place, output in enumerate(node.inputs):
+        if place not in shaping:
+            yield place, output
+    for aside in (analysis.graph.turned, analysis.graph.choosers):
+        if node in aside:
+            yield -1, aside[node]
 
 
 def _divisions(

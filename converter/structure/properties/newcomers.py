@@ -17,7 +17,6 @@ from converter.graph.ops import (
     CONTRACTIONS,
     JOINS,
     LOOKUPS,
-    LOOP,
     LSTM_BLOCKS,
     MATMULS,
     MOVES,
@@ -60,6 +59,7 @@ _ADDS_UP = ops("""
     Sum SegmentSum UnsortedSegmentSum SparseSegmentSum SparseSegmentMean SparseSegmentSqrtN Cumsum
     EuclideanNorm
     """)
+_REPEATS = REPEATS | LOOKUPS
 _PADS = ops("Pad PadV2 MirrorPad")
 PRODUCTS = CONTRACTIONS | ops("""
     SparseMatMul Conv2D Conv3D Conv2DBackpropInput Conv3DBackpropInputV2 DepthwiseConv2dNative
@@ -94,21 +94,16 @@ class Carriers:
         self._takers: dict[Atom, dict[Node, None]] = {}
         self._sums: dict[Atom, dict[tuple[Node, Output], list[int]]] = {}
         self._known: dict[int, list[Atom]] = {}
-        self.after: dict[Node, Output] = {}
-        """What the variable of a loop is after a turn, by the node that takes it into the loop."""
         self.turns: dict[Node, list[Node]] = {}
-        """The same the other way round."""
+        """What takes a node into a loop's next turn."""
+        for before, after in analysis.graph.turned.items():
+            self.turns.setdefault(after.node, []).append(before)
         for node, tensors in analysis.tensors.items():
             for tensor in tensors:
                 axes = tensor.element.axes if tensor.element is not None else tensor.axes
                 for atom in axes or ():
                     for leaf in self.leaves(atom):
                         self._found.setdefault(leaf, {})[node] = None
-            # A damaged graph may hold one of another arity.
-            if node.op == LOOP and len(node.inputs) == 2:
-                before, after = node.inputs
-                self.after[before.node] = after
-                self.turns.setdefault(after.node, []).append(before.node)
             if node.op in PRODUCTS and node in analysis.flow.telling:
                 self._add_sums(analysis, node)
 
@@ -175,7 +170,7 @@ class Newcomers:
         self._old = old
         self._weights: dict[tuple[Node, frozenset[Place] | None], Range] = {}
         self._carriers = carriers.of(fact.atom)
-        self._after = carriers.after
+        self._after = analysis.graph.turned
         self._turns = carriers.turns
         self._found: dict[Node, Range] = {}
         self.poles: dict[Node, None] = {}
@@ -279,6 +274,9 @@ class Newcomers:
             return ZERO if all(r.is_zero for r in taken) else ANY if finite else UNKNOWN
         if node.op in BATCH_NORMS:
             return self._normalised(node, operands)
+        if node.op in _REPEATS and not any(self.axes(output) for output in node.inputs):
+            # New ones are old ones once more.
+            return ANY
         if node.op in _MOVES:
             return _join(taken)
         if node.op in _PADS:

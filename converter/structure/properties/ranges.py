@@ -72,11 +72,6 @@ def of_op(node: Node, operands: Sequence[Range]) -> Range | None:
     return None
 
 
-def is_entrywise(op: str) -> bool:
-    """Whether an op computes with each entry by itself."""
-    return op in _UNARY or op in _BINARY or op in _MANY
-
-
 def _rising(function: Callable[[float], float], low: float = -_INF, high: float = _INF) -> _Unary:
     """Return what a function makes of ranges that never falls, and is one from `low` to `high`."""
 

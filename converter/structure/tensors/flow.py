@@ -344,6 +344,11 @@ class Flow:
     def _is_scalar(self, node: Node) -> bool:
         return self._graph.declared(node, 0) == ()
 
+    def _aside(self, node: Node) -> list[Node]:
+        """Return what tells what a node gives without being taken by it."""
+        found = (self._graph.choosers.get(node), self._graph.turned.get(node))
+        return [output.node for output in found if output is not None]
+
     def _ancestors(
         self, nodes: Iterable[Node], without: Mapping[Node, Node] | None = None
     ) -> set[Node]:
@@ -351,11 +356,14 @@ class Flow:
         left = without or {}
         return _reached(
             nodes,
-            lambda node: [
-                source
-                for source, _ in node.inputs
-                if source in self.forward and left.get(node) is not source
-            ],
+            lambda node: (
+                [
+                    source
+                    for source, _ in node.inputs
+                    if source in self.forward and left.get(node) is not source
+                ]
+                + [source for source in self._aside(node) if source in self.forward]
+            ),
         )
 
 

@@ -83,7 +83,7 @@ def _use(an: Analysis, node: Node, tensor: Tensor, axis: int, what: Use) -> None
     if tensor.axes is None:
         return
     atom = tensor.axes[axis]
-    for origin in tensor.origin(axis):
+    for origin in sorted(tensor.origin(axis)):
         if origin.how in ("norm", "variance"):
             an.touch("weight", [atom], node)
             continue

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from converter.graph.node import Node, Output
-from converter.graph.ops import DIVISIONS, LOOP, PASSING, ops
+from converter.graph.ops import DIVISIONS, PASSING, ops
 from converter.structure.axes.axis import Touch, Use
 from converter.structure.tensors.analysis import (
     NO_ORIGIN,
@@ -109,7 +109,7 @@ def _addend(an: Analysis, node: Node, tensor: Tensor) -> None:
     for axis, atom in enumerate(tensor.axes or ()):
         if tensor.origins is None or any(o.how == "norm" for o in tensor.origins[axis]):
             an.touch("weight", [atom], node)
-        for origin in tensor.origin(axis):
+        for origin in sorted(tensor.origin(axis)):
             use: Use = "produce" if len(large) > 1 and atom is large[-1] else "shift"
             if origin.how == "factor":
                 use = "mean"
@@ -172,7 +172,7 @@ def _multiply_data(
         elif kind is Kind.WEIGHT:
             an.touch("gain", tensor.axes or (), node)
             for axis, atom in enumerate(tensor.axes or ()):
-                for origin in tensor.origin(axis):
+                for origin in sorted(tensor.origin(axis)):
                     use: Use = "variance" if origin.how == "variance" else "gain"
                     if origin.how != "norm":
                         an.use([origin], atom, use, node)
@@ -345,13 +345,13 @@ def identity(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
 
 def _is_turned(an: Analysis, node: Node) -> bool:
     """Whether a node takes a variable into a loop that is another one after a turn."""
-    for consumer in an.graph.consumers[node]:
-        if consumer.op == LOOP and consumer.inputs[0].node is node:
-            after = consumer.inputs[1].node
-            while after.op == "Identity" and after is not node:
-                after = after.inputs[0].node
-            return after is not node
-    return False
+    turned = an.graph.turned.get(node)
+    if turned is None:
+        return False
+    after = turned.node
+    while after.op == "Identity" and after is not node:
+        after = after.inputs[0].node
+    return after is not node
 
 
 def quantised(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
