@@ -532,8 +532,8 @@ def test_parts_of_a_split_stay_equally_long() -> None:
         with pytest.raises(PlanError) as error:
             strategy(resize={"h_1": size}).resizes(checkpoint)
         assert str(error.value) == (
-            f"h_1: Split parts cuts into parts of one length, and h {N} and h_1 {size} entries "
-            "long they would not be; resize h and h_1 to the same size"
+            f"h_1: Split parts makes parts of one length, and h would have {N}, h_1 would have "
+            f"{size} entries; resize h and h_1 so that they are equally long"
         )
         found = strategy(resize={"h": size, "h_1": size}).resizes(checkpoint)
         assert found.sizes == {"h": size, "h_1": size}

@@ -281,10 +281,10 @@ def _check_evens(structure: Structure, sizes: Mapping[str, int]) -> None:
             continue
         # What stands in all of them, such as the number of heads, does not set them apart.
         apart = [n for n in held if any(n not in axis.widths() for axis in parts)] or list(held)
-        told = " and ".join(f"{axis} {n}" for axis, n in zip(parts, lengths, strict=True))
+        told = ", ".join(f"{axis} would have {n}" for axis, n in zip(parts, lengths, strict=True))
         raise PlanError(
-            f"{changed[0]}: {op} {printable(node)} cuts into parts of one length, and {told} "
-            f"entries long they would not be; resize {' and '.join(apart)} to the same size"
+            f"{changed[0]}: {op} {printable(node)} makes parts of one length, and {told} "
+            f"entries; resize {' and '.join(apart)} so that they are equally long"
         )
 
 
