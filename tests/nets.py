@@ -177,13 +177,22 @@ def normed(kind: str, *, post: bool = False, tied: bool = False) -> Callable[[Ne
 
 
 def attention(
-    power: float = -0.5, *, shared: bool = False, keyed: bool = False
+    power: float = -0.5, *, shared: bool = False, keyed: bool = False, deep: bool = False
 ) -> Callable[[Net], None]:
-    """Make an attention; its queries may be its keys, too, and may have others beside these."""
+    """Make an attention.
+
+    Args:
+        power: of the head size, by which scores are multiplied.
+        shared: whether its queries are its keys, too.
+        keyed: whether there are other keys beside these.
+        deep: whether a layer of its own is added to the queries.
+    """
 
     def make(m: Net) -> None:
         x = m.x(4)
         query = m.dense(x, "h", 4, N)
+        if deep:
+            query = m.op("Add", query, m.dense(query, "more", N, N))
         key = query if shared else m.dense(x, "k", 4, N)
         scores = m.op("MatMul", query, key, transpose_b=True)
         scaled = m.op("Mul", scores, m.constant(N**power))
@@ -263,6 +272,8 @@ MODELS: dict[str, Callable[[Net], None]] = {
     "embedding": embedding,
     "one projection": attention(shared=True),
     "one projection and keys": attention(shared=True, keyed=True),
+    "deep queries": attention(deep=True),
+    "one deep projection": attention(shared=True, deep=True),
     "post norm": normed("fused", post=True),
     "norm": normed("fused"),
     "norm and tied": normed("fused", tied=True),

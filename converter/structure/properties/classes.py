@@ -302,14 +302,11 @@ def _makes_products_only(analysis: Analysis, fact: Facts, factors: Sequence[Fact
     if sorted(n.order for n in scaled) != sorted(n.order for n in products):
         return False
     # A variable that takes the width by itself would take what is scaled.
-    made = {
-        role.node
+    return not any(
+        role.use == "consume" and fact.atom in leaves(role.atom)
         for roles in analysis.roles.values()
         for role in roles
-        if role.use in ("produce", "shift") and fact.atom in leaves(role.atom)
-    }
-    consumers = (found["consume"] for found in fact.uses.values() if "consume" in found)
-    return all(node in made for node in consumers)
+    )
 
 
 def _scaled(
