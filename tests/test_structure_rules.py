@@ -91,6 +91,15 @@ def test_residual_stream_is_one_width() -> None:
     assert m.widths()["in"] == "free any"
 
 
+def test_units_that_are_chosen_by_their_places() -> None:
+    m = Model()
+    h = m.op("Tanh", m.dense(m.input(N, N), "a"))
+    size = m.op("GatherV2", m.op("Shape", h), m.constant(1), m.constant(0))
+    places = m.op("Range", m.constant(0), size, m.constant(1))
+    m.dense(m.op("SelectV2", m.op("Less", places, m.constant(3)), h, m.constant(0.0)), "b")
+    assert m.widths()["a"] == "bound fixed"
+
+
 def test_concatenation_and_split() -> None:
     m = Model()
     x = m.input(N, N)

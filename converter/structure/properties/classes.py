@@ -28,7 +28,7 @@ from converter.structure.tensors.atoms import Atom, find, leaves
 # What binds each entry to its place, and in which words; the first that applies is told.
 _BOUND: Mapping[Touch, str] = {
     "input": "{node} brings it in from outside",
-    "constant": "{node} adds or multiplies a constant that differs from entry to entry",
+    "constant": "{node} adds, multiplies or chooses by a constant that differs from entry to entry",
     "dynamic": "{node} meets a size that is only known when the graph runs",
     "index": "{node} goes by the place of each entry",
     "rest": "no op reads these entries of {name}",

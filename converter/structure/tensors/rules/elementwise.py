@@ -317,6 +317,8 @@ def select(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
     if an.is_data(node.inputs[0]) and condition.axes is not None and condition.axes:
         # What is chosen by rows leaves the other axes alone.
         an.touch("nonlinear", [a for a in condition.axes if find(a) is not ONE], node)
+    elif an.kind(node.inputs[0]) is Kind.CONSTANT and condition.number is None:
+        an.touch("constant", condition.axes or (), node)
     for place, tensor in enumerate((x, y), 1):
         if node in an.flow.averaged:
             continue
