@@ -112,6 +112,7 @@ def command(
       widths     [{name, size, class, resizable, exact, produced_by, consumed_by, followed_by, why}]
       variables  {NAME: [one axis each, over the widths]}, slots and averages too
       opaque     [{name, op, node}]: the widths of which an op that is not known hides the rest
+      even       [{op, node, axes}]: axes over different widths that have to stay equally long
     With --test, where the exit code is 1 if a width is refuted, also:
       widths     tested: {result, error, control, with, unread, invariant, but_for, together, why}
       inputs, outputs, tolerance, passed, notes

@@ -99,6 +99,10 @@ def _as_json(structure: Structure, test: PermutationTest | None) -> dict[str, ob
         "opaque": [
             {"name": found.name, "op": found.op, "node": found.node} for found in structure.opaque
         ],
+        "even": [
+            {"op": op, "node": node, "axes": [str(axis) for axis in parts]}
+            for op, node, parts in structure.evens
+        ],
     }
     if test is not None:
         for entry, trial in zip(entries, test.trials.values(), strict=True):
