@@ -118,11 +118,23 @@ def nearest(pattern: str, names: Iterable[str], rest: str = "*") -> str:
         rest: what fits all names in a scope, where patterns are no globs.
     """
     known = dict.fromkeys(names)
+    known |= dict.fromkeys(f"{scope}/{rest}" for scope in scopes(pattern, known))
+    return did_you_mean(pattern, known)
+
+
+def scopes(pattern: str, names: Iterable[str]) -> dict[str, None]:
+    """Return the scopes in which names stand, each once, but those that are too long to be meant.
+
+    Args:
+        pattern: what somebody wrote.
+        names: the names.
+    """
     # Of what is longer, not half is like the pattern.
     longest = min(3 * len(pattern), _MAX_LENGTH)
-    for name in list(known):
+    found: dict[str, None] = {}
+    for name in names:
         scope = name[:longest]
         while "/" in scope:
             scope = scope.rpartition("/")[0]
-            known[f"{scope}/{rest}"] = None
-    return did_you_mean(pattern, known)
+            found[scope] = None
+    return found

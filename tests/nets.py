@@ -176,13 +176,29 @@ def normed(kind: str, *, post: bool = False, tied: bool = False) -> Callable[[Ne
     return make
 
 
-def attention(power: float = -0.5, *, shared: bool = False) -> Callable[[Net], None]:
+def attention(
+    power: float = -0.5, *, shared: bool = False, keyed: bool = False, deep: bool = False
+) -> Callable[[Net], None]:
+    """Make an attention.
+
+    Args:
+        power: of the head size, by which scores are multiplied.
+        shared: whether its queries are its keys, too.
+        keyed: whether there are other keys beside these.
+        deep: whether a layer of its own is added to the queries.
+    """
+
     def make(m: Net) -> None:
         x = m.x(4)
         query = m.dense(x, "h", 4, N)
+        if deep:
+            query = m.op("Add", query, m.dense(query, "more", N, N))
         key = query if shared else m.dense(x, "k", 4, N)
         scores = m.op("MatMul", query, key, transpose_b=True)
         scaled = m.op("Mul", scores, m.constant(N**power))
+        if keyed:
+            others = m.op("MatMul", query, m.dense(x, "l", 4, N), transpose_b=True)
+            scaled = m.op("Add", scaled, m.op("Mul", others, m.constant(N**power)))
         weights = m.op("Softmax", scaled)
         m.dense(m.op("MatMul", weights, m.dense(x, "v", 4, 3)), "out", 3, 2)
 
@@ -255,6 +271,9 @@ MODELS: dict[str, Callable[[Net], None]] = {
     "batch norm": batch_norm,
     "embedding": embedding,
     "one projection": attention(shared=True),
+    "one projection and keys": attention(shared=True, keyed=True),
+    "deep queries": attention(deep=True),
+    "one deep projection": attention(shared=True, deep=True),
     "post norm": normed("fused", post=True),
     "norm": normed("fused"),
     "norm and tied": normed("fused", tied=True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from conftest import case
@@ -11,8 +12,9 @@ from converter_plugins.rename import Rename
 
 from converter import open_checkpoint
 from converter.errors import PlanError, UsageError
+from converter.names import Role
 from converter.plan import make_plan
-from converter.structure.axes.axis import Width
+from converter.structure.axes.axis import Axis, Width
 from converter.structure.choose import choose, held
 from converter.structure.infer import structure_of
 from converter.structure.structure import Structure
@@ -86,6 +88,33 @@ def test_requests_that_cannot_be_meant(requests: Mapping[str, int], message: str
     with pytest.raises(UsageError) as error:
         choose(structure(**MODEL), requests)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("request_", "told"),
+    [
+        ("lm/table", "it is a variable, with the widths lm/words (9), lm/features (4)"),
+        ("lm/cell/gate/w", "it is a variable, with the widths lm/features (4), lm/cell (5)"),
+        ("lm/cell/gate", "it fits variables, with the widths lm/features (4), lm/cell (5)"),
+        ("lm/c*/gate/b", "it fits variables, with the widths lm/cell (5)"),
+        ("lm/cell/gato", "did you mean a width of lm/cell/gate: lm/features (4), lm/cell (5)?"),
+        ("lm/sell", "did you mean 'lm/cell'?"),
+        ("lm/wurd?", "did you mean 'lm/words'?"),
+    ],
+)
+def test_what_fits_variables_is_told_their_widths(request_: str, told: str) -> None:
+    found = structure(**{"lm/words": (9, True), "lm/features": (4, True), "lm/cell": (5, True)})
+    words, features, cell = (Axis(((name,),)) for name in found.widths)
+    axes = {
+        "lm/table": (words, features),
+        "lm/cell/gate/w": (features, cell),
+        "lm/cell/gate/w/Adam": (words, words),
+        "lm/cell/gate/b": (cell,),
+    }
+    follows = {"lm/cell/gate/w/Adam": Role("slot", "lm/cell/gate/w")}
+    with pytest.raises(UsageError) as error:
+        choose(replace(found, axes=axes, follows=follows), {request_: 3})
+    assert str(error.value) == f"{request_} fits none of the 3 widths; {told}"
 
 
 def test_what_cannot_be_resized_is_refused() -> None:

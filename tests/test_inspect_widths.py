@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from conftest import CASES, VALID, Case, case, structure_of
+from resized import write
+from structure_maker import Model, N
 
-from converter import open_checkpoint
+from converter import Variable, open_checkpoint
 from converter.cli import cli
 from converter.errors import PlanError, UsageError
+from converter.formats.messages import message
 from converter.graph.ordered import read_ordered
 from converter.structure.layout import layout_text, read_layout, write_layout
 
@@ -54,7 +58,7 @@ def test_members_are_listed_when_asked_for(lstm: str) -> None:
 
 def test_keys_of_json(lstm: str) -> None:
     document = json.loads(run(lstm, "--widths", "--json").output)
-    assert list(document) == ["widths", "variables", "opaque"]
+    assert list(document) == ["widths", "variables", "opaque", "even"]
     by_name = {width["name"]: width for width in document["widths"]}
     assert by_name["charlm/rnn/lstm_cell"] == {
         "name": "charlm/rnn/lstm_cell",
@@ -118,6 +122,15 @@ def test_a_layout_can_be_given_back(tmp_path: Path) -> None:
     result = run(path, "--layout", str(layout))
     assert result.exit_code == 2
     assert "--layout is about the widths; add --widths" in result.output
+
+
+@pytest.mark.parametrize(
+    "options", [("--graph", "--widths"), ("--graph", "--norms"), ("--norms", "--variable=x")]
+)
+def test_one_thing_is_shown_at_a_time(lstm: str, options: tuple[str, str]) -> None:
+    result = run(lstm, *options)
+    assert result.exit_code == 2
+    assert "show different things; ask for one at a time" in result.stderr
 
 
 def test_output_is_for_widths_only(lstm: str) -> None:
@@ -268,3 +281,17 @@ def test_a_layout_of_another_model_is_refused(lstm: str, tmp_path: Path) -> None
     path.write_text(LAYOUT.replace("lstm_cell/kernel", "lstm_cell/kernels"))
     with pytest.raises(UsageError, match="did you mean 'charlm/rnn/lstm_cell/kernel'"):
         read_layout(path).solved(open_checkpoint(lstm))
+
+
+def test_parts_of_one_length_are_told(tmp_path: Path) -> None:
+    m = Model()
+    m.op("Split", m.constant(1), m.dense(m.input(2, N), "a", N, 2 * N), name="s", num_split=2)
+    m.dense(m.op("Relu", "s"), "p")
+    m.dense(m.op("Tanh", "s:1"), "q")
+    variables = [Variable.from_array(n, np.zeros(s, "f4")) for n, s in m.shapes.items()]
+    meta = message("MetaGraphDef")(graph_def=m.definition)
+    path = write(tmp_path / "saved", variables, meta.SerializeToString())
+    found = json.loads(run(path, "--widths", "--json").output)
+    assert found["even"] == [{"op": "Split", "node": "s", "axes": ["a", "a_1"]}]
+    note = "Split s makes parts of one length, so a and a_1 stay equally long"
+    assert note in run(path, "--widths").output

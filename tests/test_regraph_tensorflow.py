@@ -119,6 +119,8 @@ def build(tf: Any, units: int, heads: int, head_size: int, *, is_static: bool) -
     h += dense(tf.reshape(mixed, [rows, 5, heads * head_size]), units, "o")
     h *= tf.rsqrt(tf.reduce_mean(tf.square(h), -1, keepdims=True) + 1e-6)
     h = tf.reduce_mean(h, 1) + tf.reduce_sum(h, [1]) / 3
+    both = tf.concat([h, tf.tanh(h)], 1)
+    h = tf.slice(both, [0, 0], [-1, units]) + tf.slice(both, [0, units], [-1, units])
     h += tf.reduce_mean(h, -1, keepdims=True)
     logits = tf.identity(dense(h, 3, "out"), "logits")
     tf.train.AdamOptimizer(0.01).minimize(tf.reduce_mean(tf.square(logits - y)))

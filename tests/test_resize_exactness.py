@@ -65,6 +65,8 @@ LINEAR = "only linear ops touch it, and the maps undo each other"
         ("attention", "duplicate", 10, SHARED),
         ("attention", "project", 9, LINEAR),
         ("attention by size", "live", 9, ZERO),
+        ("one projection", "pad", 9, ZERO),
+        ("one projection", "live", 9, ZERO),
         ("tied", "pad", 9, ZERO),
         ("summed", "pad", 9, "what consumes the new units is zero"),
     ],
@@ -90,12 +92,15 @@ def test_what_is_called_exact_is(model: str, strategy: str, size: int, why: str)
             "one variable produces and consumes it, so copies count twice",
         ),
         ("summed", "duplicate", 9, "Sum Sum sees each of the copies"),
-        (
-            "one projection",
-            "pad",
-            9,
-            f"Mul multiplies with {N**-0.5:g}, which is 6**-0.5 and moves with it, and "
-            f"nothing makes up for that",
+        *(
+            (
+                model,
+                "pad",
+                9,
+                f"Mul multiplies with {N**-0.5:g}, which is 6**-0.5 and moves with it, and "
+                f"nothing makes up for that",
+            )
+            for model in ("one projection and keys", "deep queries", "one deep projection")
         ),
     ],
 )

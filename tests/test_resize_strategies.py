@@ -518,3 +518,22 @@ def test_the_graph_is_resized_though_variables_were_left_out_and_renamed() -> No
     assert plan.shape_in_graph("charlm/rnn/lstm_cell/kernel") == (8 + 45, 180)
     assert plan.shape_in_graph("charlm/rnn/lstm_cell/kernel/Adam") == (8 + 45, 180)
     assert plan.shape_in_graph("beta1_power") == ()
+
+
+def test_parts_of_a_split_stay_equally_long() -> None:
+    net = Net()
+    both = net.dense(net.x(4), "h", 4, 2 * N)
+    net.op("Split", net.constant(1), both, name="parts", num_split=2)
+    for part, act in (("parts", "Relu"), ("parts:1", "Tanh")):
+        net.dense(net.op(act, part), f"{act}/out", N, 3)
+    checkpoint = net.checkpoint()
+    for size in (9, 3):
+        strategy = Pad if size > N else Truncate
+        with pytest.raises(PlanError) as error:
+            strategy(resize={"h_1": size}).resizes(checkpoint)
+        assert str(error.value) == (
+            f"h_1: Split parts makes parts of one length, and h would have {N}, h_1 would have "
+            f"{size} entries; resize h and h_1 so that they are equally long"
+        )
+        found = strategy(resize={"h": size, "h_1": size}).resizes(checkpoint)
+        assert found.sizes == {"h": size, "h_1": size}

@@ -110,6 +110,22 @@ def test_concatenation_and_split() -> None:
     assert m.axes()["c/b"] == "2*c | shift"
 
 
+def test_a_split_makes_parts_of_one_length() -> None:
+    m = Model()
+    m.op("Split", m.constant(1), m.dense(m.input(N, N), "a", N, 2 * N), name="s", num_split=2)
+    m.dense(m.op("Relu", "s"), "p")
+    m.dense(m.op("Tanh", "s:1"), "q")
+    m.op("Split", m.constant(1), m.dense(m.op("Relu", "s"), "b", N, 2 * N), name="t", num_split=2)
+    m.dense(m.op("Mul", "t", "t:1"), "r")
+    m.op("SplitV", m.dense("s", "c", N, 2 * N), m.constant([N, N]), m.constant(1), name="u")
+    m.dense(m.op("Relu", "u"), "v")
+    m.dense(m.op("Tanh", "u:1"), "w")
+    # The parts of `t` are one width, and those of `u` can be cut anywhere.
+    ((op, node, parts),) = m.structure().evens
+    assert (op, node, [str(axis) for axis in parts]) == ("Split", "s", ["a", "a_1"])
+    assert m.axes()["c/w"] == "a, c + c_1 | consume, produce"
+
+
 def test_old_concatenation_and_pieces_of_given_sizes() -> None:
     m = Model()
     x = m.input(N, N)

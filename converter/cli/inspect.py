@@ -112,12 +112,14 @@ def command(
       widths     [{name, size, class, resizable, exact, produced_by, consumed_by, followed_by, why}]
       variables  {NAME: [one axis each, over the widths]}, slots and averages too
       opaque     [{name, op, node}]: the widths of which an op that is not known hides the rest
+      even       [{op, node, axes}]: axes over different widths that have to stay equally long
     With --test, where the exit code is 1 if a width is refuted, also:
       widths     tested: {result, error, control, with, unread, invariant, but_for, together, why}
       inputs, outputs, tolerance, passed, notes
     """
     if graph_from is not None and not (graph or widths):
         raise UsageError("--graph-from is about the graph; add --graph or --widths")
+    _check_one({"--variable": names, "--norms": norms, "--graph": graph, "--widths": widths})
     _check(given, graph=graph, widths=widths, test=test, output=output, layout=layout)
     if norms:
         _show_norms(path, verify=not no_verify_source, as_json=as_json)
@@ -157,6 +159,13 @@ def _show_checkpoint(
         _show(checkpoint, verbose=verbose)
 
 
+def _check_one(shown: dict[str, object]) -> None:
+    """Refuse several options of which each says what is shown."""
+    asked = [option for option, value in shown.items() if value]
+    if len(asked) > 1:
+        raise UsageError(f"{' and '.join(asked)} show different things; ask for one at a time")
+
+
 def _check(
     given: dict[str, Any],
     *,
@@ -175,7 +184,7 @@ def _check(
         raise UsageError("--test is about the widths; add --widths")
     if not test and (given["inputs"] is not None or given["tolerance"] is not None):
         raise UsageError("--inputs and --tolerance are about the test; add --widths --test")
-    if not (test or (graph and not widths)) and (given["feeds"] or given["fetches"]):
+    if not (test or graph) and (given["feeds"] or given["fetches"]):
         raise UsageError("--feed and --fetch are about the graph; add --graph, or --widths --test")
 
 

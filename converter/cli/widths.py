@@ -99,6 +99,10 @@ def _as_json(structure: Structure, test: PermutationTest | None) -> dict[str, ob
         "opaque": [
             {"name": found.name, "op": found.op, "node": found.node} for found in structure.opaque
         ],
+        "even": [
+            {"op": op, "node": node, "axes": [str(axis) for axis in parts]}
+            for op, node, parts in structure.evens
+        ],
     }
     if test is not None:
         for entry, trial in zip(entries, test.trials.values(), strict=True):
@@ -210,6 +214,11 @@ def _notes(structure: Structure) -> Iterator[str]:
         for found in structure.opaque
     ]
     lines += [f"note    {conflict}" for conflict in structure.conflicts]
+    lines += [
+        f"note    {op} {node} makes parts of one length, so {' and '.join(map(str, parts))} stay "
+        "equally long"
+        for op, node, parts in structure.evens
+    ]
     for name, factors in structure.factors.items():
         lines += [
             f"note    {factor.node} multiplies with {factor.number:.6g}, which is the size of "

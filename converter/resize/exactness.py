@@ -26,6 +26,8 @@ _COUNTING: frozenset[Touch] = SINGLING | {
 _SEEN = _COUNTING | AVERAGING
 _TOLERANCE = 1e-9
 _SCALED = ("free", "scaling")
+# What is done to a width that is contracted with itself, and to no other.
+_PAIRED: frozenset[Touch] = frozenset({"paired", "scaled by size", "self paired"})
 
 
 class Verdict(NamedTuple):
@@ -257,7 +259,8 @@ def made_up(width: Width, size: int, factors: Sequence[SizeFactor]) -> float:
     """Return what makes up for the constants that move with a width, if all that makes it has it.
 
     Queries and keys are contracted, and the product is divided by the square root of the head size.
-    The queries take on what the constant loses. Where a constant stands elsewhere, 1.
+    The queries take on what the constant loses; where one variable makes both, each of them takes
+    the root of it. Where a constant stands elsewhere, 1.
 
     Args:
         width: the old width.
@@ -267,16 +270,24 @@ def made_up(width: Width, size: int, factors: Sequence[SizeFactor]) -> float:
     powers = {factor.power for factor in factors if factor.is_of_products}
     if len(powers) != 1 or not all(factor.is_of_products for factor in factors):
         return 1.0
-    if width.symmetry != "free" or "self paired" in dict(width.touches):
-        return 1.0
-    return float((size / width.size) ** -powers.pop())
+    sides = _sides_made(width)
+    return float((size / width.size) ** (-powers.pop() / sides)) if sides else 1.0
+
+
+def _sides_made(width: Width) -> int:
+    """Return how many sides of each product over a width grow with what makes it; 0 if unknown."""
+    touches = {what for what, _ in width.touches}
+    if "self paired" in touches:
+        return 2 if width.symmetry == "orthogonal" and touches <= _PAIRED else 0
+    return 1 if width.symmetry == "free" else 0
 
 
 def _unmatched(width: Width, width_map: WidthMap, factors: Sequence[SizeFactor]) -> str | None:
     """Return which constant moves with the size and is not made up for, in words."""
     for factor in factors:
         wanted = (width_map.size / width.size) ** -factor.power
-        if not factor.is_of_products or not np.isclose(width_map.rescale, wanted, rtol=1e-6):
+        gained = width_map.rescale ** max(1, _sides_made(width))
+        if not factor.is_of_products or not np.isclose(gained, wanted, rtol=1e-6):
             return (
                 f"{factor.node} multiplies with {factor.number:g}, which is "
                 f"{width.size}**{factor.power:g} and moves with it, and nothing makes up for that"

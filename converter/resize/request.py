@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from converter.checkpoint import Checkpoint, open_checkpoint
-from converter.errors import ConverterError, PlanError
+from converter.errors import ConverterError, PlanError, printable
 from converter.patterns import by_name
 from converter.resize.coupled import Coupled
 from converter.resize.exactness import (
@@ -96,6 +96,7 @@ class Request:
         self.structure = _with_shapes(self._known_structure(), checkpoint, self._shapes)
         self._held: Mapping[str, str] = {}
         sizes, self.notes = self._sizes()
+        _check_evens(self.structure, sizes)
         self.maps = {name: self._map(name, size) for name, size in sizes.items()}
         self._repairs = Repairs(checkpoint, self.structure, self.maps)
         self.notes = (*self.notes, *self._repairs.notes())
@@ -267,6 +268,24 @@ def _with_shapes(
                 axes[other] = tuple(own[axis] for axis in kept)
                 uses[other] = tuple(uses[name][axis] for axis in kept)
     return replace(structure, widths=widths, axes=axes, uses=uses)
+
+
+def _check_evens(structure: Structure, sizes: Mapping[str, int]) -> None:
+    """Refuse sizes at which an op would have to cut an axis into parts of different lengths."""
+    new = {**structure.sizes, **sizes}
+    for op, node, parts in structure.evens:
+        lengths = [axis.size(new) for axis in parts]
+        held = dict.fromkeys(name for axis in parts for name in axis.widths())
+        changed = [name for name in held if name in sizes]
+        if len(set(lengths)) == 1 or not changed:
+            continue
+        # What stands in all of them, such as the number of heads, does not set them apart.
+        apart = [n for n in held if any(n not in axis.widths() for axis in parts)] or list(held)
+        told = ", ".join(f"{axis} would have {n}" for axis, n in zip(parts, lengths, strict=True))
+        raise PlanError(
+            f"{changed[0]}: {op} {printable(node)} makes parts of one length, and {told} "
+            f"entries; resize {' and '.join(apart)} so that they are equally long"
+        )
 
 
 def _check_sizes(checkpoint: Checkpoint, resizing: Resizing) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Collection, Mapping
+from difflib import get_close_matches
 from typing import NamedTuple
 
 from converter.errors import PlanError, UsageError, printable
-from converter.patterns import matching, nearest
+from converter.patterns import matching, scopes
 from converter.structure.axes.axis import Width
 from converter.structure.structure import Structure
 
@@ -100,11 +102,9 @@ def named(structure: Structure, request: str) -> list[Width]:
         names = _named(request, now)
         chosen = [name for name in widths if any(name in now[called] for called in names)]
     if not chosen:
-        closest = nearest(request, {**widths, **dict.fromkeys(structure.called.values())})
-        if not closest and len(widths) <= _FEW:
-            closest = f"; they are {', '.join(widths)}"
-        closest = closest or "; convert inspect --widths lists them"
-        raise UsageError(f"{_shown(request)} fits none of the {len(widths)} widths{closest}")
+        raise UsageError(
+            f"{_shown(request)} fits none of the {len(widths)} widths{_meant(structure, request)}"
+        )
     return [widths[name] for name in chosen]
 
 
@@ -119,6 +119,37 @@ def _named(request: str, names: Collection[str]) -> list[str]:
         return matching(request, names)
     except UsageError:
         return []
+
+
+def _meant(structure: Structure, request: str) -> str:
+    """Return what may be meant by a request that fits no width: one, or those of variables."""
+    widths = {**structure.widths, **dict.fromkeys(structure.called.values())}
+    variables = [name for name in structure.axes if name not in structure.follows]
+    if held := _held_by(structure, variables, request):
+        what = "it is a variable" if request in structure.axes else "it fits variables"
+        return f"; {what}, with the widths {held}"
+    # No globs: what else they fit would be resized with what is meant.
+    known = [*widths, *variables, *scopes(request, variables)]
+    for near in get_close_matches(request, known, n=1):
+        if near in widths:
+            return f"; did you mean {near!r}?"
+        if held := _held_by(structure, variables, near):
+            return f"; did you mean a width of {near}: {held}?"
+    if len(structure.widths) <= _FEW:
+        return f"; they are {', '.join(structure.widths)}"
+    return "; convert inspect --widths lists them"
+
+
+def _held_by(structure: Structure, variables: Collection[str], request: str) -> str:
+    """Return the widths that variables have which a name, a scope or a glob fits, with sizes."""
+    chosen = [n for n in variables if n == request or n.startswith(f"{request}/")]
+    with contextlib.suppress(UsageError):
+        chosen = chosen or matching(request, variables)
+    found = dict.fromkeys(
+        width for name in chosen for axis in structure.axes[name] for width in axis.widths()
+    )
+    few = [f"{name} ({structure.widths[name].size})" for name in list(found)[:_FEW]]
+    return ", ".join(few) + (f" and {len(found) - _FEW} more" if len(found) > _FEW else "")
 
 
 def _staying(held: list[Width]) -> str:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
     from converter.names import Role
     from converter.structure.layout import Layout
-    from converter.structure.structure import Opaque, SizeFactor, Structure
+    from converter.structure.structure import EvenParts, Opaque, SizeFactor, Structure
     from converter.structure.tensors.atoms import Atom
 
 _MAX_BLOCKS = 64
@@ -275,6 +275,7 @@ def declare(
         opaque=tuple(_opaque(structure.opaque, widths, merged.renamed)),
         factors=_factors(structure.factors, widths, merged.renamed),
         conflicts=(*structure.conflicts, *_splits(merged, layout)),
+        evens=tuple(_evens(structure.evens, widths, merged.renamed)),
         write=_writer(structure, widths, merged.renamed),
     )
 
@@ -390,3 +391,17 @@ def _writer(
         return substituted(write(atom), gone | dict(renamed))
 
     return written
+
+
+def _evens(
+    evens: Iterable[EvenParts],
+    widths: Mapping[str, Width],
+    renamed: Mapping[str, Axis],
+) -> Iterator[EvenParts]:
+    """Yield what has to stay equally long; without what has become several widths."""
+    known = {*widths, *renamed}
+    for even in evens:
+        told = [axis for axis in even.parts if known.issuperset(axis.widths())]
+        axes = tuple(dict.fromkeys(substituted(axis, renamed) for axis in told))
+        if len(axes) > 1:
+            yield even._replace(parts=axes)

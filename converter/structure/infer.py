@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -27,9 +27,9 @@ from converter.structure.properties.gates import labels_of
 from converter.structure.properties.growth import growth, mark_computed, stays_zero
 from converter.structure.properties.newcomers import Carriers
 from converter.structure.properties.normalised import normalised, turnable
-from converter.structure.structure import Opaque, SizeFactor, Structure
+from converter.structure.structure import EvenParts, Opaque, SizeFactor, Structure
 from converter.structure.tensors.analysis import Analysis
-from converter.structure.tensors.atoms import ONE, Atom, Kind, Product, find, size_of, terms
+from converter.structure.tensors.atoms import ONE, Atom, Clash, Kind, Product, find, size_of, terms
 from converter.structure.tensors.run import Findings, analyse
 
 if TYPE_CHECKING:
@@ -134,6 +134,7 @@ def infer_from(
         ),
         findings,
         writer.any_axis,
+        evens=tuple(_evens(findings.analysis, writer)),
     )
     _compare(structure, checkpoint, roles, layout)
     return structure if layout is None else declare(structure, checkpoint, layout, roles)
@@ -309,6 +310,21 @@ def _product(term: Iterable[Factor]) -> int:
     for factor in term:
         found *= factor if isinstance(factor, int) else 1
     return found
+
+
+def _evens(analysis: Analysis, writer: _Writer) -> Iterator[EvenParts]:
+    """Yield what has to stay equally long, though the widths in it differ."""
+    for node, parts in analysis.evens:
+        atoms = dict.fromkeys(map(find, parts))
+        if len(atoms) == 1:
+            continue
+        try:
+            axes = tuple(dict.fromkeys(map(writer.any_axis, atoms)))
+        except Clash:
+            # Too many pieces to be told apart; nothing is known of the axis then.
+            continue
+        if len(axes) > 1 and any(axis.widths() for axis in axes):
+            yield EvenParts(node.op, node.name, axes)
 
 
 def _axes(

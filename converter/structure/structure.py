@@ -47,6 +47,20 @@ class SizeFactor(NamedTuple):
     is_of_products: bool = False
 
 
+class EvenParts(NamedTuple):
+    """An op that cuts an axis into parts which have to stay equally long.
+
+    Attributes:
+        op: the op.
+        node: the node.
+        parts: the axes that it makes, each once; they hold different widths.
+    """
+
+    op: str
+    node: str
+    parts: tuple[Axis, ...]
+
+
 class OfGraph(NamedTuple):
     """What only a graph tells: `Structure.findings` and `Structure.write`."""
 
@@ -72,6 +86,7 @@ class Structure:
         write: gives the expression of any axis in the findings; what is no width is a number,
             0 where that is not known, and a slice of an axis that is stored in slices has a name.
             None where there are no findings.
+        evens: what has to stay equally long, though the widths in it differ.
         root: what this was made from: the structure of the checkpoint as it was opened, where
             strategies renamed or left out variables since. None where this is it.
         called: by the name of a width, the one that it would have by the names that its variables
@@ -88,6 +103,7 @@ class Structure:
     conflicts: tuple[str, ...]
     findings: Findings | None
     write: Callable[[Atom], Axis] | None
+    evens: tuple[EvenParts, ...] = ()
     root: Structure | None = None
     called: Mapping[str, str] = field(default_factory=dict)
     of: str = "the checkpoint"

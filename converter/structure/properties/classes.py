@@ -285,6 +285,15 @@ def scale_factors(
 def _makes_products_only(analysis: Analysis, fact: Facts, factors: Sequence[Factor]) -> bool:
     """Whether a width is contracted in products of two tensors alone, and each has one factor."""
     products = {p.node for p in analysis.pairings if fact.atom in leaves(p.atom)}
+    alike = {
+        event.node
+        for events in analysis.events.values()
+        for event in events
+        if event.what == "self paired" and fact.atom in leaves(event.atom)
+    }
+    if alike and alike != products:
+        # What makes the width makes one side of some of them, and both of others.
+        return False
     scaled = []
     for factor in factors:
         near = {factor.node, *(o.node for o in factor.node.inputs)}
@@ -293,14 +302,11 @@ def _makes_products_only(analysis: Analysis, fact: Facts, factors: Sequence[Fact
     if sorted(n.order for n in scaled) != sorted(n.order for n in products):
         return False
     # A variable that takes the width by itself would take what is scaled.
-    made = {
-        role.node
+    return not any(
+        role.use == "consume" and fact.atom in leaves(role.atom)
         for roles in analysis.roles.values()
         for role in roles
-        if role.use in ("produce", "shift") and fact.atom in leaves(role.atom)
-    }
-    consumers = (found["consume"] for found in fact.uses.values() if "consume" in found)
-    return all(node in made for node in consumers)
+    )
 
 
 def _scaled(

@@ -26,6 +26,7 @@ from converter.structure.properties.newcomers import (
 from converter.structure.properties.ranges import ANY, ONE, ZERO, Range
 from converter.structure.properties.shares import is_shared_out
 from converter.structure.tensors.analysis import Analysis
+from converter.structure.tensors.atoms import leaves
 
 NEVER: frozenset[Touch] = SINGLING | AVERAGING
 """These see units that are zero, too. An output only has more entries, beside the old ones."""
@@ -56,7 +57,10 @@ def stays_zero(analysis: Analysis, fact: Facts, carriers: Carriers) -> bool:
     Then neither side gets a gradient if both are zero: a unit that is zero in what makes it and in
     what takes it is dead to training.
     """
-    if "lookup" in fact.touches or "sum" in fact.touches or not fact.by_use("consume"):
+    is_paired = "self paired" in fact.touches
+    if "lookup" in fact.touches or "sum" in fact.touches:
+        return False
+    if not is_paired and not fact.by_use("consume"):
         return False
     newcomers = Newcomers(analysis, fact, carriers, ZERO)
     for found in fact.uses.values():
@@ -65,7 +69,14 @@ def stays_zero(analysis: Analysis, fact: Facts, carriers: Carriers) -> bool:
         data = [output for output in node.inputs if not analysis.tensor(output).origins]
         if any(not (newcomers.of(output) or ZERO).is_zero for output in data):
             return False
-    return True
+    # Where both sides of a product are made of one variable, each of them takes the other.
+    sides = [
+        side
+        for pairing in analysis.pairings
+        if is_paired and fact.atom in leaves(pairing.atom)
+        for side in (pairing.left, pairing.right)
+    ]
+    return all((newcomers.of(side) or ZERO).is_zero for side in sides)
 
 
 def mark_computed(analysis: Analysis, fact: Facts, carriers: Carriers) -> None:

@@ -40,12 +40,14 @@ class Cell(NamedTuple):
     Attributes:
         constant: the constant that it comes from, unchanged, and its place in there.
         multiple: an axis of unknown length, and how many times that it is.
+        rest: what it is a difference of: an integer, and those that were taken off it.
     """
 
     value: int | None = None
     atom: Atom | None = None
     constant: tuple[str, int] | None = None
     multiple: tuple[Atom, int] | None = None
+    rest: tuple[Cell, ...] = ()
 
 
 class Element:
@@ -125,6 +127,13 @@ class Demand(NamedTuple):
     node: Node
 
 
+class Even(NamedTuple):
+    """An op cut an axis into parts that are equally long, whatever its length."""
+
+    node: Node
+    parts: tuple[Atom, ...]
+
+
 class Scale(NamedTuple):
     """A tensor was multiplied with a constant; `number` is the factor."""
 
@@ -162,7 +171,7 @@ class Analysis:
         matrices: the variables that have more than one axis of more than one entry.
         wholes: the axes of partitioned variables.
         tensors: what is known of the outputs of each node that was visited.
-        events, roles, conflicts, demands, scales, pairings: what the ops said.
+        events, roles, conflicts, demands, evens, scales, pairings: what the ops said.
         unknown: ops without a rule that stand in the way, and how often.
     """
 
@@ -177,6 +186,7 @@ class Analysis:
     roles: dict[Node, list[Role]] = field(default_factory=dict)
     conflicts: list[Conflict] = field(default_factory=list)
     demands: list[Demand] = field(default_factory=list)
+    evens: list[Even] = field(default_factory=list)
     scales: list[Scale] = field(default_factory=list)
     pairings: list[Pairing] = field(default_factory=list)
     unknown: dict[str, int] = field(default_factory=dict)

@@ -10,12 +10,15 @@ from converter.structure.tensors.analysis import (
     Analysis,
     Axes,
     Cell,
+    Conflict,
+    Even,
     Origin,
     Origins,
     Rule,
     Tensor,
     for_ops,
     joined,
+    whole,
 )
 from converter.structure.tensors.atoms import (
     ONE,
@@ -265,7 +268,7 @@ def concatenate(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
         if an.kind(output) < Kind.WEIGHT and tensor.number != 0:
             # What stands beside data is no data that could be mixed.
             an.touch("affine" if tensor.number is not None else "constant", tensor.axes or (), node)
-    cells = _joined_cells(values) if rank == 1 else None
+    cells = _joined_cells(values) if rank == 1 else _joined_rows(values, axes[:place])
     return Tensor(tuple(axes), cells, _same(values), _joint(values, rank))
 
 
@@ -282,6 +285,23 @@ def _joined_cells(values: Sequence[Tensor]) -> tuple[Cell, ...] | None:
             found += [Cell()] * count
     is_known = any(tensor.cells is not None for tensor in values)
     return tuple(found) if is_known and len(found) <= _MAX_CELLS else None
+
+
+def _joined_rows(values: Sequence[Tensor], outer: Sequence[Atom]) -> tuple[Cell, ...] | None:
+    """Join the rows of tables of integers, such as those of how much is padded."""
+    count = whole(outer)
+    tables = [tensor.cells for tensor in values if tensor.cells is not None]
+    length = sum(map(len, tables))
+    if not count or len(tables) != len(values) or length > _MAX_CELLS:
+        return None
+    if any(len(table) % count for table in tables):
+        return None
+    found: list[Cell] = []
+    for row in range(count):
+        for table in tables:
+            each = len(table) // count
+            found += table[row * each : (row + 1) * each]
+    return tuple(found)
 
 
 def _same(values: Sequence[Tensor]) -> float | None:
@@ -315,9 +335,14 @@ def split(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> list[Tensor]:
         if lengths is not None and -1 in lengths and total is not None:
             rest = total - sum(length for length in lengths if length != -1)
             lengths = [rest if length == -1 else length for length in lengths]
-    if lengths is None or total is None or sum(lengths) != total:
+    if lengths is None or total is None:
+        raise Clash
+    if sum(lengths) != total:
+        an.conflicts.append(Conflict(node, (sum(lengths), total)))
         raise Clash
     pieces = _cut(whole, lengths)
+    if sizes is None:
+        an.evens.append(Even(node, tuple(pieces)))
     if sizes is not None and sizes.cells is not None:
         for cell, piece in zip(sizes.cells, pieces, strict=True):
             an.demand(cell, piece, node)
@@ -409,27 +434,6 @@ def broadcast_to(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
     return Tensor(tuple(axes), None, x.number, origins)
 
 
-def pad(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
-    """Add entries before and after."""
-    x, amounts = inputs[:2]
-    if x.axes is None or amounts.cells is None or len(amounts.cells) != 2 * len(x.axes):
-        raise Clash
-    axes = []
-    for place, atom in enumerate(x.axes):
-        before, after = amounts.cells[2 * place : 2 * place + 2]
-        if before.value == 0 and after.value == 0:
-            axes.append(atom)
-        elif before.value is None or after.value is None or node.op == "MirrorPad":
-            an.touch("spatial", [atom], node)
-            axes.append(Atom(None))
-        elif size_of(atom) is None:
-            axes.append(Atom(None))
-        else:
-            added = [an.demand(cell, leaf(cell.value), node) for cell in (before, after)]
-            axes.append(concat((added[0], atom, added[1])))
-    return Tensor(tuple(axes))
-
-
 def diagonal(an: Analysis, node: Node, inputs: Sequence[Tensor]) -> Tensor:
     """Look at the place of each entry in a matrix."""
     x = inputs[0]
@@ -470,7 +474,6 @@ RULES: dict[str, Rule] = {
     **for_ops("Pack ParallelConcat", pack),
     "Tile": tile,
     "BroadcastTo": broadcast_to,
-    **for_ops("Pad PadV2 MirrorPad", pad),
     **for_ops("MatrixBandPart MatrixSetDiag", diagonal),
     "OneHot": one_hot,
     "Where": where,
