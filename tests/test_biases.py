@@ -153,6 +153,26 @@ def one_number_for_all_units(m: Model) -> None:
     m.op("Add", product(m, m.input(N, N), "w"), m.variable("b", 1))
 
 
+def of_one_unit_in_every_place(m: Model) -> None:
+    y = m.op("Conv2D", m.input(-1, 5, 5, N), m.variable("w", 3, 3, N, 1), strides=[1, 1, 1, 1])
+    m.op("BiasAdd", y, m.variable("b", 1))
+
+
+def one_number_for_all_channels(m: Model) -> None:
+    y = m.op("Conv2D", m.input(-1, 5, 5, N), m.variable("w", 3, 3, N, 6), strides=[1, 1, 1, 1])
+    m.op("Add", y, m.variable("b", 1))
+
+
+def of_one_unit_the_other_way_round(m: Model) -> None:
+    y = m.op("MatMul", m.input(N, N), m.variable("w", 1, N), transpose_b=True)
+    m.op("BiasAdd", y, m.variable("b", 1))
+
+
+def one_number_for_all_heads(m: Model) -> None:
+    y = m.op("Einsum", m.input(N, N), m.variable("w", 6, N, 1), equation="nd,hdo->nho")
+    m.op("Add", y, m.variable("b", 1))
+
+
 def normalised(m: Model) -> None:
     scale = m.op("Mul", m.variable("gamma", N), m.op("Rsqrt", m.variable("variance", N)))
     shift = m.op("Sub", m.variable("beta", N), m.op("Mul", m.variable("mean", N), scale))
@@ -215,3 +235,24 @@ def test_names_tell_the_bias_of_one_unit() -> None:
     assert structure.findings is None
     assert bias_of(structure, checkpoint, "out/kernel", 0) == ("out/bias", (), 1)
     assert bias_of(structure, checkpoint, "two/kernel", 0) is None
+
+
+@pytest.mark.parametrize(
+    ("make", "axis", "has_bias"),
+    [
+        (of_one_unit_in_every_place, 2, True),
+        (one_number_for_all_channels, 2, False),
+        (of_one_unit_the_other_way_round, 1, True),
+        (one_number_for_all_heads, 1, False),
+    ],
+)
+def test_one_number_is_the_bias_of_one_unit_alone(
+    make: Callable[[Model], None], axis: int, has_bias: bool
+) -> None:
+    model = Model()
+    make(model)
+    variables = [Variable.from_array(n, np.zeros(s, "f4")) for n, s in model.shapes.items()]
+    checkpoint = Checkpoint(variables)
+    graph = OrderedGraph(Definition(DATA / "made.meta", model.definition))
+    found = bias_of(infer_from(graph, checkpoint), checkpoint, "w", axis)
+    assert found == (("b", (), 1) if has_bias else None)
