@@ -79,7 +79,9 @@ def dumped(
 
 
 def rows(turns: Turns, units: int, lengths: Array | None = None) -> Array:
-    """Return the rows (observations, units) of a tensor, whose last axis is that of the units.
+    """Return the rows (observations, units) of a tensor.
+
+    Its last axis is that of the units, but where it is the one channel of an image of these.
 
     Args:
         turns: the tensor in each turn.
@@ -89,7 +91,8 @@ def rows(turns: Turns, units: int, lengths: Array | None = None) -> Array:
     kept = [
         values if lengths is None else values[turn < lengths] for turn, values in enumerate(turns)
     ]
-    assert {values.shape[-1] for values in kept} == {units}
+    last = -2 if units > 1 and {values.shape[-1] for values in kept} == {1} else -1
+    assert {values.shape[last] for values in kept} == {units}
     return np.concatenate([values.reshape(-1, units) for values in kept]).astype(np.float64)
 
 

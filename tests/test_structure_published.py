@@ -61,6 +61,8 @@ def test_statistics_are_those_of_all_activations(models: Path, tmp_path: Path) -
     ways = three_ways(prefix, {"model/Placeholder:0": x}, inference, tmp_path, 3)
     assert {name for name, _ in ways[0]} >= {"conv2d_7/kernel", "dense_1/kernel"}
     assert ways[0].tensors["conv2d/kernel", "produced"] == ("model/conv2d/Relu",)
+    # Its filters are as high as the image, whose rows are the units of the layer before.
+    assert ways[0]["conv2d_6/kernel", "consumed"].size == 64
     names = sorted({tensor for tensors in ways[0].tensors.values() for tensor in tensors})
     feeds = {"model/Placeholder": x, "model/Placeholder_2": False}
     turns = dumped(prefix, ["model/Sigmoid:0"], feeds, names)
