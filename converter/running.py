@@ -213,14 +213,15 @@ class Second(Closing):
         self._names = [
             (name, other)
             for name in names
-            for other in self._matched.outputs.get(name, (name,))
+            for other in self._others(name)
             if other.node in side.graph.nodes
         ]
         known = {name for name, _ in self._names}
         missing = [name for name in names if name not in known]
         if missing and reference.question.fetches:
             side.graph.expect(str(missing[0]))
-        self.notes += [f"{name} is not in the second graph" for name in missing]
+        has_none = "the signature of the second has no such output" if self._matched.outputs else ""
+        self.notes += [f"{name}: {has_none or 'it is not in the second graph'}" for name in missing]
         if not known - set(reference.losses):
             raise UsageError(
                 f"{side.graph.path}: it has none of the outputs of {reference.side.graph.path}; "
@@ -267,9 +268,17 @@ class Second(Closing):
             pairs.append(Pair(name, *(tensors.common(*name, *pair) if tensors else pair)))
         return Ran(tuple(pairs), losses)
 
+    def _others(self, name: Tensor) -> tuple[Tensor, ...]:
+        """Return what of the second graph an output of the first is."""
+        is_named = bool(self._reference.question.fetches)
+        if name in self._matched.outputs and not is_named:
+            return self._matched.outputs[name]
+        # Named by somebody, it is meant in both, whatever the signatures have.
+        return self._matched.outputs.get(name) or (name,)
+
     def _inputs(self, name: Tensor) -> tuple[Tensor, ...]:
         """Return what of the second graph a tensor of the first is, as an input."""
-        return self._matched.inputs.get(name, (name,))
+        return self._matched.inputs.get(name) or (name,)
 
     def _fed(self, tensors: Tensors | None) -> dict[Tensor, Array]:
         reference = self._reference

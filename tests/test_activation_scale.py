@@ -345,8 +345,13 @@ def test_what_is_in_no_layer_is_named(tmp_path: Path) -> None:
     assert np.array_equal(made(checkpoint, strategy)["places"], net.values["places"])
     why = "it is added to, or multiplied with, what is of no layer, and no kernel makes it"
     assert f"places stays: {why}" in list(strategy.notes(checkpoint))
-    with pytest.raises(PlanError, match=f"^places: its layer cannot be scaled: {why}; choose"):
+    with pytest.raises(PlanError, match=f"^places: it cannot be scaled: {why}; choose"):
         made(net.checkpoint(), replace(strategy, only=("places",)))
+    # A glob may fit it beside what is meant.
+    checkpoint = net.checkpoint()
+    strategy = replace(strategy, only=("*", "p*"))
+    assert not np.array_equal(made(checkpoint, strategy)["out/w"], net.values["out/w"])
+    assert sum("places stays" in note for note in strategy.notes(checkpoint)) == 1
 
 
 def test_a_layer_of_one_unit_cannot_be_paired(tmp_path: Path) -> None:

@@ -173,6 +173,11 @@ def one_number_for_all_heads(m: Model) -> None:
     m.op("Add", y, m.variable("b", 1))
 
 
+def one_number_for_all_heads_in_the_middle(m: Model) -> None:
+    y = m.op("Einsum", m.input(N, N), m.variable("w", N, 6, 1), equation="nd,dho->nho")
+    m.op("Add", y, m.variable("b", 1))
+
+
 def normalised(m: Model) -> None:
     scale = m.op("Mul", m.variable("gamma", N), m.op("Rsqrt", m.variable("variance", N)))
     shift = m.op("Sub", m.variable("beta", N), m.op("Mul", m.variable("mean", N), scale))
@@ -244,6 +249,7 @@ def test_names_tell_the_bias_of_one_unit() -> None:
         (one_number_for_all_channels, 2, False),
         (of_one_unit_the_other_way_round, 1, True),
         (one_number_for_all_heads, 1, False),
+        (one_number_for_all_heads_in_the_middle, 0, False),
     ],
 )
 def test_one_number_is_the_bias_of_one_unit_alone(

@@ -158,6 +158,18 @@ DECIDED: dict[str, Build] = {
     "repeated less": lambda m, h, n, y: m.tf.reduce_sum(m.tf.tile(y, [1, n - 4]), 1),
     "filled": lambda m, h, n, y: m.tf.reduce_sum(m.tf.concat([y, m.tf.ones([4, n - 3])], 1), 1),
     "range": lambda m, h, n, y: y * m.tf.reduce_sum(m.tf.cast(m.tf.range(n - 3), "float32")),
+    "row": lambda m, h, n, y: m.dense(h + m.variable("rows", 40, N)[n - 1], "c", 3) + y,
+    "rows": lambda m, h, n, y: (
+        y
+        + m.dense(
+            h + m.tf.reduce_sum(m.tf.slice(m.variable("rows", 40, N), [n - 4, 0], [3, n]), 0),
+            "c",
+            3,
+        )
+    ),
+    "tiled": lambda m, h, n, y: (
+        y + m.dense(m.tf.reduce_sum(m.tf.tile(h[:, None], [1, n // 3, 1]), 1), "c", 3)
+    ),
     "segments": lambda m, h, n, y: m.tf.unsorted_segment_sum(
         y, [0, 1, 0, m.tf.minimum(n - 6, 1)], 2
     ),

@@ -85,7 +85,10 @@ def test_outputs_of_other_names_are_not_guessed(tf: Any, tmp_path: Path) -> None
     assert "it has none of the outputs of" in message
     found = proved(tmp_path / "a", tmp_path / "c")
     assert [output["name"] for output in found["outputs"]] == ["o_0"]
-    assert found["notes"] == ["o_1 is not in the second graph"]
+    assert found["notes"] == ["o_1: the signature of the second has no such output"]
+    # Who names a tensor means it in both.
+    found = proved(tmp_path / "a", tmp_path / "c", "--fetch", "o_1")
+    assert [output["name"] for output in found["outputs"]] == ["o_1"]
 
 
 def test_functions_that_are_called_in_another_order(tf: Any, tmp_path: Path) -> None:

@@ -735,3 +735,10 @@ def test_a_gain_of_the_zeros_that_a_state_begins_with() -> None:
     assert kinds == {**dict.fromkeys(states, Kind.DATA), "ones": Kind.WEIGHT}
     assert graph.kind(Output(graph.graph.by_name["penalty"], 0)) is Kind.WEIGHT
     assert told(found, "w") == "a | gain"
+
+
+def test_a_split_that_lacks_its_axis() -> None:
+    m = Model()
+    zeros = m.op("Split", m.constant(np.zeros((N, N))), name="s", num_split=2)
+    m.op("MatMul", m.input(N, N), m.op("Mul", m.variable("w", N, N), zeros))
+    assert set(m.axes()) == {"w"}

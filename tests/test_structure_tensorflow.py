@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import VALID, Case
+from converter_plugins.pad import Pad
 from growth import growth_error
 from model_maker import Build, Maker, N, asked, save
 from structure_maker import told
@@ -17,6 +18,7 @@ from structure_maker import told
 from converter import Checkpoint, open_checkpoint
 from converter.model import Model
 from converter.permutation import PermutationTest, permute
+from converter.plan import make_plan
 from converter.proof import Question
 from converter.structure.infer import infer
 from converter.structure.structure import Structure
@@ -257,6 +259,26 @@ def test_convolutions(build: Any) -> None:
     assert told(structure, "s2/kernel") == "s1, p + q | consume, produce"
     assert told(structure, "fc/kernel") == "9*(p + q), fc | consume, produce"
     assert set(tested) == {"first", "a", "d", "p", "q", "s1", "fc"}
+
+
+def test_equal_parts_of_what_holds_a_slice_of_a_partitioned_variable(
+    tf: Any, tmp_path: Path
+) -> None:
+    """A slice is no width, so that nothing can be asked of its length."""
+
+    def make(m: Maker) -> list[Any]:
+        x = m.input(4, N)
+        with tf.variable_scope("fc", partitioner=tf.fixed_size_partitioner(2, axis=1)):
+            first, _ = m.variable("w", N, 2 * N)
+        both = tf.concat([tf.matmul(x, first), tf.matmul(x, m.variable("z", N, N))], 1)
+        one, other = tf.split(both, 2, axis=1)
+        h = tf.nn.relu(m.dense(x, "h"))
+        return [tf.concat([tf.tanh(one), tf.sigmoid(other), m.dense(h, "out")], 1)]
+
+    save(tf, make, tmp_path / "m", train=False)
+    checkpoint = open_checkpoint(tmp_path / "m")
+    assert infer(checkpoint).evens == ()
+    assert make_plan(checkpoint, [Pad(resize={"h": N + 2})]).is_exact
 
 
 def test_partitions_and_lookups(build: Any) -> None:

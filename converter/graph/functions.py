@@ -48,12 +48,11 @@ class Inlined(NamedTuple):
 
     Attributes:
         nodes: what is left.
-        conditions: by the name of each condition the tensor that decides it, and then those that
-            its branches are handed.
+        handed: by the name of each condition the tensors that its branches are handed.
     """
 
     nodes: list[Node]
-    conditions: Mapping[str, tuple[Tensor, ...]]
+    handed: Mapping[str, tuple[Tensor, ...]]
 
 
 def inline(definition: Any, subject: str) -> Inlined:
@@ -65,7 +64,7 @@ def inline(definition: Any, subject: str) -> Inlined:
     functions = {function.signature.name: function for function in definition.library.function}
     found: list[Node] = []
     names: set[str] = set()
-    conditions: dict[str, tuple[Tensor, ...]] = {}
+    handed: dict[str, tuple[Tensor, ...]] = {}
     waiting = [(read_node(message), 0) for message in definition.node]
     waiting.reverse()
     while waiting:
@@ -80,14 +79,14 @@ def inline(definition: Any, subject: str) -> Inlined:
         if depth == _MAX_DEPTH or len(found) + len(waiting) > _MAX_NODES:
             raise InputError(f"{subject}: its functions call each other without end; it is damaged")
         if node.op in IFS | CASES:
-            conditions[node.name] = node.sources
+            handed[node.name] = node.sources[1:]
         for new in _replaced(node, bodies):
             if new.op in INLINED:
                 found.append(new)
                 names.add(new.name)
             else:
                 waiting.append((new, depth + 1))
-    return _without_returns(found, conditions)
+    return _without_returns(found, handed)
 
 
 def called_nodes(node: Node, functions: Mapping[bytes, Any]) -> Iterator[Node]:
@@ -108,11 +107,11 @@ def called_nodes(node: Node, functions: Mapping[bytes, Any]) -> Iterator[Node]:
                 yield waiting[-1]
 
 
-def _without_returns(nodes: list[Node], conditions: Mapping[str, tuple[Tensor, ...]]) -> Inlined:
+def _without_returns(nodes: list[Node], handed: Mapping[str, tuple[Tensor, ...]]) -> Inlined:
     """Take what calls return from where it comes, and leave out the calls that are taken from."""
     returns = {node.name: node.sources for node in nodes if node.op == "_Return"}
     if not returns:
-        return Inlined(nodes, conditions)
+        return Inlined(nodes, handed)
     taken: set[str] = set()
 
     def source(given: Tensor) -> Tensor:
@@ -128,8 +127,8 @@ def _without_returns(nodes: list[Node], conditions: Mapping[str, tuple[Tensor, .
         node.sources = tuple(map(source, node.sources))
         if node.chooser is not None:
             node.chooser = source(node.chooser)
-    conditions = {name: tuple(map(source, sources)) for name, sources in conditions.items()}
-    return Inlined([node for node in nodes if node.name not in taken], conditions)
+    handed = {name: tuple(map(source, sources)) for name, sources in handed.items()}
+    return Inlined([node for node in nodes if node.name not in taken], handed)
 
 
 def _bodies(node: Node, functions: Mapping[bytes, Any]) -> list[Any]:
@@ -137,7 +136,7 @@ def _bodies(node: Node, functions: Mapping[bytes, Any]) -> list[Any]:
     if node.op in CALLS:
         names = [node.attributes["f"].func.name] if "f" in node.attributes else []
     elif node.op in WHILES:
-        keys = ("body", "cond")
+        keys = ("body", "cond") if "body" in node.attributes else ()
         names = [node.attributes[key].func.name for key in keys if key in node.attributes]
     elif node.op in IFS:
         keys = ("then_branch", "else_branch")

@@ -44,8 +44,7 @@ class OrderedGraph:
         nodes: in the order of the data.
         by_name: the nodes by name.
         consumers: the nodes that take an output of each node.
-        conditions: by the name of each condition that is a call what decides it, and then what its
-            branches are handed.
+        handed: what is handed to the branches of each condition that is a call, by its name.
         choosers: the tensor that decides what a node gives without being taken by it.
         turned: what the variable of a loop that was a function is after a turn, by the node that
             takes it into the loop.
@@ -58,7 +57,7 @@ class OrderedGraph:
         self.definition = definition
         self.path = definition.path
         self._strings: dict[Node, list[str]] = {}
-        nodes, self.conditions = inline(definition.graph, str(self.path))
+        nodes, self.handed = inline(definition.graph, str(self.path))
         self.by_name = {node.name: node for node in nodes}
         for node in nodes:
             node.inputs = tuple(self._inputs(node))

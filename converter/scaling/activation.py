@@ -123,7 +123,7 @@ def choose(
         UsageError: a glob fits no variable of a layer.
     """
     known = layers(checkpoint)
-    left: list[Left] = []
+    named: set[str] = set()
     meant = {index for index, layer in enumerate(known) if not only and names_of(layer)}
     variables = {name: index for index, layer in enumerate(known) for name in names_of(layer)[::-1]}
     probes, unmeasured = find_probes(checkpoint, structure)
@@ -133,9 +133,8 @@ def choose(
         found = matching(glob, [*variables, *apart], "variables of layers")
         meant |= {i for i, layer in enumerate(known) if set(found) & set(names_of(layer)[:1])}
         meant |= {variables[name] for name in found if name in variables}
-        left += [Left(name, _APART, is_layer=False) for name in found if name in apart]
-    if not only:
-        left = [Left(name, _APART, is_layer=False) for name in apart]
+        named |= {name for name in found if name in apart}
+    left = [Left(name, _APART, is_layer=False) for name in apart if not only or name in named]
     firsts = Counter(name for layer in known for name in names_of(layer)[:1])
     chosen: list[Chosen] = []
     depths: list[int] = []
@@ -155,11 +154,14 @@ def choose(
                 continue
             taken |= set(scaled)
             chosen.append(Chosen(name, part, depths[index], scaled, own, more))
-    if left and (only or not chosen):
-        first = left[0].name + left[0].more
-        more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
+    # A glob may fit what is in no layer beside what is meant.
+    wrong = [one for one in left if one.is_layer or one.name in only or not chosen]
+    if wrong and (only or not chosen):
+        first = wrong[0].name + wrong[0].more
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        of = "its layer" if wrong[0].is_layer else "it"
         raise PlanError(
-            f"{first}{more}: its layer cannot be scaled: {left[0].reason}; choose others "
+            f"{first}{more}: {of} cannot be scaled: {wrong[0].reason}; choose others "
             f"(--activation-scale-only GLOB), or multiply it by a number (--scale GLOB=NUMBER)"
         )
     if not chosen:

@@ -131,8 +131,8 @@ def _makes_one(structure: Structure, name: str, consumed: int) -> bool:
     is_one = [axis == _ONE for axis in kernel]
     if consumed == len(kernel) - 1 or len(kernel) == _MATRIX:
         return all(one or number == consumed for number, one in enumerate(is_one))
-    # Those before it are of what it consumes, too, or of the window of a convolution.
-    made = (use for number in range(consumed) for use in uses[number].values()) if uses else ()
+    # The others are of what it consumes, too, or of the window of a convolution.
+    made = (use for used in uses for use in used.values())
     return is_one[-1] and not any("produce" in use for use in made)
 
 

@@ -14,6 +14,7 @@ from converter.structure.axes.axis import Width
 from converter.structure.structure import Structure
 
 _FEW = 8
+_MAX_COMPARED = 2000
 _FEW_TOLD = 2
 
 
@@ -129,8 +130,8 @@ def _meant(structure: Structure, request: str) -> str:
         what = "it is a variable" if request in structure.axes else "it fits variables"
         return f"; {what}, with the widths {held}"
     # No globs: what else they fit would be resized with what is meant.
-    known = [*widths, *variables, *scopes(request, variables)]
-    for near in get_close_matches(request, known, n=1):
+    known = [*widths, *scopes(request, variables), *variables]
+    for near in get_close_matches(request, known[:_MAX_COMPARED], n=1):
         if near in widths:
             return f"; did you mean {near!r}?"
         if held := _held_by(structure, variables, near):

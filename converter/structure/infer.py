@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -134,7 +134,7 @@ def infer_from(
         ),
         findings,
         writer.any_axis,
-        evens=tuple(_evens(findings.analysis, writer)),
+        evens=tuple(_evens(findings.analysis, writer, set(names.values()))),
     )
     _compare(structure, checkpoint, roles, layout)
     return structure if layout is None else declare(structure, checkpoint, layout, roles)
@@ -312,8 +312,11 @@ def _product(term: Iterable[Factor]) -> int:
     return found
 
 
-def _evens(analysis: Analysis, writer: _Writer) -> Iterator[EvenParts]:
-    """Yield what has to stay equally long, though the widths in it differ."""
+def _evens(analysis: Analysis, writer: _Writer, widths: Collection[str]) -> Iterator[EvenParts]:
+    """Yield what has to stay equally long, though the widths in it differ.
+
+    Slices of partitioned variables in it are no widths, and nothing is asked of it then.
+    """
     for node, parts in analysis.evens:
         atoms = dict.fromkeys(map(find, parts))
         if len(atoms) == 1:
@@ -323,7 +326,8 @@ def _evens(analysis: Analysis, writer: _Writer) -> Iterator[EvenParts]:
         except Clash:
             # Too many pieces to be told apart; nothing is known of the axis then.
             continue
-        if len(axes) > 1 and any(axis.widths() for axis in axes):
+        held = [name for axis in axes for name in axis.widths()]
+        if len(axes) > 1 and held and all(name in widths for name in held):
             yield EvenParts(node.op, node.name, axes)
 
 

@@ -24,17 +24,10 @@ def as_taken(graph: OrderedGraph, node: Node, source: Tensor) -> Tensor:
         source: the tensor, which may be made where the node is, or outside of some branches.
     """
     for call, branch in _branches(node):
-        handed = graph.conditions.get(call, ())[1:]
+        handed = graph.handed.get(call, ())
         if source in handed:
             return Tensor(f"{branch}_given_{handed.index(source)}")
     return source
-
-
-def decided_by(graph: OrderedGraph, name: str) -> Output | None:
-    """Return what decides which branch of a condition is taken; None where that is no call."""
-    found = graph.conditions.get(name)
-    node = graph.by_name.get(found[0].node) if found else None
-    return None if node is None or not found else Output(node, found[0].port)
 
 
 def entered(graph: OrderedGraph, before: Node, after: Node) -> Iterator[Output]:
@@ -42,9 +35,10 @@ def entered(graph: OrderedGraph, before: Node, after: Node) -> Iterator[Output]:
     for call, branch in _branches(after):
         if before.name.startswith(branch):
             break
-        decided = decided_by(graph, call)
-        if decided is not None:
-            yield decided
+        # What gives nothing out has no join, and nothing in it counts.
+        joined = graph.by_name.get(f"{call}/_join_0")
+        if joined is not None and joined in graph.choosers:
+            yield graph.choosers[joined]
 
 
 def _branches(node: Node) -> Iterator[tuple[str, str]]:

@@ -27,7 +27,7 @@ from converter.graph.ops import (
     SWITCHES,
     ops,
 )
-from converter.structure.layers.branches import decided_by, entered
+from converter.structure.layers.branches import entered
 from converter.structure.tensors.analysis import Analysis, Axes
 from converter.structure.tensors.atoms import Atom, find, terms
 from converter.structure.tensors.flow import Kind
@@ -241,7 +241,7 @@ def _can_be_inside(
     if node.op != "_Join":
         return True
     # A Merge comes of Switches, which take what decides them.
-    decided = decided_by(analysis.graph, node.name.rpartition("/")[0])
+    decided = analysis.graph.choosers.get(node)
     return decided is None or not analysis.is_data(decided)
 
 

@@ -136,10 +136,16 @@ def _taken(
     sized = _SIZED.get(node.op, ())
     for place, output in _telling(analysis, node):
         found = lengths.get(output, _NONE)
-        if found and place in sized:
+        if found and place in sized and _are_lengths(analysis, output):
             axes = (a for tensor in analysis.tensors.get(node, ()) for a in tensor.axes or ())
             found -= {leaf for atom in axes for leaf in leaves(atom)}
         yield from found
+
+
+def _are_lengths(analysis: Analysis, output: Output) -> bool:
+    """Whether integers are lengths of axes, or written down, and nothing computed of these."""
+    cells = analysis.tensor(output).cells or ()
+    return all(cell.atom is not None or cell.constant is not None for cell in cells)
 
 
 def _telling(analysis: Analysis, node: Node) -> Iterator[tuple[int, Output]]:

@@ -263,7 +263,7 @@ class Flow:
         for _ in range(_MAX_PASSED):
             if node.op not in _KEEPS_ZEROS or not node.inputs:
                 break
-            node = node.inputs[1 if node.op == "Split" else 0].node
+            node = node.inputs[-1 if node.op == "Split" else 0].node
         if node.op == "ZerosLike":
             return not self._is_scalar(node)
         is_filled = node.op == "Fill" and len(node.inputs) > 1
