@@ -303,6 +303,7 @@ def _named(strategy: Strategy) -> Iterator[None]:
         raise
     except ConverterError as error:
         raise type(error)(f"{strategy.name}: {error}") from None
+    # Whatever somebody's strategy raises is to be told with its name.
     except Exception as error:
         raise ConverterError(
             f"{strategy.name}: the strategy raised {type(error).__name__}: {error}"

@@ -270,11 +270,9 @@ class Second(Closing):
 
     def _others(self, name: Tensor) -> tuple[Tensor, ...]:
         """Return what of the second graph an output of the first is."""
-        is_named = bool(self._reference.question.fetches)
-        if name in self._matched.outputs and not is_named:
-            return self._matched.outputs[name]
+        found = self._matched.outputs.get(name, (name,))
         # Named by somebody, it is meant in both, whatever the signatures have.
-        return self._matched.outputs.get(name) or (name,)
+        return found or ((name,) if self._reference.question.fetches else ())
 
     def _inputs(self, name: Tensor) -> tuple[Tensor, ...]:
         """Return what of the second graph a tensor of the first is, as an input."""

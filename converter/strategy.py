@@ -204,6 +204,7 @@ def _plain_numbers(value: object) -> object:
         return {key: _plain_numbers(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(map(_plain_numbers, value))
+    # mypy does not know that a number of numpy's has `item`, as numpy is not imported here.
     return value.item() if getattr(value, "shape", None) == () else value  # type: ignore[attr-defined]
 
 
